@@ -1,0 +1,1 @@
+//! Disk images and the engines that read and write them.

@@ -1,0 +1,1 @@
+//! The contracts between devices and the board.

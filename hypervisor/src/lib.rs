@@ -1,0 +1,1 @@
+//! KVM (and later MSHV) behind one small contract.

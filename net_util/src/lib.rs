@@ -1,0 +1,1 @@
+//! Taps: opening, configuring, offloads.
