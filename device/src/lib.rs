@@ -7,6 +7,7 @@
 //!
 //! Nothing here knows a hypervisor, a command line or a particular device, and no device knows the board's types.
 
+pub mod build;
 pub mod bus;
 pub mod fake;
 pub mod grant;
@@ -18,6 +19,7 @@ pub mod table;
 pub mod virtio;
 pub mod worker;
 
+pub use build::{Build, Built, Host, Kept, Naming};
 pub use bus::{Bus, BusError, Space};
 pub use grant::{
     Counters, Device, DeviceError, Effect, Events, Grant, Placed, PlacedPci, Registers, Request,
