@@ -8,8 +8,10 @@ use std::fmt;
 pub enum Kind {
     /// The request can never work as written (400).
     Invalid,
-    /// The request contradicts what exists: a name taken, a state that does not allow it (409).
+    /// The request contradicts what exists: a name taken (409).
     Conflict,
+    /// What exists is not in a state that allows the request: no machine is running, it is paused already (405).
+    State,
     /// The request names something that does not exist (404).
     Absent,
     /// The request may work later (429).
