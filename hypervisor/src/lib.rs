@@ -1,1 +1,3 @@
 //! KVM (and later MSHV) behind one small contract.
+
+pub mod x86_64;
