@@ -4,6 +4,8 @@
 //! rest are constants. Pure arithmetic: nothing here allocates memory or remembers who got what, except
 //! [`PlatformArea`], which hands out pages of the platform device area in creation order.
 
+use device::Span;
+
 use crate::{Error, Result};
 
 /// Size of a page of the guest, in bytes.
@@ -48,25 +50,25 @@ pub const SMBIOS_END: u64 = 0x10_0000;
 pub const KERNEL_START: u64 = 0x10_0000;
 
 /// PCI window for 32-bit BARs, all segments together.
-pub const MMIO32: Span = Span { start: 0xc000_0000, size: 0x2800_0000 };
+pub const MMIO32: Span = Span { base: 0xc000_0000, length: 0x2800_0000 };
 /// PCI configuration space, [`ECAM_PER_SEGMENT`] for each segment.
-pub const ECAM: Span = Span { start: 0xe800_0000, size: 0x1000_0000 };
+pub const ECAM: Span = Span { base: 0xe800_0000, length: 0x1000_0000 };
 /// ECAM of one segment: bus 0 only.
 pub const ECAM_PER_SEGMENT: u64 = 0x10_0000;
 /// Most PCI segments.
-pub const MAX_SEGMENTS: u16 = (ECAM.size / ECAM_PER_SEGMENT) as u16;
+pub const MAX_SEGMENTS: u16 = (ECAM.length / ECAM_PER_SEGMENT) as u16;
 /// Three pages that KVM needs to run real mode on old processors (`KVM_SET_TSS_ADDR`).
 pub const KVM_TSS: u64 = 0xf800_0000;
 /// One page for the same (`KVM_SET_IDENTITY_MAP_ADDR`).
 pub const KVM_IDENTITY_MAP: u64 = 0xf800_3000;
 /// Registers of the IOAPIC.
-pub const IOAPIC: Span = Span { start: 0xfec0_0000, size: 0x20 };
+pub const IOAPIC: Span = Span { base: 0xfec0_0000, length: 0x20 };
 /// Registers of the TPM, where there is one.
-pub const TPM: Span = Span { start: 0xfed4_0000, size: 0x1000 };
+pub const TPM: Span = Span { base: 0xfed4_0000, length: 0x1000 };
 /// Registers of the local APIC.
-pub const LAPIC: Span = Span { start: 0xfee0_0000, size: 0x1000 };
+pub const LAPIC: Span = Span { base: 0xfee0_0000, length: 0x1000 };
 /// Writes here are message signalled interrupts.
-pub const MSI: Span = Span { start: 0xfee0_0000, size: 0x10_0000 };
+pub const MSI: Span = Span { base: 0xfee0_0000, length: 0x10_0000 };
 
 /// Size of the platform device area.
 pub const PLATFORM_SIZE: u64 = 0x10_0000;
@@ -74,36 +76,6 @@ pub const PLATFORM_SIZE: u64 = 0x10_0000;
 const PLATFORM_GAP: u64 = 0x1_0000;
 /// A 64-bit window ends at a multiple of this inside the address space, except for the last one.
 const MMIO64_ALIGN: u64 = 1 << 32;
-
-/// A range of physical addresses.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Span {
-    /// First address.
-    pub start: u64,
-    /// Bytes; `start + size` never overflows in a span made by this module.
-    pub size: u64,
-}
-
-impl Span {
-    /// One past the last address.
-    pub const fn end(&self) -> u64 {
-        self.start.saturating_add(self.size)
-    }
-
-    /// Whether the two share an address.
-    pub const fn overlaps(&self, other: &Self) -> bool {
-        self.start < other.end() && other.start < self.end()
-    }
-
-    /// Whether all of `other` lies in this span.
-    pub const fn contains(&self, other: &Self) -> bool {
-        self.start <= other.start && other.end() <= self.end()
-    }
-
-    const fn between(start: u64, end: u64) -> Self {
-        Span { start, size: end - start }
-    }
-}
 
 /// The map of a machine: what [`MemoryMap::new`] computed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -135,16 +107,16 @@ impl MemoryMap {
         }
         let too_large = || Error::RamBeyondPhysBits { size: ram_size, bits: phys_bits };
         let platform_end = (1u64 << phys_bits) - PLATFORM_GAP;
-        let platform = Span { start: platform_end - PLATFORM_SIZE, size: PLATFORM_SIZE };
+        let platform = Span { base: platform_end - PLATFORM_SIZE, length: PLATFORM_SIZE };
 
-        let low_ram = Span { start: 0, size: ram_size.min(LOW_RAM_END) };
-        let rest = ram_size - low_ram.size;
-        let high_ram = (rest > 0).then_some(Span { start: HIGH_RAM_START, size: rest });
+        let low_ram = Span { base: 0, length: ram_size.min(LOW_RAM_END) };
+        let rest = ram_size - low_ram.length;
+        let high_ram = (rest > 0).then_some(Span { base: HIGH_RAM_START, length: rest });
         let ram_end = HIGH_RAM_START.checked_add(rest).ok_or_else(too_large)?;
-        if ram_end >= platform.start {
+        if ram_end >= platform.base {
             return Err(too_large());
         }
-        let mmio64 = Span::between(ram_end, platform.start);
+        let mmio64 = between(ram_end, platform.base);
         Ok(MemoryMap { low_ram, high_ram, mmio64, platform, phys_bits })
     }
 
@@ -157,8 +129,8 @@ impl MemoryMap {
     pub fn boot_ranges(&self) -> Vec<BootRange> {
         let ram = |span| BootRange { span, kind: RangeKind::Ram };
         let mut ranges = vec![
-            ram(Span::between(0, CONVENTIONAL_END)),
-            ram(Span::between(KERNEL_START, self.low_ram.end())),
+            ram(between(0, CONVENTIONAL_END)),
+            ram(between(KERNEL_START, self.low_ram.end())),
             BootRange { span: ECAM, kind: RangeKind::Reserved },
         ];
         ranges.extend(self.high_ram.map(ram));
@@ -206,7 +178,7 @@ pub const fn ecam(segment: u16) -> Option<Span> {
     if segment >= MAX_SEGMENTS {
         return None;
     }
-    Some(Span { start: ECAM.start + segment as u64 * ECAM_PER_SEGMENT, size: ECAM_PER_SEGMENT })
+    Some(Span { base: ECAM.base + segment as u64 * ECAM_PER_SEGMENT, length: ECAM_PER_SEGMENT })
 }
 
 /// Hands out the platform device area from its top, in 4 KiB steps: the same devices in the same order get the same
@@ -227,36 +199,40 @@ impl PlatformArea {
     pub fn allocate(&mut self, size: u64) -> Option<Span> {
         let step = size.checked_next_multiple_of(PAGE_SIZE)?;
         let start = self.next_end.checked_sub(step)?;
-        if size == 0 || start < self.area.start {
+        if size == 0 || start < self.area.base {
             return None;
         }
         self.next_end = start;
-        Some(Span { start, size })
+        Some(Span { base: start, length: size })
     }
+}
+
+const fn between(start: u64, end: u64) -> Span {
+    Span { base: start, length: end - start }
 }
 
 /// Cuts `window` into one span per weight; inner boundaries are multiples of `align`.
 fn split(window: Span, weights: &[u32], align: u64, name: &'static str) -> Result<Vec<Span>> {
-    let error = || Error::WindowSplit { window: name, size: window.size, segments: weights.len() };
+    let error = || Error::WindowSplit { window: name, size: window.length, segments: weights.len() };
     let total: u128 = weights.iter().map(|&w| u128::from(w)).sum();
     if total == 0 {
         return Err(error());
     }
     let mut windows = Vec::with_capacity(weights.len());
-    let (mut start, mut sum) = (window.start, 0u128);
+    let (mut start, mut sum) = (window.base, 0u128);
     for (i, &weight) in weights.iter().enumerate() {
         sum += u128::from(weight);
         let end = if i + 1 == weights.len() {
             window.end()
         } else {
-            // At most `window.size`, so it fits 64 bits again.
-            let share = (u128::from(window.size) * sum / total) as u64;
-            (window.start + share) / align * align
+            // At most `window.length`, so it fits 64 bits again.
+            let share = (u128::from(window.length) * sum / total) as u64;
+            (window.base + share) / align * align
         };
         if end <= start {
             return Err(error());
         }
-        windows.push(Span::between(start, end));
+        windows.push(between(start, end));
         start = end;
     }
     Ok(windows)
@@ -303,12 +279,12 @@ mod tests {
                 Err(e) => panic!("{e}"),
             };
             laid_out += 1;
-            assert_eq!(map.ram().map(|s| s.size).sum::<u64>(), size);
+            assert_eq!(map.ram().map(|s| s.length).sum::<u64>(), size);
             let mut spans = vec![
                 ("mmio32", MMIO32),
                 ("ecam", ECAM),
-                ("tss", Span { start: KVM_TSS, size: 0x3000 }),
-                ("identity map", Span { start: KVM_IDENTITY_MAP, size: 0x1000 }),
+                ("tss", Span { base: KVM_TSS, length: 0x3000 }),
+                ("identity map", Span { base: KVM_IDENTITY_MAP, length: 0x1000 }),
                 ("ioapic", IOAPIC),
                 ("tpm", TPM),
                 ("msi", MSI),
@@ -317,15 +293,15 @@ mod tests {
             ];
             spans.extend(map.ram().map(|s| ("ram", s)));
             assert_disjoint(&spans);
-            assert!(spans.iter().all(|(_, s)| s.size > 0 && s.end() <= 1 << bits));
-            assert!(map.boot_ranges().windows(2).all(|w| w[0].span.end() <= w[1].span.start));
+            assert!(spans.iter().all(|(_, s)| s.length > 0 && s.end() <= 1 << bits));
+            assert!(map.boot_ranges().windows(2).all(|w| w[0].span.end() <= w[1].span.base));
         }
         assert!(laid_out > 5_000, "only {laid_out} maps were laid out");
     }
 
     #[test]
     fn places_below_one_mib_do_not_overlap() {
-        let place = |name, start, size| (name, Span { start, size });
+        let place = |name, start, size| (name, Span { base: start, length: size });
         assert_disjoint(&[
             place("ebda pointer", EBDA_POINTER, 2),
             place("gdt", BOOT_GDT, 0x20),
@@ -343,16 +319,16 @@ mod tests {
     #[test]
     fn known_maps() {
         let map = MemoryMap::new(512 << 20, 46).unwrap();
-        assert_eq!(map.low_ram, Span { start: 0, size: 512 << 20 });
+        assert_eq!(map.low_ram, Span { base: 0, length: 512 << 20 });
         assert_eq!(map.high_ram, None);
-        assert_eq!(map.mmio64.start, HIGH_RAM_START);
+        assert_eq!(map.mmio64.base, HIGH_RAM_START);
         assert_eq!(map.platform.end(), (1 << 46) - 0x1_0000);
 
         let map = MemoryMap::new(4 << 30, 40).unwrap();
         assert_eq!(map.low_ram.end(), LOW_RAM_END);
-        assert_eq!(map.high_ram, Some(Span { start: 4 << 30, size: 1 << 30 }));
-        assert_eq!(map.mmio64.start, 5 << 30);
-        let kinds: Vec<_> = map.boot_ranges().iter().map(|r| (r.span.start, r.kind as u32)).collect();
+        assert_eq!(map.high_ram, Some(Span { base: 4 << 30, length: 1 << 30 }));
+        assert_eq!(map.mmio64.base, 5 << 30);
+        let kinds: Vec<_> = map.boot_ranges().iter().map(|r| (r.span.base, r.kind as u32)).collect();
         assert_eq!(kinds, [(0, 1), (0x10_0000, 1), (0xe800_0000, 2), (4 << 30, 1)]);
     }
 
@@ -378,13 +354,13 @@ mod tests {
                 (map.mmio64, map.mmio64_windows(&weights).unwrap()),
             ] {
                 assert_eq!(windows.len(), weights.len());
-                assert_eq!(windows[0].start, whole.start);
+                assert_eq!(windows[0].base, whole.base);
                 assert_eq!(windows.last().unwrap().end(), whole.end());
-                assert!(windows.windows(2).all(|w| w[0].end() == w[1].start));
-                assert!(windows[1..].iter().all(|w| w.start.is_multiple_of(PAGE_SIZE)));
+                assert!(windows.windows(2).all(|w| w[0].end() == w[1].base));
+                assert!(windows[1..].iter().all(|w| w.base.is_multiple_of(PAGE_SIZE)));
             }
             assert!(
-                map.mmio64_windows(&weights).unwrap()[1..].iter().all(|w| w.start.is_multiple_of(4 << 30))
+                map.mmio64_windows(&weights).unwrap()[1..].iter().all(|w| w.base.is_multiple_of(4 << 30))
             );
         }
         assert!(matches!(MemoryMap::mmio32_windows(&[]), Err(Error::WindowSplit { .. })));
@@ -395,7 +371,7 @@ mod tests {
 
     #[test]
     fn ecam_is_one_mib_each() {
-        assert_eq!(ecam(0), Some(Span { start: 0xe800_0000, size: 0x10_0000 }));
+        assert_eq!(ecam(0), Some(Span { base: 0xe800_0000, length: 0x10_0000 }));
         assert_eq!(ecam(255).unwrap().end(), ECAM.end());
         assert_eq!(ecam(256), None);
     }
@@ -405,9 +381,9 @@ mod tests {
         let map = MemoryMap::new(1 << 30, 40).unwrap();
         let mut area = PlatformArea::new(&map);
         let top = (1u64 << 40) - 0x1_0000;
-        assert_eq!(area.allocate(0x10), Some(Span { start: top - 0x1000, size: 0x10 }));
-        assert_eq!(area.allocate(1), Some(Span { start: top - 0x2000, size: 1 }));
-        assert_eq!(area.allocate(0x1001), Some(Span { start: top - 0x4000, size: 0x1001 }));
+        assert_eq!(area.allocate(0x10), Some(Span { base: top - 0x1000, length: 0x10 }));
+        assert_eq!(area.allocate(1), Some(Span { base: top - 0x2000, length: 1 }));
+        assert_eq!(area.allocate(0x1001), Some(Span { base: top - 0x4000, length: 0x1001 }));
         assert_eq!(area.allocate(0), None);
         assert_eq!(area.allocate(PLATFORM_SIZE), None);
         assert_eq!(area.allocate(u64::MAX), None);

@@ -5,9 +5,11 @@
 
 use std::sync::Arc;
 
+use device::Span;
+
 use super::file::{BootFile, le16, le32, le64};
 use super::{Placement, Source};
-use crate::x86_64::layout::{KERNEL_START, Span};
+use crate::x86_64::layout::KERNEL_START;
 use crate::{Error, Result};
 
 /// Where the setup header starts, in the file and in the zero page alike.
@@ -83,11 +85,11 @@ impl Image {
 
     /// What is loaded, and where the kernel unpacks itself before it has a memory map.
     pub(super) fn footprint(&self) -> Vec<Span> {
-        let mut spans = vec![Span { start: KERNEL_START, size: self.size }];
+        let mut spans = vec![Span { base: KERNEL_START, length: self.size }];
         let preferred = self.field::<8>(0x20a, 0x258).map(|b| le64(&b, 0));
         let init_size = self.field::<4>(0x20a, 0x260).map(|b| le32(&b, 0));
         if let (Some(start), Some(size)) = (preferred, init_size) {
-            spans.push(Span { start, size: u64::from(size) });
+            spans.push(Span { base: start, length: u64::from(size) });
         }
         spans
     }

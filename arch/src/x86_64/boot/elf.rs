@@ -5,9 +5,10 @@
 
 use std::sync::Arc;
 
+use device::Span;
+
 use super::file::{BootFile, le16, le32, le64};
 use super::{Placement, Source};
-use crate::x86_64::layout::Span;
 use crate::{Error, Result};
 
 const HEADER_LEN: usize = 64;
@@ -41,7 +42,7 @@ pub(super) struct Segment {
 impl Segment {
     /// The memory it takes, with what follows its file part and starts as zeroes.
     pub(super) fn memory(&self) -> Span {
-        Span { start: self.address, size: self.memory_size }
+        Span { base: self.address, length: self.memory_size }
     }
 
     /// Its part of the file; the rest is zero in fresh RAM already.
@@ -118,9 +119,9 @@ fn segment(file: &BootFile, header: &[u8]) -> Result<Option<Segment>> {
 /// Segments that share memory would make the outcome depend on the order of loading.
 fn check_segments(file: &BootFile, segments: &[Segment]) -> Result<()> {
     let mut spans: Vec<Span> = segments.iter().map(Segment::memory).collect();
-    spans.sort_unstable_by_key(|span| span.start);
+    spans.sort_unstable_by_key(|span| span.base);
     match spans.windows(2).find(|pair| pair[0].overlaps(&pair[1])) {
-        Some(pair) => Err(file.malformed(format!("segments overlap at {:#x}", pair[1].start))),
+        Some(pair) => Err(file.malformed(format!("segments overlap at {:#x}", pair[1].base))),
         None => Ok(()),
     }
 }

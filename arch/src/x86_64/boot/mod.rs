@@ -23,7 +23,9 @@ mod zero_page;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::x86_64::layout::{self, MemoryMap, PAGE_SIZE, Span};
+use device::Span;
+
+use crate::x86_64::layout::{self, MemoryMap, PAGE_SIZE};
 use crate::x86_64::registers;
 use crate::{Error, Result};
 
@@ -174,8 +176,8 @@ pub fn plan(
     map: &MemoryMap,
     rsdp: Option<u64>,
 ) -> Result<Plan> {
-    let low = Span { start: layout::KERNEL_START, size: map.low_ram.end() - layout::KERNEL_START };
-    let mut kernel_end = low.start;
+    let low = Span { base: layout::KERNEL_START, length: map.low_ram.end() - layout::KERNEL_START };
+    let mut kernel_end = low.base;
     for span in kernel.footprint() {
         if !low.contains(&span) {
             return Err(does_not_fit("kernel", &kernel.file, span, low));
@@ -210,7 +212,7 @@ pub fn plan(
     }
     if let Some((span, initramfs)) = initramfs {
         let source = Source::File { file: initramfs.file.clone(), offset: 0 };
-        placements.push(Placement { gpa: span.start, len: span.size, source });
+        placements.push(Placement { gpa: span.base, len: span.length, source });
     }
     Ok(Plan { placements, entry: kernel.entry() })
 }
@@ -219,10 +221,10 @@ pub fn plan(
 fn place_initramfs(initramfs: &Initramfs, kernel_end: u64, limit: u64) -> Result<Span> {
     let size = initramfs.file.len();
     match limit.checked_sub(size).map(|start| start / PAGE_SIZE * PAGE_SIZE) {
-        Some(start) if start >= kernel_end => Ok(Span { start, size }),
+        Some(start) if start >= kernel_end => Ok(Span { base: start, length: size }),
         start => {
-            let needed = Span { start: start.unwrap_or(0), size };
-            let free = Span { start: kernel_end, size: limit.saturating_sub(kernel_end) };
+            let needed = Span { base: start.unwrap_or(0), length: size };
+            let free = Span { base: kernel_end, length: limit.saturating_sub(kernel_end) };
             Err(does_not_fit("initramfs", &initramfs.file, needed, free))
         }
     }
@@ -232,9 +234,9 @@ fn does_not_fit(what: &'static str, file: &BootFile, needed: Span, free: Span) -
     Error::DoesNotFit {
         what,
         path: file.path().into(),
-        start: needed.start,
+        start: needed.base,
         end: needed.end(),
-        low: free.start,
+        low: free.base,
         high: free.end(),
     }
 }

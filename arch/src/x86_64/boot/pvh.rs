@@ -1,7 +1,9 @@
 //! The PVH start info and what it points to (xen/include/public/arch-x86/hvm/start_info.h).
 
+use device::Span;
+
 use super::Placement;
-use crate::x86_64::layout::{self, MemoryMap, Span};
+use crate::x86_64::layout::{self, MemoryMap};
 
 const MAGIC: u32 = 0x336e_c578;
 const VERSION: u32 = 1;
@@ -11,7 +13,7 @@ pub(super) fn describe(map: &MemoryMap, module: Option<Span>, rsdp: Option<u64>,
     let ranges = map.boot_ranges();
     let mut memmap = Vec::with_capacity(ranges.len() * 24);
     for range in &ranges {
-        put64(&mut memmap, &[range.span.start, range.span.size]);
+        put64(&mut memmap, &[range.span.base, range.span.length]);
         put32(&mut memmap, &[range.kind as u32, 0]);
     }
 
@@ -29,7 +31,7 @@ pub(super) fn describe(map: &MemoryMap, module: Option<Span>, rsdp: Option<u64>,
     if let Some(span) = module {
         let mut entry = Vec::with_capacity(32);
         // paddr, size, cmdline_paddr, reserved
-        put64(&mut entry, &[span.start, span.size, 0, 0]);
+        put64(&mut entry, &[span.base, span.length, 0, 0]);
         out.push(Placement::bytes(layout::PVH_MODULES, entry));
     }
 }

@@ -122,8 +122,8 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
 }
 
 fn assert_disjoint(plan: &Plan) {
-    let mut spans: Vec<_> = plan.placements.iter().map(|p| Span { start: p.gpa, size: p.len }).collect();
-    spans.sort_by_key(|s| s.start);
+    let mut spans: Vec<_> = plan.placements.iter().map(|p| Span { base: p.gpa, length: p.len }).collect();
+    spans.sort_by_key(|s| s.base);
     assert!(spans.windows(2).all(|w| !w[0].overlaps(&w[1])), "{spans:x?}");
 }
 

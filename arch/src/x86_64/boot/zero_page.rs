@@ -1,8 +1,10 @@
 //! The zero page (`struct boot_params`, Documentation/arch/x86/zero-page.rst) of the Linux boot protocol.
 
+use device::Span;
+
 use super::Placement;
 use super::bzimage::{Image, SETUP_HEADER};
-use crate::x86_64::layout::{self, MemoryMap, Span};
+use crate::x86_64::layout::{self, MemoryMap};
 
 const ACPI_RSDP_ADDR: usize = 0x70;
 const E820_ENTRIES: usize = 0x1e8;
@@ -25,15 +27,15 @@ pub(super) fn build(image: &Image, map: &MemoryMap, initramfs: Option<Span>, rsd
     put(CMD_LINE_PTR, &(layout::CMDLINE as u32).to_le_bytes());
     put(ACPI_RSDP_ADDR, &rsdp.unwrap_or(0).to_le_bytes());
     if let Some(span) = initramfs {
-        put(RAMDISK_IMAGE, &(span.start as u32).to_le_bytes());
-        put(RAMDISK_SIZE, &(span.size as u32).to_le_bytes());
+        put(RAMDISK_IMAGE, &(span.base as u32).to_le_bytes());
+        put(RAMDISK_SIZE, &(span.length as u32).to_le_bytes());
     }
     let ranges = map.boot_ranges();
     put(E820_ENTRIES, &[ranges.len() as u8]);
     for (i, range) in ranges.iter().enumerate() {
         let at = E820_TABLE + i * E820_ENTRY_LEN;
-        put(at, &range.span.start.to_le_bytes());
-        put(at + 8, &range.span.size.to_le_bytes());
+        put(at, &range.span.base.to_le_bytes());
+        put(at + 8, &range.span.length.to_le_bytes());
         put(at + 16, &(range.kind as u32).to_le_bytes());
     }
     Placement::bytes(layout::ZERO_PAGE, page)
