@@ -31,6 +31,23 @@ pub struct Span {
     pub length: u64,
 }
 
+impl Span {
+    /// One past the last address; saturates, so that an impossible span overlaps everything behind its base.
+    pub const fn end(&self) -> u64 {
+        self.base.saturating_add(self.length)
+    }
+
+    /// Whether the two share an address.
+    pub const fn overlaps(&self, other: &Self) -> bool {
+        self.base < other.end() && other.base < self.end()
+    }
+
+    /// Whether all of `other` lies in this span.
+    pub const fn contains(&self, other: &Self) -> bool {
+        self.base <= other.base && other.end() <= self.end()
+    }
+}
+
 /// A window of ports or memory outside PCI.
 #[derive(Clone, Copy, Debug)]
 pub struct WindowNeed {

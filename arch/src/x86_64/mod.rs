@@ -1,0 +1,7 @@
+//! The x86-64 machine, by the names and addresses that its guests and its clients know.
+
+pub mod boot;
+pub mod cpuid;
+pub mod layout;
+pub mod registers;
+pub mod topology;
