@@ -18,25 +18,11 @@ pub enum Effect {
     /// Nothing.
     #[default]
     None,
-    /// A BAR of the function was moved or its decoding switched; `base` is `None` while the function does not decode.
-    MoveBar {
-        /// Segment of the function.
-        segment: u16,
-        /// Slot of the function.
-        slot: u8,
-        /// The BAR.
-        bar: u8,
-        /// The new address.
-        base: Option<u64>,
-    },
-    /// Decoding of all memory BARs of a function was switched.
+    /// What the functions of this PCI segment decode has changed: BARs moved, decoding switched, a doorbell came into use. The
+    /// board lets the segment bring the address map in line with the functions' registers.
     Decode {
-        /// Segment of the function.
+        /// The segment.
         segment: u16,
-        /// Slot of the function.
-        slot: u8,
-        /// Whether the function now answers.
-        on: bool,
     },
     /// The guest asked for a reset.
     Reset,

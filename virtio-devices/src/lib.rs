@@ -1,0 +1,5 @@
+//! Virtio devices, one file or folder each, and the PCI transport that carries them.
+//!
+//! A device implements [`device::Virtio`] and knows no registers; [`transport`] knows registers and no device.
+
+pub mod transport;

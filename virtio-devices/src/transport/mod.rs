@@ -1,0 +1,1 @@
+//! How a virtio device reaches its driver.
