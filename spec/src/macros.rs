@@ -23,14 +23,15 @@
 /// ```
 ///
 /// The literal after the name is the flag; the one before `=>` is the key on the command line, the identifier after it the JSON
-/// name. `flatten` holds groups ([`Part`](crate::Part)) shared between flags. Keys under `unsupported` are refused by name,
+/// name. `flatten` holds groups ([`Part`](crate::Part)) shared between flags, each with a default
+/// of its own if the flag needs one (`group: Type = value`). Keys under `unsupported` are refused by name,
 /// unless they say "off". Implement [`Spec`](crate::Spec) with [`impl_spec!`](crate::impl_spec) or by hand for a `check`.
 #[macro_export]
 macro_rules! spec {
     (
         $(#[doc = $about:expr])*
         $vis:vis struct $name:ident: $flag:literal {
-            flatten { $( $(#[doc = $pdoc:expr])* $part:ident: $pty:ty ),* $(,)? }
+            flatten { $( $(#[doc = $pdoc:expr])* $part:ident: $pty:ty $(= $pdefault:expr)? ),* $(,)? }
             fields {
                 $( $(#[doc = $doc:expr])+ $key:literal => $field:ident: $ty:ty = $default:expr ),* $(,)?
             }
@@ -61,7 +62,7 @@ macro_rules! spec {
         impl Default for $name {
             fn default() -> Self {
                 $name {
-                    $( $part: <$pty>::default(), )*
+                    $( $part: $crate::spec!(@part $pty $(, $pdefault)?), )*
                     $( $field: $default, )*
                     $( $ufield: $crate::Unsupported::default(), )*
                 }
@@ -112,6 +113,8 @@ macro_rules! spec {
             }
         }
     };
+    (@part $pty:ty) => { <$pty>::default() };
+    (@part $pty:ty, $default:expr) => { $default };
 }
 
 /// Implements [`Spec`](crate::Spec) for a struct made by [`spec!`](crate::spec) that has nothing of its own to check.
