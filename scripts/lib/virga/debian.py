@@ -1,0 +1,194 @@
+"""Debian packages without installing them: a private apt and a tree of unpacked packages.
+
+The machine's own apt sources and dpkg database are read by nobody here and changed by nobody. Packages are checked
+against Debian's archive key by apt as usual, unpacked with `dpkg-deb -x`, and their programs are run through their
+own C library's loader, so that any Debian or Ubuntu host will do.
+"""
+
+import hashlib
+import os
+import pathlib
+import re
+
+from .common import Failure, building, cache_dir, locked, run, say, step
+
+SUITE = "bookworm"
+BACKPORTS = "bookworm-backports"
+MIRROR = os.environ.get("VIRGA_DEBIAN_MIRROR", "http://deb.debian.org/debian")
+SECURITY = os.environ.get("VIRGA_DEBIAN_SECURITY_MIRROR", "http://security.debian.org/debian-security")
+KEYRING = pathlib.Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+
+# Backports first where the release's own version is known not to do: see docs/lab.md.
+TOOLS = (
+    [f"{name}/{BACKPORTS}" for name in ("qemu-system-x86", "qemu-system-common", "qemu-system-data", "seabios")]
+    + ["dropbear-bin", "busybox-static", "kmod", "openssh-client", "zstd", "lz4", "xz-utils", "dmsetup"]
+    + ["iproute2", "iputils-ping", "iperf3", "socat", "pciutils", "strace"]
+)
+
+
+def keyring():
+    """Debian's archive key: the machine's, or on Ubuntu the one in Ubuntu's own archive."""
+    if KEYRING.exists():
+        return KEYRING
+    here = cache_dir() / "keyring"
+    found = here / "usr/share/keyrings" / KEYRING.name
+    if not found.exists():
+        with step("fetching Debian's archive key from this machine's own archive"), building(here) as partial:
+            partial.mkdir()
+            run(["apt-get", "download", "debian-archive-keyring"], cwd=partial)
+            run(["dpkg-deb", "-x", next(partial.glob("*.deb")), partial])
+    return found
+
+
+def sources():
+    """The lines of a sources.list for everything used here."""
+    signed = f"[signed-by={keyring()} arch=amd64]"
+    return "".join(
+        f"deb {signed} {line}\n"
+        for line in (
+            f"{MIRROR} {SUITE} main",
+            f"{MIRROR} {SUITE}-updates main",
+            f"{MIRROR} {BACKPORTS} main",
+            f"{SECURITY} {SUITE}-security main",
+        )
+    )
+
+
+class Apt:
+    """A private apt: own sources, own lists, an empty dpkg database."""
+
+    def __init__(self):
+        self.root = cache_dir() / "apt"
+        self.archives = self.root / "cache/archives"
+
+    def argv(self, program, *words):
+        """The command line of an apt program that uses this configuration."""
+        options = {
+            "Dir::Etc::sourcelist": self.root / "sources.list",
+            "Dir::Etc::sourceparts": "/dev/null",
+            "Dir::Etc::preferences": "/dev/null",
+            "Dir::Etc::preferencesparts": "/dev/null",
+            "Dir::State": self.root,
+            "Dir::State::lists": self.root / "lists",
+            "Dir::State::status": self.root / "status",
+            "Dir::Cache": self.root / "cache",
+            "APT::Architecture": "amd64",
+            "APT::Architectures": "amd64",
+            "APT::Install-Recommends": "false",
+            "APT::Sandbox::User": "",
+            "Acquire::Languages": "none",
+            "Acquire::Retries": "3",
+            "Acquire::http::Timeout": "30",
+            "Debug::NoLocking": "true",
+        }
+        flags = [word for key, value in options.items() for word in ("-o", f"{key}={value}")]
+        return [program, *flags, *words]
+
+    def update(self):
+        """Refreshes the package lists."""
+        for name in ("lists/partial", "cache/archives/partial"):
+            (self.root / name).mkdir(parents=True, exist_ok=True)
+        (self.root / "status").touch()
+        (self.root / "sources.list").write_text(sources(), encoding="ascii")
+        with step(f"reading the package lists of {SUITE} and {BACKPORTS}"):
+            run(self.argv("apt-get", "update", "--error-on=any"))
+
+    def uris(self, *words):
+        """File names of what an apt-get command would download."""
+        listed = run(self.argv("apt-get", "--print-uris", "-y", *words))
+        return re.findall(r"^'\S+' (\S+\.deb) \d+ ", listed, re.MULTILINE)
+
+    def fetch_closure(self, names):
+        """Downloads packages with all they depend on; returns the files."""
+        files = self.uris("install", *names)
+        run(self.argv("apt-get", "-y", "--download-only", "install", *names), limit=1800)
+        return [self.archives / name for name in files]
+
+    def fetch(self, *names):
+        """Downloads packages without what they depend on; returns the files."""
+        files = self.uris("download", *names)
+        run(self.argv("apt-get", "download", *names), cwd=self.archives, limit=1800)
+        return [self.archives / name for name in files]
+
+    def depends(self, deb):
+        """The text of a package file's Depends field."""
+        return run(["dpkg-deb", "-f", deb, "Depends"])
+
+
+def unpack(debs, where):
+    """Unpacks package files into a directory."""
+    where.mkdir(parents=True, exist_ok=True)
+    for deb in debs:
+        run(["dpkg-deb", "-x", deb, where])
+
+
+class Tools:
+    """The unpacked programs, and how to run them."""
+
+    PATH = ("usr/sbin", "usr/bin", "sbin", "bin")
+    LIBRARIES = ("usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu", "usr/lib", "lib")
+
+    def __init__(self, root):
+        self.root = root
+
+    def find(self, name):
+        """The path of an unpacked program."""
+        for directory in self.PATH:
+            path = self.root / directory / name
+            if path.is_symlink() and os.readlink(path).startswith("/"):
+                path = self.root / os.readlink(path).lstrip("/")  # as if the tree were the root
+            if path.exists():
+                return path
+        raise Failure(f"{name} is not among the packages in {self.root}")
+
+    def argv(self, name, *words):
+        """The command line that runs an unpacked program with its own libraries."""
+        libraries = ":".join(str(self.root / directory) for directory in self.LIBRARIES)
+        loader = self.root / "lib64/ld-linux-x86-64.so.2"
+        argv = [loader, "--argv0", name, "--library-path", libraries, self.find(name), *words]
+        return [str(word) for word in argv]
+
+    def libraries(self, name):
+        """The shared libraries that a program loads, and the loader, as paths in the tree."""
+        program = self.argv(name)
+        listed = run([*program[:-1], "--list", program[-1]])
+        return sorted(set(re.findall(r"(/\S+) \(0x", listed)))
+
+
+def tools():
+    """The tree of unpacked programs; fetched at the first call."""
+    recipe = hashlib.sha256(" ".join(TOOLS).encode()).hexdigest()[:12]
+    root = cache_dir() / f"tools-{recipe}"
+    if not root.exists():
+        with locked(cache_dir() / "tools.lock", "it is fetching packages"):
+            if not root.exists():
+                apt = Apt()
+                apt.update()
+                with step("fetching QEMU and the lab's other programs (50 MB of packages, not installed)"):
+                    debs = apt.fetch_closure(TOOLS)
+                with step(f"unpacking {len(debs)} packages into {root}"), building(root) as partial:
+                    unpack(debs, partial)
+                    write_wrappers(Tools(partial), root)
+                for deb in debs:
+                    deb.unlink(missing_ok=True)
+    return Tools(root)
+
+
+def write_wrappers(tree, final):
+    """Fills bin/ of the tree with one-line scripts, for a PATH: programs that the host may not have."""
+    directory = tree.root / "wrappers"
+    directory.mkdir()
+    libraries = ":".join(str(final / name) for name in tree.LIBRARIES)
+    for name in ("ip", "bridge", "tc", "ss", "ping", "iperf3", "socat", "lspci", "dmsetup", "modprobe", "insmod",
+                 "lsmod", "strace", "qemu-system-x86_64"):
+        try:
+            program = final / tree.find(name).relative_to(tree.root)
+        except Failure as failure:
+            say(f"no {name}: {failure}")
+            continue
+        data = f' -L "{final}/usr/share/qemu" -L "{final}/usr/share/seabios"' if name.startswith("qemu") else ""
+        script = directory / name
+        script.write_text(
+            f'#!/bin/sh\nexec "{final}/lib64/ld-linux-x86-64.so.2" --argv0 "{name}" --library-path "{libraries}" '
+            f'"{program}"{data} "$@"\n', encoding="ascii")
+        script.chmod(0o755)
