@@ -27,13 +27,14 @@ mod boot;
 mod clock;
 mod io;
 mod memory;
+mod msix;
 mod paging;
 mod pci;
 mod power;
 mod start;
 mod tests;
 mod trap;
-//mod virtio;
+mod virtio;
 
 use start::Start;
 use tests::Machine;

@@ -13,8 +13,17 @@ use crate::power;
 use crate::start::Start;
 use crate::verdict::{Outcome, Stop};
 
+mod acpi;
+mod bench;
+mod blk;
 mod cpu;
+mod hostile;
+mod interrupts;
+mod net;
+mod pci;
 mod platform;
+mod ports;
+mod streams;
 
 /// All that a test may want of the machine.
 #[derive(Debug)]
@@ -60,6 +69,56 @@ static TESTS: &[Entry] = &[
     test("cpuid", cpu::cpuid),
     test("fault", cpu::fault),
     test("apic", cpu::apic),
+    test("acpi", acpi::tables),
+    test("madt", acpi::madt),
+    test("mcfg", acpi::mcfg),
+    test("smbios", acpi::smbios),
+    test("pci-list", pci::list),
+    test("pci-bars", pci::bars),
+    test("pci-move", pci::bar_move),
+    test("pci-decode", pci::decode),
+    test("pci-ports", pci::ports),
+    test("msix-registers", pci::msix_registers),
+    test("msix-interrupt", interrupts::msix),
+    test("serial-loopback", ports::serial_loopback),
+    test("serial-fifo", ports::serial_fifo),
+    test("serial-string", ports::serial_string),
+    test("serial-interrupt", ports::serial_interrupt),
+    test("rtc", ports::rtc),
+    test("cmos-memory", ports::cmos_memory),
+    test("pm-timer", ports::pm_timer),
+    test("debug-ports", ports::debug_ports),
+    test("i8042", ports::i8042),
+    test("unclaimed", ports::unclaimed),
+    test("blk-info", blk::info),
+    test("blk-read", blk::read),
+    test("blk-flush", blk::flush),
+    test("blk-id", blk::id),
+    test("blk-segments", blk::segments),
+    test("blk-full-ring", blk::full_ring),
+    test("blk-hostile", hostile::disk_chains),
+    test("blk-reset", hostile::reset_in_flight),
+    // These three write to the disk.
+    on_demand("blk-write", blk::write),
+    on_demand("blk-range", blk::out_of_range),
+    on_demand("blk-zeroes", blk::zeroes),
+    test("blk-readonly", blk::read_only),
+    test("net-info", net::info),
+    test("net-arp", net::arp),
+    test("net-ping", net::ping),
+    test("net-checksum", net::checksum),
+    test("net-control", net::control),
+    test("net-hostile", net::hostile),
+    test("rng", streams::rng),
+    test("rng-hostile", streams::rng_hostile),
+    test("console-out", streams::console_out),
+    on_demand("console-echo", streams::console_echo),
+    test("virtio-registers", hostile::registers),
+    test("virtio-bar", hostile::whole_bar),
+    test("virtio-queue-setup", hostile::queue_setup),
+    on_demand("exits", bench::exits),
+    on_demand("bench-blk", bench::disk),
+    on_demand("bench-net", bench::network),
     on_demand("hang", platform::hang),
 ];
 
