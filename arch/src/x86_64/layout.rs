@@ -70,6 +70,18 @@ pub const LAPIC: Span = Span { base: 0xfee0_0000, length: 0x1000 };
 /// Writes here are message signalled interrupts.
 pub const MSI: Span = Span { base: 0xfee0_0000, length: 0x10_0000 };
 
+/// Slots of a PCI bus.
+pub const PCI_SLOTS: u8 = 32;
+/// First of the IOAPIC's pins for PCI interrupt lines.
+const PCI_INTX_FIRST: u8 = 5;
+/// Number of such pins.
+const PCI_INTX_PINS: u8 = 8;
+
+/// IOAPIC input of the interrupt line of a PCI slot: 5 to 12, taken in turn.
+pub const fn pci_intx_gsi(slot: u8) -> u8 {
+    PCI_INTX_FIRST + slot % PCI_INTX_PINS
+}
+
 /// Size of the platform device area.
 pub const PLATFORM_SIZE: u64 = 0x10_0000;
 /// Distance from the end of the platform device area to the end of the physical address space.
