@@ -4,5 +4,7 @@ pub mod acpi;
 pub mod boot;
 pub mod cpuid;
 pub mod layout;
+pub mod mptable;
 pub mod registers;
+pub mod smbios;
 pub mod topology;
