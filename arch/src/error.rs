@@ -213,9 +213,11 @@ pub enum Error {
         reason: &'static str,
     },
     /// The machine's UUID is malformed.
-    #[error("uuid {uuid:?} is not of the form xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx")]
+    #[error("uuid {uuid:?} is malformed")]
     Uuid {
         /// What was given.
         uuid: String,
+        /// Why.
+        source: uuid::Error,
     },
 }

@@ -70,6 +70,18 @@ pub const LAPIC: Span = Span { base: 0xfee0_0000, length: 0x1000 };
 /// Writes here are message signalled interrupts.
 pub const MSI: Span = Span { base: 0xfee0_0000, length: 0x10_0000 };
 
+/// Slots of a PCI bus.
+pub const PCI_SLOTS: u8 = 32;
+/// First of the IOAPIC's pins for PCI interrupt lines.
+const PCI_INTX_FIRST: u8 = 5;
+/// Number of such pins.
+const PCI_INTX_PINS: u8 = 8;
+
+/// IOAPIC input of the interrupt line of a PCI slot: 5 to 12, taken in turn.
+pub const fn pci_intx_gsi(slot: u8) -> u8 {
+    PCI_INTX_FIRST + slot % PCI_INTX_PINS
+}
+
 /// Size of the platform device area.
 pub const PLATFORM_SIZE: u64 = 0x10_0000;
 /// Distance from the end of the platform device area to the end of the physical address space.
@@ -339,7 +351,7 @@ mod tests {
         assert!(matches!(MemoryMap::new(4 << 20, 32), Err(Error::PhysBits { bits: 32 })));
         assert!(matches!(MemoryMap::new(4 << 20, 53), Err(Error::PhysBits { bits: 53 })));
         assert!(matches!(MemoryMap::new(64 << 30, 36), Err(Error::RamBeyondPhysBits { .. })));
-        assert!(matches!(MemoryMap::new(u64::MAX & !0xfff, 52), Err(Error::RamBeyondPhysBits { .. })));
+        assert!(matches!(MemoryMap::new(!0xfff, 52), Err(Error::RamBeyondPhysBits { .. })));
     }
 
     #[test]

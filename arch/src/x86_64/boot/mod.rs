@@ -148,7 +148,7 @@ impl Initramfs {
     /// When it cannot be opened, is not a regular file, or is empty.
     pub fn open(path: &Path) -> Result<Self> {
         let file = BootFile::open("initramfs", path)?;
-        if file.len() == 0 {
+        if file.is_empty() {
             return Err(Error::EmptyFile { what: "initramfs", path: path.into() });
         }
         Ok(Initramfs { file: Arc::new(file) })

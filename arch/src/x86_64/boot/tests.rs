@@ -409,3 +409,37 @@ fn corrupted_headers_are_survived() {
     }
     assert!(plans > 1_000);
 }
+
+/// Kernels of a distribution, where the lab has fetched some (`~/.cache/virga/kernel-*`).
+#[test]
+fn stock_kernels_load_either_way() {
+    let cache = PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".cache/virga");
+    let dirs = std::fs::read_dir(&cache).into_iter().flatten().flatten().map(|entry| entry.path());
+    let images = dirs
+        .filter(|dir| dir.file_name().is_some_and(|name| name.to_string_lossy().starts_with("kernel-")))
+        .flat_map(|dir| [dir.join("vmlinux"), dir.join("bzImage")])
+        .filter(|path| path.exists());
+    let mut seen = 0;
+    for path in images {
+        let kernel = Kernel::open(&path).unwrap();
+        let is_elf = path.ends_with("vmlinux");
+        assert_eq!(matches!(kernel.entry(), Entry::Pvh { .. }), is_elf);
+        let (map, mapped) = memory(256 * MIB);
+        let plan = plan(&kernel, None, b"quiet", &map, Some(layout::RSDP)).unwrap();
+        assert_disjoint(&plan);
+        let loaded = plan.load(&mapped, Backing::PrivateAnonymous).unwrap();
+        assert!(loaded.copied < 8 * PAGE_SIZE, "{}: {loaded:?}", path.display());
+        let (_, copied) = memory(256 * MIB);
+        plan.load(&copied, Backing::Other).unwrap();
+        let (mut a, mut b) = (vec![0; MIB as usize], vec![0; MIB as usize]);
+        for at in (0..256 * MIB).step_by(MIB as usize) {
+            mapped.read_slice(&mut a, GuestAddress(at)).unwrap();
+            copied.read_slice(&mut b, GuestAddress(at)).unwrap();
+            assert!(a == b, "{}: mapping and copying differ at {at:#x}", path.display());
+        }
+        seen += 1;
+    }
+    if seen == 0 {
+        eprintln!("SKIPPED: no stock kernel in {}; scripts/lab fetches them", cache.display());
+    }
+}
