@@ -115,6 +115,12 @@ impl Tap {
         Ok(tap)
     }
 
+    /// Another descriptor of the same queue pair, to be waited for apart from this one.
+    pub fn try_clone(&self) -> Result<Self, Error> {
+        let file = self.file.try_clone().map_err(|e| self.error("duplicate the descriptor", e))?;
+        Ok(Tap { file, name: self.name.clone() })
+    }
+
     /// The interface.
     pub fn name(&self) -> &IfName {
         &self.name

@@ -2,4 +2,6 @@
 //!
 //! A device implements [`device::Virtio`] and knows no registers; [`transport`] knows registers and no device.
 
+pub mod buffers;
+pub mod net;
 pub mod transport;
