@@ -1,5 +1,6 @@
 //! `--platform`: the machine's identity and its PCI segments.
 
+use arch::x86_64::smbios::SmbiosInfo;
 use serde::{Deserialize, Serialize};
 use spec::value::string_list;
 use spec::{Facts, Refusal, Spec, Value};
@@ -98,13 +99,13 @@ impl Value for Uuid {
 
 impl PlatformSpec {
     /// The strings of the SMBIOS tables; the new names win over the old.
-    pub fn smbios(&self) -> arch::SmbiosInfo {
-        arch::SmbiosInfo {
+    pub fn smbios(&self) -> SmbiosInfo {
+        SmbiosInfo {
             manufacturer: self.system_manufacturer.clone(),
             product_name: self.system_product_name.clone(),
             version: self.system_version.clone(),
             serial_number: self.system_serial_number.clone().or_else(|| self.serial_number.clone()),
-            uuid: self.system_uuid.or(self.uuid).map(|u| u.0),
+            uuid: self.system_uuid.or(self.uuid).map(|u| u.0.to_string()),
             sku_number: self.system_sku_number.clone(),
             family: self.system_family.clone(),
             chassis_asset_tag: self.chassis_asset_tag.clone(),
