@@ -6,14 +6,12 @@ use acpi_tables::{Aml, aml};
 use super::{Cpu, Machine, PciSegment, bytes, table};
 use crate::x86_64::layout;
 
-/// SLP_TYP of soft off.
-const SLEEP_TYPE_OFF: u8 = 5;
 /// PCI firmware specification 3.3, 4.6: functions of a host bridge.
 const PCI_DSM: &str = "e5c937d0-3553-4d7a-9117-ea4d19c3434d";
 /// Functions 0 (which functions there are) and 5 (boot configuration).
 const PCI_DSM_FUNCTIONS: u8 = 1 << 0 | 1 << 5;
 
-pub(super) fn build(machine: &Machine, system_bus: &[u8], root: &[u8], sleeps: bool) -> Sdt {
+pub(super) fn build(machine: &Machine, system_bus: &[u8], root: &[u8]) -> Sdt {
     let mut scope = processors(machine.cpus);
     for segment in machine.segments {
         scope.extend(pci_root(segment));
@@ -24,10 +22,6 @@ pub(super) fn build(machine: &Machine, system_bus: &[u8], root: &[u8], sleeps: b
     scope.extend_from_slice(system_bus);
     let mut body = aml::Scope::raw("\\_SB_".into(), scope);
     body.extend_from_slice(root);
-    if sleeps {
-        let state = aml::Package::new(vec![&SLEEP_TYPE_OFF, &SLEEP_TYPE_OFF, &aml::ZERO, &aml::ZERO]);
-        body.extend(bytes(&aml::Name::new("_S5_".into(), &state)));
-    }
     table(*b"DSDT", 6, *b"CHDSDT  ", &body)
 }
 

@@ -86,8 +86,7 @@ impl Tables {
     /// # Errors
     /// [`Error::TablesTooLarge`].
     pub fn finish(self, machine: &Machine) -> Result<Vec<u8>> {
-        let sleeps = self.facts.sleep.is_some();
-        let dsdt = dsdt::build(machine, &self.system_bus, &self.root, sleeps);
+        let dsdt = dsdt::build(machine, &self.system_bus, &self.root);
         let mut image = Image { bytes: vec![0; RSDP_LEN] };
         let dsdt_at = image.push(dsdt.as_slice());
         let mut xsdt = XSDT::new(OEM_ID, *b"CHXSDT  ", OEM_REVISION);

@@ -18,6 +18,8 @@ mod load;
 mod pvh;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_kvm;
 mod zero_page;
 
 use std::path::Path;

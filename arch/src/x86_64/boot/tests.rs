@@ -11,7 +11,7 @@ use super::*;
 
 const MIB: u64 = 1 << 20;
 
-fn file(bytes: &[u8]) -> TempFile {
+pub(super) fn file(bytes: &[u8]) -> TempFile {
     let file = TempFile::new().unwrap();
     file.as_file().write_all(bytes).unwrap();
     file
@@ -21,14 +21,14 @@ fn open(bytes: &[u8]) -> Result<Kernel> {
     Kernel::open(file(bytes).as_path())
 }
 
-fn memory(size: u64) -> (MemoryMap, GuestMemoryMmap) {
+pub(super) fn memory(size: u64) -> (MemoryMap, GuestMemoryMmap) {
     (
         MemoryMap::new(size, 40).unwrap(),
         GuestMemoryMmap::from_ranges(&[(GuestAddress(0), size as usize)]).unwrap(),
     )
 }
 
-struct Phdr {
+pub(super) struct Phdr {
     kind: u32,
     offset: u64,
     address: u64,
@@ -72,12 +72,12 @@ fn note(kind: u32, name: &[u8], desc: &[u8]) -> Vec<u8> {
     out
 }
 
-const LOAD: Phdr =
+pub(super) const LOAD: Phdr =
     Phdr { kind: 1, offset: 0x1000, address: 0x20_0000, file_size: 0x2345, memory_size: 0x9000 };
 const NOTES: Phdr = Phdr { kind: 4, offset: 0x800, address: 0, file_size: 0x100, memory_size: 0x100 };
 
 /// A PVH kernel with one segment of two whole pages and a bit, entered at `entry`.
-fn pvh_kernel(load: Phdr, entry: u64) -> Vec<u8> {
+pub(super) fn pvh_kernel(load: Phdr, entry: u64) -> Vec<u8> {
     let mut image = elf(62, &[load, NOTES], 0x4000);
     let mut notes = note(1, b"GNU\0", &[9; 5]);
     notes.extend(note(18, b"GNU\0", &[1; 4]));
@@ -88,7 +88,7 @@ fn pvh_kernel(load: Phdr, entry: u64) -> Vec<u8> {
 }
 
 /// A bzImage whose protected-mode part starts at 0x1000 of the file and has `paragraphs` times 16 bytes.
-fn bzimage(paragraphs: u32, init_size: u32) -> Vec<u8> {
+pub(super) fn bzimage(paragraphs: u32, init_size: u32) -> Vec<u8> {
     let mut image = vec![0; 0x1000];
     image[0x1f1] = 7;
     image[0x1f4..0x1f8].copy_from_slice(&paragraphs.to_le_bytes());
@@ -128,7 +128,7 @@ fn assert_disjoint(plan: &Plan) {
 }
 
 #[test]
-fn pvh_kernel_is_mapped_and_described() {
+pub(super) fn pvh_kernel_is_mapped_and_described() {
     let image = pvh_kernel(LOAD, 0x20_0100);
     let kernel = open(&image).unwrap();
     assert_eq!(kernel.entry(), Entry::Pvh { address: 0x20_0100 });
@@ -219,7 +219,7 @@ fn file_backed_memory_is_never_replaced() {
 }
 
 #[test]
-fn bzimage_gets_its_zero_page() {
+pub(super) fn bzimage_gets_its_zero_page() {
     let image = bzimage(0x300, 0x20_0000);
     let kernel = open(&image).unwrap();
     assert_eq!(kernel.entry(), Entry::Linux { address: 0x10_0000 });

@@ -62,7 +62,7 @@ const APIC_BUS_KHZ: u32 = 1_000_000;
 pub struct Config {
     /// Arrangement of vCPUs.
     pub topology: Topology,
-    /// Width of the guest's physical addresses; see [`physical_bits`].
+    /// Width of the guest's physical addresses: at most what the hypervisor can map.
     pub phys_bits: u8,
     /// The hypervisor's local APIC has the TSC deadline mode.
     pub tsc_deadline: bool,
@@ -81,15 +81,6 @@ pub struct Config {
 pub struct Cpuid {
     entries: Vec<CpuidEntry>,
     topology: Topology,
-}
-
-/// Width of physical addresses of a machine on this host: that of the host, or of what its nested paging can
-/// translate, at most `max`. 36 when the hypervisor does not say (SDM volume 2, CPUID).
-pub fn physical_bits(supported: &[CpuidEntry], max: u8) -> u8 {
-    let sizes = supported.iter().find(|e| e.function == LEAF_ADDRESS_SIZES).map_or(36, |e| e.eax);
-    let [host, _, guest, _] = sizes.to_le_bytes();
-    let host = if guest == 0 { host } else { host.min(guest) };
-    host.min(max)
 }
 
 impl Cpuid {

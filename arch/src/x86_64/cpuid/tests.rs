@@ -188,15 +188,6 @@ fn caches_are_shared_by_core_and_die() {
 }
 
 #[test]
-fn address_width_is_what_can_be_translated() {
-    let sizes = |eax| vec![leaf(0x8000_0008, [eax, 0, 0, 0])];
-    assert_eq!(physical_bits(&sizes(0x3030), 46), 46);
-    assert_eq!(physical_bits(&sizes(0x302e), 52), 46);
-    assert_eq!(physical_bits(&sizes(0x0030_3934), 52), 48);
-    assert_eq!(physical_bits(&[], 52), 36);
-}
-
-#[test]
 fn the_host_has_a_name() {
     let host = HostCpu::read();
     assert_ne!(host.brand, [[0; 4]; 3]);
