@@ -6,9 +6,11 @@
 pub mod action;
 pub mod calls;
 pub mod events;
+pub mod http;
 pub mod info;
 
 pub use action::Action;
 pub use calls::{Call, Caller, Inbox, Reply};
 pub use events::Monitor;
+pub use http::{client, server};
 pub use info::{DeviceNode, Resource, VmInfo, VmState, VmmPing};
