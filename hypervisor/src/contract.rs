@@ -299,6 +299,8 @@ pub trait X86Vcpu {
     fn special_registers(&self) -> Result<SpecialRegisters>;
     fn set_special_registers(&self, registers: &SpecialRegisters) -> Result<()>;
 
+    /// KVM leaves MXCSR out in both directions (0x1f80 after reset), and setting marks no component as in use: saved state
+    /// goes by [`Self::xsave`].
     fn fpu(&self) -> Result<FpuState>;
     fn set_fpu(&self, fpu: &FpuState) -> Result<()>;
 
@@ -319,7 +321,7 @@ pub trait X86Vcpu {
     fn debug_registers(&self) -> Result<DebugRegisters>;
     fn set_debug_registers(&self, registers: &DebugRegisters) -> Result<()>;
 
-    /// Includes what [`Self::fpu`] gives.
+    /// Everything in x87, SSE, AVX and so on.
     fn xsave(&self) -> Result<XsaveArea>;
     /// After XCR0.
     fn set_xsave(&self, area: &XsaveArea) -> Result<()>;

@@ -15,6 +15,7 @@
 //!
 //! No device crate sees this crate: devices get eventfds, interrupt routes and guest memory from the board.
 
+mod check;
 mod contract;
 mod error;
 pub mod kvm;

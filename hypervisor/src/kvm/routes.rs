@@ -257,10 +257,6 @@ impl MsiRoute for Route {
     fn event(&self) -> &EventFd {
         &self.event
     }
-
-    fn signal(&self) -> io::Result<()> {
-        self.event.write(1)
-    }
 }
 
 impl Drop for Route {

@@ -1,0 +1,7 @@
+//! Says whether this host can run guests.
+
+#[cfg(test)]
+mod machine;
+
+#[cfg(test)]
+pub(crate) use machine::*;
