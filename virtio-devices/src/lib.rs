@@ -4,4 +4,5 @@
 
 pub mod buffers;
 pub mod net;
+pub mod rng;
 pub mod transport;
