@@ -214,15 +214,19 @@ pub(crate) fn kick_again(event: &EventFd) {
 
 #[cfg(test)]
 mod tests {
+    use virtio_queue::{Queue, QueueOwnedT, QueueT};
     use vm_memory::{Bytes, GuestAddress};
 
     use super::*;
 
     const END: u64 = 0x10000;
 
-    /// A chain of `(address, length, device writes)` in a table at 0, in memory of two regions with nothing between them.
+    /// Address, length, whether the device writes.
+    type Buffer = (u64, u32, bool);
+
+    /// A chain of these in a table at 0, in memory of two regions with nothing between them.
     fn gather(
-        buffers: &[(u64, u32, bool)],
+        buffers: &[Buffer],
         direction: Direction,
         check: impl FnOnce(&RamMap, Result<Gathered<'_>, BadChain>),
     ) {
@@ -245,8 +249,6 @@ mod tests {
         let chain = queue.iter(&map).unwrap().next().unwrap();
         check(&map, Pieces::new().gather(&map, chain, direction));
     }
-
-    use virtio_queue::{Queue, QueueOwnedT, QueueT};
 
     #[test]
     fn buffers_across_regions_are_read_and_written_in_order() {
@@ -273,7 +275,7 @@ mod tests {
 
     #[test]
     fn what_no_driver_would_write_is_refused() {
-        let cases: [(&[(u64, u32, bool)], Direction, BadChain); 5] = [
+        let cases: [(&[Buffer], Direction, BadChain); 5] = [
             (&[(END - 1, 2, false)], Direction::ToDevice, BadChain::OutsideRam),
             (&[(u64::MAX, 2, false)], Direction::ToDevice, BadChain::OutsideRam),
             (&[(0, 1, true)], Direction::ToDevice, BadChain::Direction),
