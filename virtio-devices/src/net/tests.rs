@@ -317,6 +317,35 @@ netns_test! {
         stop(&mut b);
     }
 
+    fn a_driver_that_polls_is_not_interrupted() {
+        let mut b = bench(1, 0);
+        let before = b.link.used();
+        b.put(0x2_0000 + 16 * 256, &1u16.to_le_bytes());
+        greet(&mut b);
+        assert!(counts(&b, "tx_frames", 1));
+        assert_eq!(b.link.used(), before);
+        b.put(0x2_0000 + 16 * 256, &0u16.to_le_bytes());
+        greet(&mut b);
+        assert!(counts(&b, "tx_frames", 2));
+        assert_eq!(b.link.used(), before + 1);
+        stop(&mut b);
+    }
+
+    fn a_tap_that_goes_away_stops_nothing_else() {
+        let mut b = bench(1, ALL);
+        offer(&mut b, RX, 0..8, 0x1_8000);
+        greet(&mut b);
+        delete_link("vmtap0");
+        std::thread::sleep(SHORT);
+        let before = cpu_time();
+        std::thread::sleep(2 * SHORT);
+        assert!(cpu_time() - before < SHORT, "a thread spins");
+        greet(&mut b);
+        assert!(counts(&b, "tx_dropped", 1), "a frame into the void is given back");
+        assert_eq!(command(&mut b, 2, &[3, 0, 0]), 0);
+        stop(&mut b);
+    }
+
     fn offloads_follow_what_the_driver_accepts_and_asks_for() {
         let mut b = bench(1, ALL);
         greet(&mut b);
@@ -515,6 +544,28 @@ netns_test! {
         assert_eq!(error.kind(), ::spec::Kind::Host);
         assert!(error.chain()[1].starts_with("tap \"held\" is in use"), "{:?}", error.chain());
     }
+}
+
+/// Removes an interface, as an administrator would (RTM_DELLINK of rtnetlink).
+fn delete_link(name: &str) {
+    let name = std::ffi::CString::new(name).unwrap();
+    // SAFETY: the name is a C string.
+    let index = unsafe { libc::if_nametoindex(name.as_ptr()) };
+    assert_ne!(index, 0);
+    let mut message = [0u8; 32];
+    message[..4].copy_from_slice(&32u32.to_ne_bytes());
+    message[4..6].copy_from_slice(&libc::RTM_DELLINK.to_ne_bytes());
+    message[6..8].copy_from_slice(&((libc::NLM_F_REQUEST | libc::NLM_F_ACK) as u16).to_ne_bytes());
+    message[20..24].copy_from_slice(&index.to_ne_bytes());
+    let mut answer = [0u8; 64];
+    // SAFETY: the buffers are valid for their lengths, and the socket is this function's own.
+    unsafe {
+        let socket = libc::socket(libc::AF_NETLINK, libc::SOCK_RAW | libc::SOCK_CLOEXEC, libc::NETLINK_ROUTE);
+        assert_eq!(libc::send(socket, message.as_ptr().cast(), message.len(), 0), 32);
+        assert!(libc::recv(socket, answer.as_mut_ptr().cast(), answer.len(), 0) >= 20);
+        libc::close(socket);
+    }
+    assert_eq!(answer[16..20], [0; 4], "the kernel's answer");
 }
 
 /// Processor time of this process so far.
