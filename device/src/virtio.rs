@@ -7,14 +7,17 @@
 //!   built ── connect ── [ activate ── start_queue × n ── (stop_queue ⇄ start_queue) ── stop_queue × n ── reset ] …
 //! ```
 
+use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueState, QueueT};
-use vm_memory::GuestMemory;
+use vm_memory::{Bytes, GuestAddress, GuestMemory};
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::limit::LogLimit;
 use crate::ram::RamMap;
-use crate::{Counters, DeviceError, Events, Ram, Workers};
+use crate::{Counters, DeviceError, Events, Ram, Workers, guest_warn};
 
 /// Device types (virtio 1.3 §5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,14 +135,23 @@ pub struct LiveQueue {
 /// A chain of descriptors over one state of the memory map.
 pub type Chain<'a> = DescriptorChain<&'a RamMap>;
 
+/// Set by a driver that polls for used buffers (virtio 1.3 §2.7.6); of no meaning with EVENT_IDX.
+const AVAIL_F_NO_INTERRUPT: u16 = 1;
+
+static BROKEN: LogLimit = LogLimit::new();
+
 impl LiveQueue {
     /// Takes the next available chain; `None` when there is none, or when the rings are broken, which is reported to the driver.
     pub fn pop<'a>(&mut self, map: &'a RamMap) -> Option<Chain<'a>> {
-        match self.queue.iter(map) {
-            Ok(mut chains) => chains.next(),
+        match self.queue.iter(map).map(|mut chains| chains.next()) {
+            // A head outside of the table could not even be given back.
+            Ok(Some(chain)) if chain.head_index() >= self.queue.size() => {
+                self.broken(format_args!("chain {} of {}", chain.head_index(), self.queue.size()));
+                None
+            }
+            Ok(next) => next,
             Err(e) => {
-                log::warn!("queue {}: {e}", self.index);
-                self.link.needs_reset();
+                self.broken(e);
                 None
             }
         }
@@ -148,21 +160,30 @@ impl LiveQueue {
     /// Marks a chain as used, with the number of bytes written to it.
     pub fn push(&mut self, map: &RamMap, head: u16, written: u32) {
         if let Err(e) = self.queue.add_used(map, head, written) {
-            log::warn!("queue {}: {e}", self.index);
-            self.link.needs_reset();
+            self.broken(e);
         }
     }
 
     /// Interrupts if the driver asked to be told of what was marked as used; once a batch.
     pub fn signal(&mut self, map: &RamMap) {
         match self.queue.needs_notification(map) {
+            // Without EVENT_IDX the answer is always yes, and what the driver wants is in the available ring's flags.
+            Ok(true) if !self.queue.event_idx_enabled() => {
+                match map.load(GuestAddress(self.queue.avail_ring()), Ordering::Relaxed).map(u16::from_le) {
+                    Ok(flags) if flags & AVAIL_F_NO_INTERRUPT != 0 => {}
+                    Ok(_) => self.link.queue_used(self.index),
+                    Err(e) => self.broken(e),
+                }
+            }
             Ok(true) => self.link.queue_used(self.index),
             Ok(false) => {}
-            Err(e) => {
-                log::warn!("queue {}: {e}", self.index);
-                self.link.needs_reset();
-            }
+            Err(e) => self.broken(e),
         }
+    }
+
+    fn broken(&self, why: impl fmt::Display) {
+        guest_warn!(BROKEN, "queue {}: {why}", self.index);
+        self.link.needs_reset();
     }
 
     /// Asks the driver not to kick while the queue is being served.

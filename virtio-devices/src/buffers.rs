@@ -3,12 +3,15 @@
 //! A chain is believed in nothing: it may be cut short, leave RAM, wrap, mix directions or have any length. Whatever a
 //! [`Gathered`] holds is mapped guest memory. What is in it may change at any time.
 
+use std::io;
 use std::marker::PhantomData;
+use std::os::fd::AsRawFd;
 
 use device::LiveQueue;
 use device::ram::RamMap;
 use device::virtio::Chain;
 use vm_memory::{GuestMemory, Permissions};
+use vmm_sys_util::eventfd::EventFd;
 
 /// Most pieces of one chain: the kernel takes no more in one call (`UIO_MAXIOV`).
 pub const MAX_PIECES: usize = 1024;
@@ -142,11 +145,13 @@ impl Gathered<'_> {
         self.length = length - left;
     }
 
-    /// Reads the first bytes; returns how many there were, at most `out.len()`.
-    pub fn read(&self, out: &mut [u8]) -> usize {
-        let mut done = 0;
+    /// Reads from `offset` on; returns how many bytes there were, at most `out.len()`.
+    pub fn read(&self, offset: usize, out: &mut [u8]) -> usize {
+        let (mut skip, mut done) = (offset, 0);
         for piece in self.pieces.iter() {
-            for i in 0..piece.iov_len.min(out.len() - done) {
+            let start = skip.min(piece.iov_len);
+            skip -= start;
+            for i in start..piece.iov_len.min(start.saturating_add(out.len() - done)) {
                 // SAFETY: `i` is within the piece, which is mapped guest memory; the guest may write it meanwhile, hence volatile.
                 out[done] = unsafe { piece.iov_base.cast::<u8>().add(i).read_volatile() };
                 done += 1;
@@ -168,5 +173,123 @@ impl Gathered<'_> {
             }
         }
         done
+    }
+
+    /// Fills the buffers from a descriptor with one read; returns how many bytes it gave. Only on a chain gathered for
+    /// [`Direction::ToDriver`].
+    ///
+    /// # Errors
+    /// What the kernel answered; never `Interrupted`.
+    pub fn fill_from(&mut self, source: &impl AsRawFd) -> io::Result<usize> {
+        loop {
+            // SAFETY: the buffers are mapped guest memory for the device to write; there are at most `MAX_PIECES`.
+            let count = unsafe {
+                libc::readv(source.as_raw_fd(), self.pieces.as_ptr(), self.pieces.len() as libc::c_int)
+            };
+            match usize::try_from(count) {
+                Ok(count) => return Ok(count),
+                Err(_) => match io::Error::last_os_error() {
+                    e if e.kind() == io::ErrorKind::Interrupted => {}
+                    e => return Err(e),
+                },
+            }
+        }
+    }
+}
+
+/// Takes what was written to an event that has fired. There may be nothing left when another took it first.
+pub(crate) fn drain_event(event: &EventFd) {
+    if let Err(e) = event.read() {
+        log::debug!("event: {e}");
+    }
+}
+
+/// Kicks a queue on behalf of its driver, so that it is served again after others had their turn.
+pub(crate) fn kick_again(event: &EventFd) {
+    if let Err(e) = event.write(1) {
+        // Only a full counter refuses, and then the kick is pending already.
+        log::debug!("kick: {e}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use virtio_queue::{Queue, QueueOwnedT, QueueT};
+    use vm_memory::{Bytes, GuestAddress};
+
+    use super::*;
+
+    const END: u64 = 0x10000;
+
+    /// Address, length, whether the device writes.
+    type Buffer = (u64, u32, bool);
+
+    /// A chain of these in a table at 0, in memory of two regions with nothing between them.
+    fn gather(
+        buffers: &[Buffer],
+        direction: Direction,
+        check: impl FnOnce(&RamMap, Result<Gathered<'_>, BadChain>),
+    ) {
+        let regions = [(GuestAddress(0), 0x8000), (GuestAddress(0x8000), 0x8000)];
+        let map = RamMap::from_ranges(&regions).unwrap();
+        for (i, (address, length, write)) in buffers.iter().enumerate() {
+            let next = i + 1;
+            let flags = u16::from(*write) << 1 | u16::from(next < buffers.len());
+            let at = GuestAddress(16 * i as u64);
+            map.write_obj(*address, at).unwrap();
+            map.write_obj(*length, GuestAddress(at.0 + 8)).unwrap();
+            map.write_obj(flags, GuestAddress(at.0 + 12)).unwrap();
+            map.write_obj(next as u16, GuestAddress(at.0 + 14)).unwrap();
+        }
+        map.write_obj(1u16, GuestAddress(0x6002)).unwrap();
+        let mut queue = Queue::new(2048).unwrap();
+        queue.set_avail_ring_address(Some(0x6000), Some(0));
+        queue.set_desc_table_address(Some(0), Some(0));
+        queue.set_ready(true);
+        let chain = queue.iter(&map).unwrap().next().unwrap();
+        check(&map, Pieces::new().gather(&map, chain, direction));
+    }
+
+    #[test]
+    fn buffers_across_regions_are_read_and_written_in_order() {
+        let buffers = [(0x7ffe, 4, true), (0xa000, 0, true), (0x9000, 3, true)];
+        gather(&buffers, Direction::ToDriver, |map, gathered| {
+            let mut gathered = gathered.unwrap();
+            assert_eq!((gathered.length(), gathered.iovecs().len()), (7, 3));
+            assert_eq!(gathered.write(1, b"abcdefgh"), 6);
+            assert_eq!(gathered.write(7, b"x"), 0);
+            let mut bytes = [0; 10];
+            assert_eq!(gathered.read(0, &mut bytes), 7);
+            assert_eq!(&bytes[..7], b"\0abcdef");
+            assert_eq!(gathered.read(5, &mut bytes[..1]), 1);
+            assert_eq!(bytes[0], b'e');
+            let mut at = [0; 2];
+            map.read_slice(&mut at, GuestAddress(0x8000)).unwrap();
+            assert_eq!(&at, b"bc");
+            gathered.truncate(3);
+            assert_eq!((gathered.length(), gathered.read(0, &mut bytes)), (3, 3));
+            gathered.truncate(100);
+            assert_eq!(gathered.length(), 3);
+        });
+    }
+
+    #[test]
+    fn what_no_driver_would_write_is_refused() {
+        let cases: [(&[Buffer], Direction, BadChain); 5] = [
+            (&[(END - 1, 2, false)], Direction::ToDevice, BadChain::OutsideRam),
+            (&[(u64::MAX, 2, false)], Direction::ToDevice, BadChain::OutsideRam),
+            (&[(0, 1, true)], Direction::ToDevice, BadChain::Direction),
+            (&[(0x7000, 1, true), (0x7000, 1, false)], Direction::ToDriver, BadChain::Direction),
+            (&[(0x7000, u32::MAX, false)], Direction::ToDevice, BadChain::OutsideRam),
+        ];
+        for (buffers, direction, error) in cases {
+            gather(buffers, direction, |_, gathered| assert_eq!(gathered.err(), Some(error), "{buffers:x?}"));
+        }
+        gather(&[(0x7000, 1, false); MAX_PIECES], Direction::ToDevice, |_, g| {
+            assert_eq!(g.unwrap().length(), MAX_PIECES);
+        });
+        gather(&[(0x7000, 1, false); MAX_PIECES + 1], Direction::ToDevice, |_, g| {
+            assert_eq!(g.err(), Some(BadChain::TooMany));
+        });
     }
 }

@@ -3,5 +3,7 @@
 //! A device implements [`device::Virtio`] and knows no registers; [`transport`] knows registers and no device.
 
 pub mod buffers;
+pub mod console;
 pub mod net;
+pub mod rng;
 pub mod transport;

@@ -13,9 +13,9 @@ use log::{debug, warn};
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::epoll::EventSet;
 
+use super::Shared;
 use super::wire::{ACK_ERR, ACK_OK, Command, MAX_COMMAND, STATUS_ANNOUNCE, feature, offloads};
-use super::{Shared, drain_event};
-use crate::buffers::next_chain;
+use crate::buffers::{drain_event, kick_again, next_chain};
 
 /// Most commands carried out before other events of the thread are looked at.
 const BUDGET: usize = 64;
@@ -48,11 +48,8 @@ impl Ctrl {
         if used > 0 {
             queue.signal(&map);
         }
-        if used == BUDGET
-            && let Err(e) = queue.kick.write(1)
-        {
-            // Only a full counter refuses, and then the kick is pending already.
-            debug!("kick of a control queue: {e}");
+        if used == BUDGET {
+            kick_again(&queue.kick);
         }
     }
 }

@@ -31,7 +31,6 @@ use device::{Attached, Counters, DeviceError, LiveQueue, Task, Virtio, VirtioGra
 use log::{debug, warn};
 use net_util::{MacAddr, Offloads};
 use virtio_queue::QueueState;
-use vmm_sys_util::eventfd::EventFd;
 
 use ctrl::Ctrl;
 use pair::Pairs;
@@ -262,13 +261,6 @@ impl Virtio for Net {
 
     fn counters(&self) -> Option<Counters> {
         Some(self.shared.stats.counters())
-    }
-}
-
-/// Takes what was written to an event that has fired. There may be nothing left when another took it first.
-fn drain_event(event: &EventFd) {
-    if let Err(e) = event.read() {
-        debug!("event: {e}");
     }
 }
 

@@ -12,9 +12,9 @@ use net_util::VNET_HDR_LEN;
 use virtio_queue::QueueOwnedT;
 use vmm_sys_util::epoll::EventSet;
 
+use super::Shared;
 use super::wire::{ETHERNET_HEADER, NUM_BUFFERS_OFFSET};
-use super::{Shared, drain_event};
-use crate::buffers::{Direction, Pieces, next_chain};
+use crate::buffers::{Direction, Pieces, drain_event, next_chain};
 
 const KICK: u32 = 0;
 const TAP: u32 = 1;

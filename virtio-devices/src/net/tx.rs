@@ -6,14 +6,14 @@ use std::sync::Arc;
 
 use device::limit::LogLimit;
 use device::{LiveQueue, Task, Watch, guest_warn};
-use log::{debug, warn};
+use log::warn;
 use net_util::VNET_HDR_LEN;
 use virtio_queue::QueueOwnedT;
 use vmm_sys_util::epoll::EventSet;
 
+use super::Shared;
 use super::wire::{ETHERNET_HEADER, MAX_FRAME};
-use super::{Shared, drain_event};
-use crate::buffers::{Direction, Pieces, next_chain};
+use crate::buffers::{Direction, Pieces, drain_event, kick_again, next_chain};
 
 const KICK: u32 = 0;
 const TAP: u32 = 1;
@@ -51,11 +51,8 @@ impl Tx {
 
     fn serve(&mut self, watch: &mut Watch<'_>) {
         let end = self.send();
-        if end == End::More
-            && let Err(e) = self.queue.kick.write(1)
-        {
-            // Only a full counter refuses, and then the kick is pending already.
-            debug!("kick of a transmit queue: {e}");
+        if end == End::More {
+            kick_again(&self.queue.kick);
         }
         let poll = end == End::Full;
         if poll == self.polling {
