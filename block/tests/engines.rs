@@ -258,8 +258,8 @@ fn failures_are_reported_with_their_request() {
         unsafe { engine.read(0, &[segment(&mut memory)], 7).unwrap() };
         assert_eq!(one(engine.as_mut()).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
 
-        // SAFETY: refused before the memory is looked at.
         let huge = Segment::new(memory.as_mut_ptr(), MAX_REQUEST_BYTES as usize + 1);
+        // SAFETY: refused before the memory is looked at.
         unsafe { engine.read(0, &[huge], 7).unwrap() };
         assert_eq!(one(engine.as_mut()).unwrap_err().kind(), io::ErrorKind::InvalidInput);
 
