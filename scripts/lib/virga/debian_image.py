@@ -1,0 +1,6 @@
+"""The Debian that guests boot from a disk."""
+
+
+def image():
+    """To come."""
+    raise NotImplementedError
