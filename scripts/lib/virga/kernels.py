@@ -38,18 +38,26 @@ class Kernel:
         self.version = (root / "version").read_text(encoding="ascii").strip()
         self.modules = root / "lib/modules" / self.version
 
+    def index(self):
+        """What depmod found: module name -> (path, names it depends on); and the names that are built in."""
+        depends = {}
+        for line in (self.modules / "modules.dep").read_text(encoding="ascii").splitlines():
+            path, _, needed = line.partition(":")
+            depends[plain(path)] = (path, [plain(word) for word in needed.split()])
+        builtin = (self.modules / "modules.builtin").read_text(encoding="ascii").splitlines()
+        return depends, {plain(line) for line in builtin}
+
+    def has(self, name):
+        """Whether there is a module of that name, or it is built in."""
+        depends, builtin = self.index()
+        return name.replace("-", "_") in depends or name.replace("-", "_") in builtin
+
     def closure(self, wanted):
         """Paths of the modules named, each after all it depends on. Built-in ones are left out.
 
         Raises Failure for a name that this kernel has neither as a module nor built in.
         """
-        plain = lambda path: pathlib.Path(path).name.split(".ko")[0].replace("-", "_")
-        depends = {}
-        for line in (self.modules / "modules.dep").read_text(encoding="ascii").splitlines():
-            path, _, needed = line.partition(":")
-            depends[plain(path)] = (path, [plain(word) for word in needed.split()])
-        builtin = {plain(line) for line in
-                   (self.modules / "modules.builtin").read_text(encoding="ascii").splitlines()}
+        depends, builtin = self.index()
         order = []
 
         def visit(name):
@@ -65,6 +73,11 @@ class Kernel:
             elif name not in builtin:
                 raise Failure(f"kernel {self.version} has no module {name}")
         return [self.modules / path for path in order]
+
+
+def plain(path):
+    """A module's name from its file's."""
+    return pathlib.Path(path).name.split(".ko")[0].replace("-", "_")
 
 
 def vmlinux_of(bzimage):

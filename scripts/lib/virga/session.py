@@ -12,7 +12,7 @@ import uuid
 from . import outer
 from .common import Failure, say
 from .debian import tools
-from .machine import Instance, shares, tail
+from .machine import Instance, end, shares, tail
 
 # What of the environment goes along. The rest stays out: secrets are often in it.
 PASSED = re.compile(r"(PATH|HOME|USER|LOGNAME|SHELL|TERM|LANG|LC_\w+|TZ|COLUMNS|LINES|NO_COLOR|RUST\w*|CARGO\w*|VIRGA\w*)$")
@@ -110,19 +110,21 @@ class Lab:
     def run(self, command, *, terminal=False, limit=None, extra=(), directory=None):
         """Runs a command with our standard streams; returns its exit status, 124 when `limit` seconds are over."""
         name = uuid.uuid4().hex[:12]
-        line = shlex.join(["/lab/exec", name, script(command, extra, directory or os.getcwd())])
-        options = ("-t",) if terminal else ("-T",)
-        process = subprocess.Popen(self.ssh(line, options=options), cwd=self.directory)
+        # The machine's own limit is for the case that we are killed without a word.
+        words = ["/lab/exec", name, str(int(limit) + 30 if limit else 0)]
+        line = shlex.join([*words, script(command, extra, directory or os.getcwd())])
+        process = subprocess.Popen(self.ssh(line, options=("-t",) if terminal else ("-T",)), cwd=self.directory)
+        ended = False
         try:
             status = process.wait(limit)
+            ended = status >= 0
         except subprocess.TimeoutExpired:
-            say(f"no end after {limit} s, killed: {shlex.join(command)}")
+            say(f"no end after {limit:g} s, killed: {shlex.join(command)}")
             status = 124
         finally:
-            if process.poll() is None:
+            if not ended:
                 self.kill(name)
-                process.terminate()
-                process.wait(10)
+                end(process)
         if status == 255 and self.instance.pid() is None:
             raise Failure(f"the outer machine ended:\n{tail(self.directory / 'serial.log')}\n"
                           f"{tail(self.directory / 'qemu.log')}")
@@ -131,7 +133,8 @@ class Lab:
     def kill(self, name):
         """Kills all that a command has started."""
         try:
-            self.tell("sh", "-c", f"echo 1 > /sys/fs/cgroup/run-{name}/cgroup.kill", limit=20)
+            self.tell("sh", "-c", f"cd /sys/fs/cgroup/run-{name} 2> /dev/null && echo 1 > cgroup.kill || true",
+                      limit=20)
         except Failure as failure:
             say(f"cannot kill: {failure}")
 

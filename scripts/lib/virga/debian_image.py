@@ -1,0 +1,115 @@
+"""The Debian that guests boot from a disk: made by mmdebstrap, put on a raw ext4 image.
+
+systemd, as a Debian user expects; what is slow at boot under emulation is masked, and what a guest on a test bench
+needs to be is set: root logged in by itself on the console, a fixed machine id, addresses by DHCP.
+"""
+
+import os
+import shutil
+
+from . import debian, kernels
+from .common import SCRIPTS, Failure, building, cache_dir, locked, run, say, step
+from .outer import fingerprint
+
+SIZE = 900 << 20  # bytes of the file system; the file is sparse and holds about half of that
+PACKAGES = """
+    systemd-sysv udev dbus kmod procps iproute2 iputils-ping iperf3 socat pciutils ethtool
+    python3-minimal less
+""".split()
+MASKED = """
+    apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer fstrim.timer
+    e2scrub_reap.service systemd-pstore.service systemd-random-seed.service systemd-update-utmp.service
+    systemd-update-utmp-runlevel.service systemd-networkd-wait-online.service systemd-journal-flush.service
+    ldconfig.service systemd-hwdb-update.service systemd-journal-catalog-update.service
+    systemd-network-generator.service modprobe@drm.service modprobe@efi_pstore.service
+    modprobe@fuse.service modprobe@configfs.service dev-hugepages.mount dev-mqueue.mount
+    sys-kernel-debug.mount sys-kernel-tracing.mount sys-fs-fuse-connections.mount getty@tty1.service
+""".split()
+
+
+def image():
+    """The path of the image; built at the first call and whenever the recipe changes."""
+    versions = [kernels.fetch(name).version for name in kernels.GUEST_KERNELS]
+    parts = sorted((SCRIPTS / "guest.d/debian").rglob("*"))
+    with open(__file__, "rb") as source:
+        recipe = [part.read_bytes() for part in parts if part.is_file()]
+        path = cache_dir() / f"debian-{fingerprint(source.read(), *versions, *recipe)}.raw"
+    if not path.exists():
+        with locked(cache_dir() / "image.lock", "it is building the Debian image"):
+            if not path.exists():
+                with building(path) as partial:
+                    build(partial)
+                for old in cache_dir().glob("debian-*.raw"):
+                    if old != path:
+                        old.unlink(missing_ok=True)
+    return path
+
+
+def need(program, package):
+    """Makes sure of a program that has to be installed on the host; says so if it installs it."""
+    if shutil.which(program, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin"):
+        return
+    argv = ["apt-get", "install", "-y", "--no-install-recommends", package]
+    if os.geteuid() != 0:
+        argv.insert(0, "sudo")
+        if not shutil.which("sudo"):
+            raise Failure(f"{program} is needed: install the package {package}")
+    with step(f"installing {package} on this machine"):
+        run(argv, limit=600, env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"})
+
+
+def build(path):
+    """Bootstraps Debian into a directory and makes the image of it."""
+    need("mmdebstrap", "mmdebstrap")
+    need("mke2fs", "e2fsprogs")
+    as_root = os.geteuid() == 0
+    if not as_root:
+        need("newuidmap", "uidmap")
+    # Beside nothing of ours: with --mode=unshare its files belong to a range of other users.
+    root = path.with_name(f"{path.name}.root")
+    listing = path.with_name(f"{path.name}.list")
+    mode = "root" if as_root else "unshare"
+    enter = [] if as_root else ["mmdebstrap", "--unshare-helper"]
+    try:
+        listing.write_text(debian.sources(), encoding="ascii")
+        with step("building a Debian root file system (about 100 MB of packages, a minute or two)"):
+            run([
+                "mmdebstrap", f"--mode={mode}", "--variant=minbase", "--architectures=amd64", "--quiet",
+                f"--include={','.join(PACKAGES)}", f"--keyring={debian.keyring()}",
+                "--aptopt=Apt::Install-Recommends \"false\"",
+                "--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-exclude=/usr/share/man/*",
+                "--dpkgopt=path-exclude=/usr/share/locale/*", "--dpkgopt=path-exclude=/usr/share/info/*",
+                *hooks(), debian.SUITE, root, listing,
+            ], limit=1800)
+        with step("writing the disk image"):
+            with open(path, "wb") as file:
+                file.truncate(SIZE)
+            run([*enter, "mke2fs", "-q", "-F", "-t", "ext4", "-L", "root", "-m", "0",
+                 "-E", "lazy_itable_init=0,lazy_journal_init=0", "-d", root, path],
+                env={**os.environ, "PATH": os.environ.get("PATH", "") + ":/usr/sbin:/sbin"})
+    finally:
+        listing.unlink(missing_ok=True)
+        if root.exists():
+            run([*enter, "rm", "-rf", "--one-file-system", root])
+    say(f"the image holds {os.stat(path).st_blocks // 2048} MiB")
+
+
+def hooks():
+    """What mmdebstrap does to the new root, `$1`, at the end."""
+    overlay = SCRIPTS / "guest.d/debian"
+    lines = [
+        f'cp -r --no-preserve=ownership "{overlay}/." "$1/"',
+        'chroot "$1" passwd -d root > /dev/null',
+        'chroot "$1" systemctl --quiet enable systemd-networkd.service',
+        f'chroot "$1" systemctl --quiet mask {" ".join(MASKED)}',
+        # A machine id there is not to be: without one systemd would preset every unit at the first boot.
+        'echo 5669726761207465737420677565737f > "$1/etc/machine-id"',
+        'rm -rf "$1"/var/lib/apt/lists/* "$1"/var/cache/apt/* "$1"/var/log/*',
+        # Their stamps must not be older than /usr, or systemd runs its updates at each first boot.
+        'touch "$1/etc/.updated" "$1/var/.updated"',
+        'mkdir -p "$1/usr/lib/modules"',
+    ]
+    for name in kernels.GUEST_KERNELS:
+        modules = kernels.fetch(name).modules
+        lines.append(f'cp -r --no-preserve=ownership "{modules}" "$1/usr/lib/modules/"')
+    return [f"--customize-hook={line}" for line in lines]
