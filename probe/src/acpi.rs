@@ -68,20 +68,24 @@ pub(crate) struct Ecam {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Acpi {
     pub(crate) rsdp: Region,
-    pub(crate) xsdt: Table,
+    /// The XSDT, or the RSDT of firmware that has no other.
+    pub(crate) root: Table,
 }
 
 impl Acpi {
     /// Follows the RSDP given by the VMM, or looks for one where firmware puts it (5.2.5.1).
     pub(crate) fn find(rsdp: u64) -> Option<Acpi> {
-        let rsdp = if rsdp != 0 { at_rsdp(rsdp)? } else { (0xa_0000..0x10_0000).step_by(16).find_map(at_rsdp)? };
-        Some(Acpi { rsdp, xsdt: Table::at(rsdp.read64(24))? })
+        let rsdp =
+            if rsdp != 0 { at_rsdp(rsdp)? } else { (0xa_0000..0x10_0000).step_by(16).find_map(at_rsdp)? };
+        let xsdt = if rsdp.read8(15) >= 2 { Table::at(rsdp.read64(24)) } else { None };
+        Some(Acpi { rsdp, root: xsdt.or_else(|| Table::at(u64::from(rsdp.read32(16))))? })
     }
 
-    /// Every table the XSDT names.
+    /// Every table the root names.
     pub(crate) fn tables(&self) -> impl Iterator<Item = Table> + use<> {
-        let xsdt = self.xsdt.region;
-        (0..(xsdt.len() - 36) / 8).filter_map(move |i| Table::at(xsdt.read64(36 + i * 8)))
+        let root = self.root.region;
+        let width = if &self.root.signature() == b"XSDT" { 8 } else { 4 };
+        (0..(root.len() - 36) / width).filter_map(move |i| Table::at(root.read(36 + i * width, width)))
     }
 
     pub(crate) fn table(&self, signature: &[u8; 4]) -> Option<Table> {
@@ -99,8 +103,11 @@ impl Acpi {
         if fadt.len() < offset + 12 {
             return None;
         }
-        let register =
-            Register { space: fadt.read8(offset), bits: fadt.read8(offset + 1), address: fadt.read64(offset + 4) };
+        let register = Register {
+            space: fadt.read8(offset),
+            bits: fadt.read8(offset + 1),
+            address: fadt.read64(offset + 4),
+        };
         (register.address != 0).then_some(register)
     }
 
@@ -127,7 +134,8 @@ impl Acpi {
     /// SLP_TYPa of S5: `NameOp "_S5_" PackageOp length count value`.
     pub(crate) fn s5_type(&self) -> Option<u8> {
         let dsdt = self.dsdt()?.region;
-        let at = (36..dsdt.len().checked_sub(12)?).find(|&i| dsdt.read32(i) == u32::from_le_bytes(*b"_S5_"))?;
+        let at =
+            (36..dsdt.len().checked_sub(12)?).find(|&i| dsdt.read32(i) == u32::from_le_bytes(*b"_S5_"))?;
         if dsdt.read8(at + 4) != 0x12 {
             return None;
         }

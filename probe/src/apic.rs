@@ -1,6 +1,6 @@
 //! The local APIC (SDM vol. 3, chapter 11) as a receiver of interrupts, and the IOAPIC (82093AA data sheet) as their sender.
 
-use crate::io::Region;
+use crate::io::{self, Region};
 use crate::trap;
 
 const APIC_BASE_MSR: u32 = 0x1b;
@@ -17,8 +17,11 @@ pub(crate) struct LocalApic {
 }
 
 impl LocalApic {
-    /// Switches the APIC on, with every priority let through.
+    /// Switches the APIC on, with every priority let through. The PICs, where a machine has them, are silenced: their vectors
+    /// are the CPU's own exceptions.
     pub(crate) fn enable() -> LocalApic {
+        io::out8(0x21, 0xff);
+        io::out8(0xa1, 0xff);
         let base = trap::rdmsr(APIC_BASE_MSR);
         if base & APIC_BASE_ENABLE == 0 {
             trap::wrmsr(APIC_BASE_MSR, base | APIC_BASE_ENABLE);

@@ -2,7 +2,8 @@
 
 use core::arch::x86_64::{_mm_lfence, _rdtsc};
 
-use crate::trap;
+use crate::acpi::Acpi;
+use crate::{io, trap};
 
 /// The TSC now.
 pub(crate) fn ticks() -> u64 {
@@ -23,8 +24,12 @@ pub(crate) struct Clock {
 }
 
 impl Clock {
-    /// Asks CPUID: the hypervisor's timing leaf, then the CPU's. Without either a slow guess, good for time-outs only.
-    pub(crate) fn find() -> Clock {
+    /// The rate as the command line gives it (`probe.khz`), else by CPUID (the hypervisor's timing leaf, then the CPU's), else by
+    /// the PM timer. Without any of these a slow guess, good for time-outs only.
+    pub(crate) fn find(given: Option<u64>, acpi: Option<&Acpi>) -> Clock {
+        if let Some(khz) = given.filter(|khz| *khz != 0) {
+            return Clock { khz, source: "the command line" };
+        }
         let hypervisor = trap::cpuid(1, 0)[2] & 1 << 31 != 0;
         if hypervisor && trap::cpuid(0x4000_0000, 0)[0] >= 0x4000_0010 {
             let khz = u64::from(trap::cpuid(0x4000_0010, 0)[0]);
@@ -39,7 +44,12 @@ impl Clock {
                 return Clock { khz, source: "leaf 0x15" };
             }
         }
-        Clock { khz: 4_000_000, source: "a guess" }
+        match acpi.and_then(Acpi::pm_timer) {
+            Some((register, _)) if register.space == 1 => {
+                Clock { khz: khz_by_pm_timer(register.address as u16), source: "the PM timer" }
+            }
+            _ => Clock { khz: 4_000_000, source: "a guess" },
+        }
     }
 
     /// Whether the rate is known rather than guessed.
@@ -69,5 +79,16 @@ impl Clock {
     /// Waits `millis`.
     pub(crate) fn sleep(&self, millis: u64) {
         self.wait(millis, || false);
+    }
+}
+
+/// The TSC's rate, measured for 20 ms against the PM timer's 3.579545 MHz.
+fn khz_by_pm_timer(port: u16) -> u64 {
+    let (tsc, pm) = (ticks(), io::in32(port));
+    loop {
+        let passed = u64::from(io::in32(port).wrapping_sub(pm) & 0xff_ffff);
+        if passed > 71_590 {
+            return (ticks() - tsc) * 3_579_545 / passed / 1000;
+        }
     }
 }

@@ -106,13 +106,17 @@ impl Region {
 
     #[track_caller]
     fn at(self, offset: u64, len: u64) -> u64 {
-        assert!(
-            offset.checked_add(len).is_some_and(|end| end <= self.len),
-            "{len} bytes at {offset:#x} of a {:#x}-byte window at {:#x}",
-            self.len,
-            self.base
-        );
-        self.base + offset
+        match offset.checked_add(len) {
+            Some(end) if end <= self.len => self.base + offset,
+            _ => self.missed(offset, len),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    #[track_caller]
+    fn missed(self, offset: u64, len: u64) -> ! {
+        panic!("{len} bytes at {offset:#x} of a {:#x}-byte window at {:#x}", self.len, self.base)
     }
 
     access!(read8, write8, u8, reg_byte, "");

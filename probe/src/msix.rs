@@ -34,8 +34,7 @@ impl Msix {
     /// Message control: enable and mask all.
     pub(crate) fn control(&self, enable: bool, mask_all: bool) {
         let control = self.function.read16(self.cap + 2) & 0x3fff;
-        self.function
-            .write16(self.cap + 2, control | u16::from(enable) << 15 | u16::from(mask_all) << 14);
+        self.function.write16(self.cap + 2, control | u16::from(enable) << 15 | u16::from(mask_all) << 14);
     }
 
     /// Writes an entry: masked first, then address and data, then the mask as asked.

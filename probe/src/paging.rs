@@ -50,7 +50,7 @@ fn map_gib(gib: u64) {
             return;
         }
         if has_gib_pages() {
-            entry.write_volatile(gib * GIB | PAGE);
+            entry.write_volatile((gib * GIB) | PAGE);
         } else {
             let directory = child(entry);
             for i in 0..512 {
@@ -83,7 +83,8 @@ unsafe fn child(entry: *mut u64) -> *mut u64 {
 fn has_gib_pages() -> bool {
     static ANSWER: AtomicUsize = AtomicUsize::new(0);
     if ANSWER.load(Relaxed) == 0 {
-        let yes = trap::cpuid(0x8000_0000, 0)[0] >= 0x8000_0001 && trap::cpuid(0x8000_0001, 0)[3] & 1 << 26 != 0;
+        let yes =
+            trap::cpuid(0x8000_0000, 0)[0] >= 0x8000_0001 && trap::cpuid(0x8000_0001, 0)[3] & 1 << 26 != 0;
         ANSWER.store(1 + usize::from(yes), Relaxed);
     }
     ANSWER.load(Relaxed) == 2

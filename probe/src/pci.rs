@@ -46,7 +46,11 @@ pub(crate) struct Bar {
 impl Function {
     fn port_address(&self, offset: u64) -> u32 {
         let Bdf { bus, device, function, .. } = self.bdf;
-        1 << 31 | u32::from(bus) << 16 | u32::from(device) << 11 | u32::from(function) << 8 | (offset as u32 & 0xfc)
+        1 << 31
+            | u32::from(bus) << 16
+            | u32::from(device) << 11
+            | u32::from(function) << 8
+            | (offset as u32 & 0xfc)
     }
 
     /// The same function, reached through 0xcf8.
@@ -236,7 +240,8 @@ impl Bus {
             for device in 0..32 {
                 for function in 0..8 {
                     let bdf = Bdf { segment: ecam.map_or(0, |e| e.segment), bus, device, function };
-                    let offset = u64::from(bus - first) << 20 | u64::from(device) << 15 | u64::from(function) << 12;
+                    let offset =
+                        u64::from(bus - first) << 20 | u64::from(device) << 15 | u64::from(function) << 12;
                     // SAFETY: configuration registers, no RAM.
                     let ecam = ecam.map(|e| unsafe { Region::new(e.base + offset, 4096) });
                     let found = Function { bdf, ecam };

@@ -16,7 +16,8 @@ fn write(register: Register, value: u8) {
 /// Powers off through the sleep control register, with the S5 type that the DSDT gives. Where there are no tables, the port that
 /// this VMM and its launcher use. Returns only if nothing happened.
 pub(crate) fn off(acpi: Option<&Acpi>) {
-    let register = acpi.and_then(Acpi::sleep_control).unwrap_or(Register { space: 1, bits: 8, address: 0x600 });
+    let register =
+        acpi.and_then(Acpi::sleep_control).unwrap_or(Register { space: 1, bits: 8, address: 0x600 });
     let kind = acpi.and_then(Acpi::s5_type).unwrap_or(5);
     write(register, (kind & 7) << 2 | 1 << 5);
 }

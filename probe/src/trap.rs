@@ -1,4 +1,4 @@
-//! Interrupts, faults, and the few ring 0 services that ring 3 needs (MSRs, CPUID, HLT, TLB flush).
+//! Interrupts, faults, and the few ring 0 services that ring 3 needs (MSRs, CPUID, HLT, the interrupt flag).
 //!
 //! The ring 0 side is some ten instructions an event: it counts the vector and tells the LAPIC. A fault is sent back
 //! to ring 3, either to whoever said it may fault (`catch`) or to `unexpected_fault`, which reports and ends the run.
@@ -92,8 +92,6 @@ service:
     cmpl $5, %r8d
     jb 5f
     je 6f
-    cmpl $6, %r8d
-    je 7f
     lidt no_idt                 # anything above: a triple fault, on purpose
     ud2
 1:  rdmsr
@@ -105,12 +103,9 @@ service:
 4:  sti
     hlt
     iretq
-5:  movq %cr3, %rax
-    movq %rax, %cr3
+5:  orl $0x200, 16(%rsp)        # the interrupt flag, in the flags to return to
     iretq
-6:  orl $0x200, 16(%rsp)        # the interrupt flag, in the flags to return to
-    iretq
-7:  andl $0xfffffdff, 16(%rsp)
+6:  andl $0xfffffdff, 16(%rsp)
     iretq
 
     # (value, faulted) catch_fault(function, argument)
@@ -181,8 +176,12 @@ pub(crate) struct Fault {
 }
 
 #[unsafe(no_mangle)]
-static fault_record: FaultRecord =
-    FaultRecord { vector: AtomicU64::new(0), error: AtomicU64::new(0), rip: AtomicU64::new(0), cr2: AtomicU64::new(0) };
+static fault_record: FaultRecord = FaultRecord {
+    vector: AtomicU64::new(0),
+    error: AtomicU64::new(0),
+    rip: AtomicU64::new(0),
+    cr2: AtomicU64::new(0),
+};
 #[unsafe(no_mangle)]
 static trap_hits: [AtomicU64; 256] = [const { AtomicU64::new(0) }; 256];
 #[unsafe(no_mangle)]
@@ -245,10 +244,9 @@ const SERVICE_RDMSR: u32 = 0;
 const SERVICE_WRMSR: u32 = 1;
 const SERVICE_CPUID: u32 = 2;
 const SERVICE_HALT: u32 = 3;
-const SERVICE_FLUSH: u32 = 4;
-const SERVICE_STI: u32 = 5;
-const SERVICE_CLI: u32 = 6;
-const SERVICE_TRIPLE_FAULT: u32 = 7;
+const SERVICE_STI: u32 = 4;
+const SERVICE_CLI: u32 = 5;
+const SERVICE_TRIPLE_FAULT: u32 = 6;
 
 /// Asks ring 0 for `service` with the given eax, ecx, edx; returns eax, ebx, ecx, edx.
 ///
@@ -286,11 +284,6 @@ pub(crate) fn cpuid(leaf: u32, subleaf: u32) -> [u32; 4] {
 /// Halts with interrupts on until one comes, and returns with interrupts as they were.
 pub(crate) fn halt() {
     service(SERVICE_HALT, 0, 0, 0);
-}
-
-/// Forgets cached translations, after a mapping was taken away or changed.
-pub(crate) fn flush_tlb() {
-    service(SERVICE_FLUSH, 0, 0, 0);
 }
 
 /// Ends the machine the hard way.

@@ -10,9 +10,10 @@ use crate::verdict::Outcome;
 pub(super) fn tables(machine: &mut Machine) -> Outcome {
     let Some(acpi) = machine.acpi else { skip!("no RSDP") };
     check!(sums_up(acpi.rsdp.part(0, 20)), "the RSDP's first checksum is wrong");
-    check!(sums_up(acpi.rsdp), "the RSDP's extended checksum is wrong");
     check!(acpi.rsdp.read8(15) >= 2, "RSDP revision {}", acpi.rsdp.read8(15));
-    check!(acpi.xsdt.sums_up(), "the XSDT's checksum is wrong");
+    check!(sums_up(acpi.rsdp), "the RSDP's extended checksum is wrong");
+    check!(&acpi.root.signature() == b"XSDT", "the root table is {}", acpi.root.name());
+    check!(acpi.root.sums_up(), "the XSDT's checksum is wrong");
     let mut count = 0;
     for table in acpi.tables() {
         println!(
@@ -73,7 +74,9 @@ pub(super) fn smbios(_machine: &mut Machine) -> Outcome {
     // SAFETY: only read.
     let rom = unsafe { Region::new(0xf_0000, 0x1_0000) };
     let anchor = u32::from_le_bytes(*b"_SM3");
-    let Some(at) = (0..0x1_0000 - 32).step_by(16).find(|&i| rom.read32(i) == anchor && rom.read8(i + 4) == b'_') else {
+    let Some(at) =
+        (0..0x1_0000 - 32).step_by(16).find(|&i| rom.read32(i) == anchor && rom.read8(i + 4) == b'_')
+    else {
         skip!("no _SM3_ anchor");
     };
     let len = u64::from(rom.read8(at + 6));
@@ -104,7 +107,10 @@ pub(super) fn mcfg(machine: &mut Machine) -> Outcome {
     let Some(acpi) = machine.acpi else { skip!("no RSDP") };
     let mut count = 0;
     for ecam in Acpi::ecams(&acpi) {
-        println!("# ecam segment {} buses {}-{} at {:#x}", ecam.segment, ecam.first_bus, ecam.last_bus, ecam.base);
+        println!(
+            "# ecam segment {} buses {}-{} at {:#x}",
+            ecam.segment, ecam.first_bus, ecam.last_bus, ecam.base
+        );
         let end = ecam.base + (u64::from(ecam.last_bus - ecam.first_bus) + 1) * (1 << 20);
         let in_ram = machine.start.map().any(|e| e.kind == 1 && e.base < end && ecam.base < e.base + e.len);
         check!(!in_ram, "the window at {:#x} lies in RAM", ecam.base);

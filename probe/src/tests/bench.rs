@@ -136,7 +136,7 @@ pub(super) fn disk(machine: &mut Machine) -> Outcome {
         "op={} order={} size={size} depth={depth} requests={done} iops={iops} mib/s={}",
         if writes { "write" } else { "read" },
         if sequential { "seq" } else { "random" },
-        iops * size >> 20
+        (iops * size) >> 20
     ))
 }
 

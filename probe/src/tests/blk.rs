@@ -36,7 +36,11 @@ pub(super) fn info(machine: &mut Machine) -> Outcome {
     let Some(config) = disk.device.config else { fail!("no device configuration") };
     let features = disk.device.features;
     let queues = if features & blk::F_MQ != 0 { config.read16(34) } else { 1 };
-    check!(queues == disk.device.queue_count(), "{queues} queues by configuration, {} registers", disk.device.queue_count());
+    check!(
+        queues == disk.device.queue_count(),
+        "{queues} queues by configuration, {} registers",
+        disk.device.queue_count()
+    );
     let block = if features & blk::F_BLK_SIZE != 0 { config.read32(20) } else { 512 };
     check!(block.is_power_of_two() && block >= 512, "block size {block}");
     Ok(text!(
@@ -116,7 +120,12 @@ pub(super) fn write(machine: &mut Machine) -> Outcome {
                 data.fill(0);
                 disk.transfer(blk::T_IN, first + done, data).map_err(Stop::Fail)?;
                 if let Some(i) = (0..step * 64).find(|&i| data.read64(i * 8) != word(i)) {
-                    fail!("sector {} reads back {:#x} at word {}", first + done + i / 64, data.read64(i * 8), i % 64);
+                    fail!(
+                        "sector {} reads back {:#x} at word {}",
+                        first + done + i / 64,
+                        data.read64(i * 8),
+                        i % 64
+                    );
                 }
             } else {
                 (0..step * 64).for_each(|i| data.write64(i * 8, word(i)));
@@ -146,7 +155,8 @@ pub(super) fn id(machine: &mut Machine) -> Outcome {
     let mut disk = open(machine)?;
     let buffer = machine.arena.take(32, 16);
     buffer.fill(0xcc);
-    let (status, _) = disk.request(blk::T_GET_ID, 0, &[Buffer::writable(buffer.part(0, 20))]).map_err(Stop::Fail)?;
+    let (status, _) =
+        disk.request(blk::T_GET_ID, 0, &[Buffer::writable(buffer.part(0, 20))]).map_err(Stop::Fail)?;
     check!(status == blk::OK, "status {status}");
     let mut bytes = [0; 32];
     buffer.load(0, &mut bytes);
@@ -198,7 +208,11 @@ pub(super) fn out_of_range(machine: &mut Machine) -> Outcome {
         ] {
             let data = if kind == blk::T_OUT { Buffer::readable(data) } else { Buffer::writable(data) };
             let (status, _) = disk.request(kind, sector, &[data]).map_err(Stop::Fail)?;
-            check!(status == blk::IO_ERROR, "request {kind} of {} bytes at {sector:#x}: status {status}", data.len);
+            check!(
+                status == blk::IO_ERROR,
+                "request {kind} of {} bytes at {sector:#x}: status {status}",
+                data.len
+            );
         }
     }
     for kind in [2, 3, 5, 9, 0xffff, u32::MAX] {
@@ -238,7 +252,10 @@ pub(super) fn segments(machine: &mut Machine) -> Outcome {
             disk.request(blk::T_IN, 0, &parts)
         }
         .map_err(Stop::Fail)?;
-        check!(status == blk::OK && u64::from(written) == len + 1, "status {status}, {written} bytes written");
+        check!(
+            status == blk::OK && u64::from(written) == len + 1,
+            "status {status}, {written} bytes written"
+        );
         let mut wanted = 0;
         let mut at = 1;
         for piece in pieces {

@@ -25,7 +25,12 @@ pub(super) fn cpuid(machine: &mut Machine) -> Outcome {
     };
     println!(
         "# cpuid vendor={} max={max:#x} apic={} logical={} hypervisor-max={hypervisor_max:#x} signature={} tsc={}kHz by {}",
-        printable(&vendor), b1 >> 24, b1 >> 16 & 0xff, printable(&signature), machine.clock.khz, machine.clock.source
+        printable(&vendor),
+        b1 >> 24,
+        b1 >> 16 & 0xff,
+        printable(&signature),
+        machine.clock.khz,
+        machine.clock.source
     );
     check!(c1 & 1 << 31 != 0, "the hypervisor bit (1.ECX.31) is clear");
     check!((32..=52).contains(&phys), "{phys} physical address bits");

@@ -222,7 +222,10 @@ pub(super) fn disk_chains(machine: &mut Machine) -> Outcome {
             check!(disk.device.reset(), "{what}: the device does not reset");
             let untouched = |r: Region| (0..4096).all(|i| r.read8(i) == 0xf5);
             let four_gigabytes = what.contains("four gigabytes less");
-            check!(four_gigabytes || untouched(fence) && untouched(fence_behind), "{what}: memory around the buffer changed");
+            check!(
+                four_gigabytes || untouched(fence) && untouched(fence_behind),
+                "{what}: memory around the buffer changed"
+            );
             drop(disk);
             machine.arena.reset();
             let mut disk = well_behaved::open_with(machine, features)?;
@@ -307,7 +310,9 @@ pub(super) fn registers(machine: &mut Machine) -> Outcome {
     }
     let mut accesses = 0;
     for nth in 0..functions {
-        let Some(function) = machine.bus.iter().filter(|f| virtio::type_of(f).is_some()).nth(nth) else { break };
+        let Some(function) = machine.bus.iter().filter(|f| virtio::type_of(f).is_some()).nth(nth) else {
+            break;
+        };
         for state in STATES {
             machine.arena.reset();
             let mut device = Device::open(function).map_err(Stop::Fail)?;
@@ -361,8 +366,10 @@ pub(super) fn queue_setup(machine: &mut Machine) -> Outcome {
         skip!("no virtio device");
     }
     for nth in 0..functions {
-        let Some(function) = machine.bus.iter().filter(|f| virtio::type_of(f).is_some()).nth(nth) else { break };
-        for bad in [beyond, beyond - 16, u64::MAX & !15, 0xfee0_0000, 1, 1 << 62] {
+        let Some(function) = machine.bus.iter().filter(|f| virtio::type_of(f).is_some()).nth(nth) else {
+            break;
+        };
+        for bad in [beyond, beyond - 16, !15, 0xfee0_0000, 1, 1 << 62] {
             for register in [common::QUEUE_DESC, common::QUEUE_DRIVER, common::QUEUE_DEVICE] {
                 machine.arena.reset();
                 let mut device = Device::open(function).map_err(Stop::Fail)?;
@@ -394,9 +401,11 @@ pub(super) fn queue_setup(machine: &mut Machine) -> Outcome {
         let mut device = Device::open(function).map_err(Stop::Fail)?;
         bring(machine, &mut device, State::Live)?;
         device.select(0);
-        for (register, value) in
-            [(common::QUEUE_DESC, 0xffff_f000u32), (common::QUEUE_DRIVER, 0), (common::QUEUE_DEVICE, 0xffff_ffff)]
-        {
+        for (register, value) in [
+            (common::QUEUE_DESC, 0xffff_f000u32),
+            (common::QUEUE_DRIVER, 0),
+            (common::QUEUE_DEVICE, 0xffff_ffff),
+        ] {
             device.common.write32(register, value);
         }
         device.common.write16(common::QUEUE_SIZE, 0);
@@ -443,7 +452,10 @@ pub(super) fn reset_in_flight(machine: &mut Machine) -> Outcome {
         if let Some(i) = (0..data.len()).find(|&i| data.read8(i) != 0x77) {
             fail!("round {round}: byte {i} was written after the reset");
         }
-        check!((0..depth).all(|i| states.read8(i) == 0x77), "round {round}: a status was written after the reset");
+        check!(
+            (0..depth).all(|i| states.read8(i) == 0x77),
+            "round {round}: a status was written after the reset"
+        );
     }
     Ok(text!("rounds=200 cut-off={in_flight}"))
 }

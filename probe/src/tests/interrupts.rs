@@ -5,7 +5,7 @@ use crate::apic::LocalApic;
 use crate::trap;
 use crate::verdict::{Outcome, Stop};
 use crate::virtio::queue::Buffer;
-use crate::virtio::{Device, kind};
+use crate::virtio::{Device, NO_VECTOR, common, kind};
 
 const VECTOR: u8 = 0x51;
 const OTHER_VECTOR: u8 = 0x52;
@@ -24,6 +24,12 @@ pub(super) fn msix(machine: &mut Machine) -> Outcome {
     for vector in 0..msix.vectors {
         msix.set(vector, (0, 0), true);
     }
+    // A vector that the table does not have is answered by "none" (4.1.4.3).
+    device.common.write16(common::CONFIG_VECTOR, msix.vectors);
+    let none = device.common.read16(common::CONFIG_VECTOR);
+    check!(none == NO_VECTOR, "vector {} of {} is taken: {none:#x}", msix.vectors, msix.vectors);
+    device.common.write16(common::CONFIG_VECTOR, 0);
+    check!(device.common.read16(common::CONFIG_VECTOR) == 0, "the configuration takes no vector");
     msix.set(1, apic.message(VECTOR), false);
     msix.control(true, false);
     let mut queue = device.queue(&mut machine.arena, 0, 16, 1).map_err(Stop::Fail)?;

@@ -40,7 +40,8 @@ impl Machine {
     pub(crate) fn new(start: Start) -> Option<Machine> {
         let arena = Arena::new(&start)?;
         let acpi = Acpi::find(start.rsdp);
-        Some(Machine { start, acpi, bus: Bus::scan(acpi.as_ref()), clock: Clock::find(), arena })
+        let clock = Clock::find(start.number("khz"), acpi.as_ref());
+        Some(Machine { start, acpi, bus: Bus::scan(acpi.as_ref()), clock, arena })
     }
 }
 
@@ -76,6 +77,7 @@ static TESTS: &[Entry] = &[
     test("pci-list", pci::list),
     test("pci-bars", pci::bars),
     test("pci-move", pci::bar_move),
+    test("pci-move-doorbell", pci::doorbell_move),
     test("pci-decode", pci::decode),
     test("pci-ports", pci::ports),
     test("msix-registers", pci::msix_registers),
@@ -172,7 +174,12 @@ fn report(entry: &Entry, machine: &mut Machine) {
 }
 
 fn done() {
-    println!("DONE pass={} fail={} skip={}", PASSED.load(Relaxed), FAILED.load(Relaxed), SKIPPED.load(Relaxed));
+    println!(
+        "DONE pass={} fail={} skip={}",
+        PASSED.load(Relaxed),
+        FAILED.load(Relaxed),
+        SKIPPED.load(Relaxed)
+    );
 }
 
 /// After a panic or a fault: counts it, prints the sum, and powers off without asking anything of the tables.

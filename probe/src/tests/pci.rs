@@ -5,7 +5,8 @@ use crate::io::{self, Region, WIDTHS};
 use crate::msix::Msix;
 use crate::pci::{Bar, COMMAND, COMMAND_MEMORY, Function};
 use crate::start::RAM;
-use crate::verdict::Outcome;
+use crate::verdict::{Outcome, Stop};
+use crate::virtio::queue::Buffer;
 use crate::virtio::{self, Device, common};
 
 /// Lists every function with class, BARs and capabilities.
@@ -24,7 +25,13 @@ pub(super) fn list(machine: &mut Machine) -> Outcome {
                 "# pci {} bar{} {} {:#x}+{:#x}{}",
                 function.bdf,
                 bar.index,
-                if bar.is_port { "port" } else if bar.is_64 { "mem64" } else { "mem32" },
+                if bar.is_port {
+                    "port"
+                } else if bar.is_64 {
+                    "mem64"
+                } else {
+                    "mem32"
+                },
                 bar.address,
                 bar.len,
                 if bar.prefetchable { " prefetchable" } else { "" }
@@ -85,7 +92,7 @@ pub(super) fn bar_move(machine: &mut Machine) -> Outcome {
     let mut moved = 0;
     for function in machine.bus.iter().filter(|f| virtio::type_of(f).is_some()) {
         let bdf = function.bdf;
-        let device = Device::open(function).map_err(crate::verdict::Stop::Fail)?;
+        let device = Device::open(function).map_err(Stop::Fail)?;
         let queues = device.queue_count();
         let Some(bar) = function.bars().find(|b| {
             !b.is_port && b.address <= device.common.base() && device.common.base() < b.address + b.len
@@ -115,11 +122,42 @@ pub(super) fn bar_move(machine: &mut Machine) -> Outcome {
     Ok(text!("moved={moved}"))
 }
 
+/// A live queue's doorbell follows the BAR too. On the rng.
+pub(super) fn doorbell_move(machine: &mut Machine) -> Outcome {
+    let Some(device) = Device::find(&machine.bus, virtio::kind::RNG, 0) else { skip!("there is no rng") };
+    let mut device = device.map_err(Stop::Fail)?;
+    device.negotiate(0).map_err(Stop::Fail)?;
+    let mut queue = device.queue(&mut machine.arena, 0, 16, virtio::NO_VECTOR).map_err(Stop::Fail)?;
+    device.start().map_err(Stop::Fail)?;
+    let buffer = machine.arena.take(64, 64);
+    let function = device.function;
+    let in_bar =
+        |b: &Bar| !b.is_port && b.address <= device.notify.base() && device.notify.base() < b.address + b.len;
+    let Some(bar) = function.bars().find(in_bar) else { fail!("no BAR holds the doorbells") };
+    let Some(place) = free_place(machine, bar) else { skip!("no free place below the BARs") };
+    for round in 0..4 {
+        let (from, to) = if round % 2 == 0 { (bar.address, place) } else { (place, bar.address) };
+        function.move_bar(bar, to);
+        // SAFETY: device registers now, and no RAM before, as `free_place` checked.
+        unsafe {
+            device.follow(from, to);
+            queue.follow(from, to);
+        }
+        check!(queue.add(&[Buffer::writable(buffer)]).is_some(), "the queue is full");
+        queue.kick();
+        if let Err(why) = device.complete(&mut queue, &machine.clock) {
+            function.move_bar(bar, bar.address);
+            fail!("after move {round}, to {to:#x}: {why}");
+        }
+    }
+    Ok(text!("moves=4"))
+}
+
 /// With memory decoding off a device answers nothing; with it on, again.
 pub(super) fn decode(machine: &mut Machine) -> Outcome {
     let mut count = 0;
     for function in machine.bus.iter().filter(|f| virtio::type_of(f).is_some()) {
-        let device = Device::open(function).map_err(crate::verdict::Stop::Fail)?;
+        let device = Device::open(function).map_err(Stop::Fail)?;
         let queues = device.queue_count();
         let command = function.read16(COMMAND);
         function.write16(COMMAND, command & !COMMAND_MEMORY);
@@ -150,10 +188,14 @@ pub(super) fn ports(machine: &mut Machine) -> Outcome {
         function.write32(0, !id);
         check!(function.read32(0) == id, "{}: the ids can be written", function.bdf);
         by_ports.write8(0x3c, 0x5a);
-        check!(function.read8(0x3c) == 0x5a, "{}: the interrupt line does not hold what is written", function.bdf);
+        check!(
+            function.read8(0x3c) == 0x5a,
+            "{}: the interrupt line does not hold what is written",
+            function.bdf
+        );
         by_ports.write8(0x3c, 0);
         // Narrow reads through the data port.
-        io::out32(0xcf8, 1 << 31 | u32::from(function.bdf.device) << 11);
+        by_ports.read32(0);
         let bytes = [0xcfc, 0xcfd, 0xcfe, 0xcff].map(io::in8);
         check!(bytes == id.to_le_bytes(), "{}: bytes {bytes:x?} of {id:#x}", function.bdf);
         let words = [0xcfc, 0xcfe].map(io::in16);
@@ -206,7 +248,10 @@ pub(super) fn msix_registers(machine: &mut Machine) -> Outcome {
             let entry = [0, 4, 8, 12].map(|i| msix.table.read32(at + i));
             check!(entry == [address as u32, 0, data, 1], "{bdf} vector {vector} reads {entry:x?}");
             let wide = [msix.table.read64(at), msix.table.read64(at + 8)];
-            check!(wide == [address, 1 << 32 | u64::from(data)], "{bdf} vector {vector} reads {wide:x?} in 64 bits");
+            check!(
+                wide == [address, 1 << 32 | u64::from(data)],
+                "{bdf} vector {vector} reads {wide:x?} in 64 bits"
+            );
         }
         for vector in 0..msix.vectors {
             msix.set(vector, (0, 0), true);

@@ -193,7 +193,12 @@ pub(super) fn cmos_memory(machine: &mut Machine) -> Outcome {
         skip!("no CMOS memory size");
     }
     let ram = |from: u64, to: u64| -> u64 {
-        machine.start.map().filter(|e| e.kind == 1).map(|e| (e.base + e.len).min(to).saturating_sub(e.base.max(from))).sum()
+        machine
+            .start
+            .map()
+            .filter(|e| e.kind == 1)
+            .map(|e| (e.base + e.len).min(to).saturating_sub(e.base.max(from)))
+            .sum()
     };
     let (low_map, high_map) = (ram(16 << 20, 4 << 30), ram(4 << 30, u64::MAX));
     check!(low == low_map >> 16, "{low:#x} times 64K above 16M, the map has {:#x}", low_map >> 16);
@@ -203,7 +208,9 @@ pub(super) fn cmos_memory(machine: &mut Machine) -> Outcome {
 
 /// The PM timer only goes forward, at 3.579545 MHz by the TSC.
 pub(super) fn pm_timer(machine: &mut Machine) -> Outcome {
-    let Some((register, wide)) = machine.acpi.and_then(|a| a.pm_timer()) else { skip!("no PM timer in the FADT") };
+    let Some((register, wide)) = machine.acpi.and_then(|a| a.pm_timer()) else {
+        skip!("no PM timer in the FADT")
+    };
     check!(register.space == 1, "the timer is not on a port");
     let port = register.address as u16;
     let mask = if wide { u32::MAX } else { 0xff_ffff };
@@ -213,8 +220,8 @@ pub(super) fn pm_timer(machine: &mut Machine) -> Outcome {
         check!(now.wrapping_sub(last) & mask < mask / 2, "the timer went from {last:#x} back to {now:#x}");
         last = now;
     }
-    if !machine.clock.is_known() {
-        return Ok(text!("monotonic; the TSC's rate is not known"));
+    if !machine.clock.is_known() || machine.clock.source == "the PM timer" {
+        return Ok(text!("monotonic; no other clock to compare with"));
     }
     let (tsc, pm) = (ticks(), io::in32(port));
     machine.clock.sleep(200);
@@ -271,7 +278,8 @@ pub(super) fn unclaimed(machine: &mut Machine) -> Outcome {
         // SAFETY: above all RAM.
         let hole = unsafe { Region::new(address, 64) };
         for offset in 0..8 {
-            let read = [hole.read(offset, 1), hole.read(offset, 2), hole.read(offset, 4), hole.read(offset, 8)];
+            let read =
+                [hole.read(offset, 1), hole.read(offset, 2), hole.read(offset, 4), hole.read(offset, 8)];
             check!(read == [0xff, 0xffff, 0xffff_ffff, u64::MAX], "{address:#x}+{offset} reads {read:x?}");
             hole.write64(offset, 0);
         }

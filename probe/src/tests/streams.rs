@@ -31,7 +31,10 @@ pub(super) fn rng(machine: &mut Machine) -> Outcome {
         let (_, written) = device.complete(&mut queue, &machine.clock).map_err(Stop::Fail)?;
         let written = u64::from(written);
         check!(written > 0 && written <= len, "{written} bytes for a buffer of {len}");
-        check!((written..buffer.len()).all(|i| buffer.read8(i) == 0), "more was written than the device says");
+        check!(
+            (written..buffer.len()).all(|i| buffer.read8(i) == 0),
+            "more was written than the device says"
+        );
         ones += (0..written).map(|i| u64::from(buffer.read8(i).count_ones())).sum::<u64>();
         bytes += written;
         if written >= 8 {

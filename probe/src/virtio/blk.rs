@@ -60,7 +60,8 @@ impl Disk {
         device.negotiate(features | F_READ_ONLY)?;
         let queue = device.queue(arena, 0, 256, NO_VECTOR)?;
         device.start()?;
-        let config = device.config.ok_or_else(|| text!("{}: no device configuration", device.function.bdf))?;
+        let config =
+            device.config.ok_or_else(|| text!("{}: no device configuration", device.function.bdf))?;
         let capacity = config.read64(0);
         Ok(Some(Disk {
             device,
@@ -86,7 +87,12 @@ impl Disk {
     }
 
     /// The same through an indirect table.
-    pub(crate) fn request_indirect(&mut self, kind: u32, sector: u64, data: &[Buffer]) -> Result<(u8, u32), Text> {
+    pub(crate) fn request_indirect(
+        &mut self,
+        kind: u32,
+        sector: u64,
+        data: &[Buffer],
+    ) -> Result<(u8, u32), Text> {
         self.submit(kind, sector, data, true)
     }
 

@@ -99,7 +99,10 @@ impl Device {
                 return Err(text!("{}: capability {cfg} names BAR {bar}, which is not there", function.bdf));
             };
             if offset.saturating_add(len) > window.len() {
-                return Err(text!("{}: capability {cfg} leaves BAR {bar}: {offset:#x}+{len:#x}", function.bdf));
+                return Err(text!(
+                    "{}: capability {cfg} leaves BAR {bar}: {offset:#x}+{len:#x}",
+                    function.bdf
+                ));
             }
             *place = Some(window.part(offset, len));
             if cfg == 2 {
@@ -222,9 +225,17 @@ impl Device {
         Msix::of(self.function)
     }
 
-    /// Reads the ISR status, which clears it.
-    pub(crate) fn take_isr(&self) -> u8 {
-        self.isr.read8(0)
+    /// Looks for the registers `to - from` further on, after the BAR that was at `from` went to `to`.
+    ///
+    /// # Safety
+    /// There must be no RAM.
+    pub(crate) unsafe fn follow(&mut self, from: u64, to: u64) {
+        // SAFETY: by this function's contract.
+        let moved = |r: Region| unsafe { Region::new(r.base() - from + to, r.len()) };
+        self.common = moved(self.common);
+        self.isr = moved(self.isr);
+        self.notify = moved(self.notify);
+        self.config = self.config.map(moved);
     }
 
     /// Waits until `queue` has a completion, at most five seconds: head and length written.
@@ -235,7 +246,12 @@ impl Device {
             done.is_some()
         });
         done.ok_or_else(|| {
-            text!("{}: no completion on queue {}, status {:#x}", self.function.bdf, queue.index, self.status())
+            text!(
+                "{}: no completion on queue {}, status {:#x}",
+                self.function.bdf,
+                queue.index,
+                self.status()
+            )
         })
     }
 }

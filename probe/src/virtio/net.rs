@@ -63,7 +63,8 @@ impl Card {
         let mut slot_of = [0; 1024];
         for slot in 0..receive.size {
             let region = slots.part(u64::from(slot) * SLOT, SLOT);
-            let head = receive.add(&[Buffer::writable(region)]).ok_or_else(|| text!("{bdf}: the queue is full"))?;
+            let head =
+                receive.add(&[Buffer::writable(region)]).ok_or_else(|| text!("{bdf}: the queue is full"))?;
             slot_of[usize::from(head)] = slot;
         }
         device.start()?;
@@ -93,7 +94,11 @@ impl Card {
     }
 
     /// The next frame that `wanted` accepts within `millis`, handed to `then`. Others are dropped; every slot goes back.
-    pub(crate) fn receive<T>(&mut self, millis: u64, mut wanted: impl FnMut(Region) -> Option<T>) -> Option<T> {
+    pub(crate) fn receive<T>(
+        &mut self,
+        millis: u64,
+        mut wanted: impl FnMut(Region) -> Option<T>,
+    ) -> Option<T> {
         let mut found = None;
         let clock = self.clock;
         clock.wait(millis, || {

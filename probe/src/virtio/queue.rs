@@ -70,10 +70,6 @@ impl Queue {
         }
     }
 
-    pub(crate) fn free_count(&self) -> usize {
-        self.free_count
-    }
-
     /// Writes descriptor `index` of the table in `table`.
     pub(crate) fn write_descriptor(table: Region, index: u64, address: u64, len: u32, flags: u16, next: u16) {
         let at = index * DESCRIPTOR;
@@ -141,7 +137,8 @@ impl Queue {
         let wanted = if self.event_idx {
             let event = self.used.read16(4 + u64::from(self.size) * 8);
             // Has the index passed `event` since the last time? (2.7.10)
-            self.next_available.wrapping_sub(event).wrapping_sub(1) < self.next_available.wrapping_sub(self.kicked)
+            self.next_available.wrapping_sub(event).wrapping_sub(1)
+                < self.next_available.wrapping_sub(self.kicked)
         } else {
             self.used.read16(0) & 1 == 0
         };
@@ -157,8 +154,12 @@ impl Queue {
     }
 
     /// Moves the doorbell to where the BAR went.
-    pub(crate) fn move_doorbell(&mut self, doorbell: Region) {
-        self.doorbell = doorbell;
+    ///
+    /// # Safety
+    /// There must be no RAM.
+    pub(crate) unsafe fn follow(&mut self, from: u64, to: u64) {
+        // SAFETY: by this function's contract.
+        self.doorbell = unsafe { Region::new(self.doorbell.base() - from + to, self.doorbell.len()) };
     }
 
     /// Asks for an interrupt at the next completion (`on`), or for none.
@@ -194,7 +195,10 @@ impl Queue {
         assert!(head < u32::from(self.size), "used head {head} of a queue of {}", self.size);
         let mut slot = head as u16;
         loop {
-            assert!(self.free_count < usize::from(self.size), "the device completed {head}, which it does not have");
+            assert!(
+                self.free_count < usize::from(self.size),
+                "the device completed {head}, which it does not have"
+            );
             self.free[self.free_count] = slot;
             self.free_count += 1;
             let at = u64::from(slot) * DESCRIPTOR;
