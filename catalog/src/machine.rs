@@ -39,7 +39,7 @@ macro_rules! machine {
             pub platform: Option<PlatformSpec>,
             $(
                 #[doc = concat!("What `--", stringify!($field), "` or its like configures.")]
-                #[serde(skip_serializing_if = "Arity::is_left_out")]
+                #[serde(skip_serializing_if = "Field::is_left_out")]
                 pub $field: machine!(@type $arity $spec),
             )*
             $(
@@ -53,18 +53,20 @@ macro_rules! machine {
             )*
         }
 
+        $( impl Field for $spec {} )*
+
         impl VmSpec {
             /// The devices in the order of their PCI slots.
             pub fn devices(&self) -> Vec<&dyn Plug> {
                 let mut all: Vec<&dyn Plug> = Vec::new();
-                $( Arity::list(&self.$field, &mut all); )*
+                $( machine!(@list $arity all, self.$field); )*
                 all
             }
 
             /// The same, to build them.
             pub fn devices_mut(&mut self) -> Vec<&mut dyn Plug> {
                 let mut all: Vec<&mut dyn Plug> = Vec::new();
-                $( Arity::list_mut(&mut self.$field, &mut all); )*
+                $( machine!(@list_mut $arity all, self.$field); )*
                 all
             }
 
@@ -87,6 +89,14 @@ macro_rules! machine {
     };
     (@type one $spec:ty) => { $spec };
     (@type many $spec:ty) => { Option<Vec<$spec>> };
+    (@list one $all:ident, $self:ident.$field:ident) => { $all.push(&$self.$field) };
+    (@list many $all:ident, $self:ident.$field:ident) => {
+        $all.extend($self.$field.iter().flatten().map(|s| s as &dyn Plug))
+    };
+    (@list_mut one $all:ident, $self:ident.$field:ident) => { $all.push(&mut $self.$field) };
+    (@list_mut many $all:ident, $self:ident.$field:ident) => {
+        $all.extend($self.$field.iter_mut().flatten().map(|s| s as &mut dyn Plug))
+    };
     (@flag one $spec:ty) => { Flag::of::<$spec>(false) };
     (@flag many $spec:ty) => { Flag::of::<$spec>(true) };
     (@take one $self:ident.$field:ident, $matches:ident) => {
@@ -129,34 +139,14 @@ machine! {
     unsupported_switches { iommu, landlock_enable, pvpanic, watchdog, }
 }
 
-/// One device or a list of them.
-trait Arity {
-    fn list<'a>(&'a self, all: &mut Vec<&'a dyn Plug>);
-    fn list_mut<'a>(&'a mut self, all: &mut Vec<&'a mut dyn Plug>);
+/// A field of [`VmSpec`] in JSON.
+trait Field {
     fn is_left_out(&self) -> bool {
         false
     }
 }
 
-impl<T: Plug> Arity for T {
-    fn list<'a>(&'a self, all: &mut Vec<&'a dyn Plug>) {
-        all.push(self);
-    }
-
-    fn list_mut<'a>(&'a mut self, all: &mut Vec<&'a mut dyn Plug>) {
-        all.push(self);
-    }
-}
-
-impl<T: Plug> Arity for Option<Vec<T>> {
-    fn list<'a>(&'a self, all: &mut Vec<&'a dyn Plug>) {
-        all.extend(self.iter().flatten().map(|s| s as &dyn Plug));
-    }
-
-    fn list_mut<'a>(&'a mut self, all: &mut Vec<&'a mut dyn Plug>) {
-        all.extend(self.iter_mut().flatten().map(|s| s as &mut dyn Plug));
-    }
-
+impl<T> Field for Option<Vec<T>> {
     fn is_left_out(&self) -> bool {
         self.is_none()
     }

@@ -35,7 +35,7 @@ fn main() -> ExitCode {
         return check_host();
     }
     let result = run(&matches);
-    terminal::restore_all();
+    terminal::restore();
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
@@ -63,7 +63,7 @@ fn run(matches: &ArgMatches) -> Result<(), Refusal> {
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
         // The message is of no use in a terminal that is still raw.
-        terminal::restore_all();
+        terminal::restore();
         hook(info);
     }));
 

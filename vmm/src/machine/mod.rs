@@ -15,7 +15,6 @@ use std::sync::Arc;
 
 use api::DeviceNode;
 use arch::x86_64::boot::{self, Backing, Initramfs, Kernel};
-use arch::x86_64::cpuid::physical_bits;
 use arch::x86_64::layout::{self, MemoryMap};
 use catalog::VmSpec;
 use device::{Counters, Events, Kept, Span};
@@ -59,7 +58,10 @@ impl Machine {
 
         let supported =
             hypervisor.supported_cpuid().map_err(|e| Refusal::host("Cannot ask the hypervisor for CPUID", e))?;
-        let phys_bits = physical_bits(&supported, spec.cpus.max_phys_bits);
+        let host_bits = hypervisor
+            .physical_address_bits()
+            .map_err(|e| Refusal::host("Cannot ask the hypervisor for its address width", e))?;
+        let phys_bits = host_bits.min(spec.cpus.max_phys_bits);
         let map = MemoryMap::new(spec.memory.size.0, phys_bits)
             .map_err(|e| Refusal::invalid("Memory configuration is not valid").because(e))?;
         let processors = Processors::plan(&spec.cpus, hypervisor, &supported, phys_bits)?;
