@@ -7,7 +7,7 @@
 //! * output never waits: what the other side does not take goes into a ring of [`ring::CAPACITY`] bytes, whose oldest bytes are
 //!   dropped, and which is replayed when somebody connects;
 //! * input is only read as far as the device has room ([`Input::room`]), so the rest stays in the kernel;
-//! * the settings of the user's own terminal are restored when the last [`Terminal`] on it goes, or by [`restore`] at once.
+//! * the settings of the user's own terminal are restored when the last [`Terminal`] on it goes, or by [`restore_all`] at once.
 //!
 //! Nothing here knows a device, and no helper process is ever started: see [`Terminal::size`] for how sizes are followed.
 
@@ -26,4 +26,4 @@ pub use error::TerminalError;
 pub use input::{Inbox, Input};
 pub use mode::{ConsoleMode, Mode};
 pub use shared::{Session, Terminal};
-pub use tty::restore;
+pub use tty::restore_all;

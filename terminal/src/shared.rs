@@ -2,7 +2,7 @@
 
 use std::fs::OpenOptions;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -56,18 +56,7 @@ impl Terminal {
     /// # Errors
     /// What the host refused, naming the path.
     pub fn open(mode: &ConsoleMode) -> Result<Option<Self>, TerminalError> {
-        let kick = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(TerminalError::Event)?;
-        let mut shared = Shared {
-            out: Mutex::new(Out { to: None, ring: Ring::default(), keep: false, waiting: false }),
-            kick,
-            paused: AtomicBool::new(false),
-            terminal: None,
-            path: None,
-            ends: Mutex::new(None),
-            served: false,
-            limit: LogLimit::new(),
-            _raw: None,
-        };
+        let mut shared = Shared::new()?;
         let out = shared.out.get_mut().unwrap_or_else(PoisonError::into_inner);
         let ends = match mode.mode {
             Mode::Off => return Ok(None),
@@ -109,6 +98,20 @@ impl Terminal {
         shared.served = ends.is_some();
         shared.ends = Mutex::new(ends);
         Ok(Some(Terminal(Arc::new(shared))))
+    }
+
+    /// Standard output, without input and with the terminal's settings left as they are.
+    ///
+    /// # Errors
+    /// Standard output is closed.
+    pub fn standard_output() -> Result<Self, TerminalError> {
+        let mut shared = Shared::new()?;
+        let (outlet, pollable) = tty::output(io::stdout().as_fd()).map_err(TerminalError::Stdout)?;
+        let output = pollable.then(|| outlet.fd.clone());
+        shared.out.get_mut().unwrap_or_else(PoisonError::into_inner).to = Some(outlet);
+        shared.served = output.is_some();
+        shared.ends = Mutex::new(output.map(|fd| Ends::Tty { input: None, output: Some(fd) }));
+        Ok(Terminal(Arc::new(shared)))
     }
 
     /// Writes output; never waits. What is not taken at once is kept as [`crate::ring`] says, or dropped if nobody can ever read it.
@@ -179,6 +182,21 @@ impl Drop for Session {
 }
 
 impl Shared {
+    /// A terminal that leads nowhere yet.
+    fn new() -> Result<Self, TerminalError> {
+        Ok(Shared {
+            out: Mutex::new(Out { to: None, ring: Ring::default(), keep: false, waiting: false }),
+            kick: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(TerminalError::Event)?,
+            paused: AtomicBool::new(false),
+            terminal: None,
+            path: None,
+            ends: Mutex::new(None),
+            served: false,
+            limit: LogLimit::new(),
+            _raw: None,
+        })
+    }
+
     fn lock(&self) -> MutexGuard<'_, Out> {
         self.out.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,6 +1,6 @@
 //! The terminal that the program was started from.
 //!
-//! Its settings are changed once, whoever uses it, and given back by whoever comes first: the last user, or [`restore`].
+//! Its settings are changed once, whoever uses it, and given back by whoever comes first: the last user, or [`restore_all`].
 
 use std::fs::OpenOptions;
 use std::io::{self, IsTerminal};
@@ -27,7 +27,7 @@ static USERS: Mutex<usize> = Mutex::new(0);
 
 /// Gives the user's terminal its settings back, if they were changed. May be called from anywhere, a signal handler and a panic
 /// included, and any number of times; terminals in use stay usable, as far as cooked settings go.
-pub fn restore() {
+pub fn restore_all() {
     let saved = SAVED.swap(ptr::null_mut(), Ordering::AcqRel);
     if !saved.is_null() {
         // The value is leaked rather than freed: a signal handler must not free memory.
@@ -85,11 +85,11 @@ impl Drop for Raw {
     }
 }
 
-/// As [`restore`], but frees the memory.
+/// As [`restore_all`], but frees the memory.
 fn give_back() {
     let saved = SAVED.swap(ptr::null_mut(), Ordering::AcqRel);
     if !saved.is_null() {
-        // SAFETY: as in `restore`.
+        // SAFETY: as in `restore_all`.
         let saved = unsafe { Box::from_raw(saved) };
         apply_quietly(&saved);
     }
