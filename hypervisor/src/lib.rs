@@ -15,12 +15,13 @@
 //!
 //! No device crate sees this crate: devices get eventfds, interrupt routes and guest memory from the board.
 
-mod check;
+pub mod check;
 mod contract;
 mod error;
 pub mod kvm;
 pub mod x86_64;
 
+pub use check::check_host;
 pub use contract::{
     Capabilities, ClockState, Doorbell, DoorbellSpace, Exits, Hypervisor, Kick, RamFlags, RamSlot, Stop,
     Vcpu, Vm, VmOptions, X86Vcpu,

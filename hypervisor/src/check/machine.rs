@@ -33,7 +33,8 @@ pub(crate) const DATA: u64 = 0x1_0000;
 /// A second set of top-level page tables, equal to the first.
 pub(crate) const OTHER_PML4: u64 = 0xb000;
 const STACK_TOP: u64 = 0xf000;
-const USER_STACK_TOP: u64 = 0xe000;
+/// Where the snippet's ring-3 stack ends.
+pub(crate) const USER_STACK_TOP: u64 = 0xe000;
 
 /// Interrupts of this vector go to [`HANDLER`].
 pub(crate) const VECTOR: u8 = 0x40;
@@ -47,7 +48,7 @@ pub(crate) const DONE: &[u8] = &[0xe6, DONE_PORT as u8];
 const DONE_PORT: u16 = 0xf4;
 const EXCEPTION_PORT: u16 = 0xf5;
 
-const CR0: u64 = 0x8005_003b; // paging, alignment mask, write protect, numeric error, protection
+const CR0: u64 = 0x8005_0033; // paging, alignment mask, write protect, numeric error, protection
 const CR4: u64 = 0x668; // PAE, machine check, SSE and its exceptions, debugging extensions
 const CR4_OSXSAVE: u64 = 1 << 18;
 const EFER: u64 = 0x501; // long mode enabled and active, SYSCALL
@@ -147,12 +148,6 @@ impl Machine {
         vcpu.x86_64().set_cpuid(&cpuid)?;
         let with_xsave = cpuid.iter().any(|leaf| leaf.function == 1 && leaf.ecx & (1 << 26) != 0);
         Ok(Machine { vcpu, vm, memory, with_xsave })
-    }
-
-    /// Puts bytes into the machine's RAM.
-    #[cfg(test)]
-    pub(crate) fn write(&self, address: u64, bytes: &[u8]) {
-        self.memory.write(address, bytes);
     }
 
     /// The byte at an address of RAM.
