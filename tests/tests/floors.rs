@@ -25,7 +25,8 @@ const FLOORS: &[(&str, u8)] = &[
 const ASIDE: &[&str] = &["tests", "bare-kvm", "bench"];
 
 /// Crates that must not see the hypervisor: devices work on any.
-const BLIND: &[&str] = &["device", "pci", "terminal", "platform", "virtio-devices", "block", "net_util", "spec"];
+const BLIND: &[&str] =
+    &["device", "pci", "terminal", "platform", "virtio-devices", "block", "net_util", "spec"];
 
 fn imports() -> BTreeMap<String, Vec<String>> {
     let output = Command::new(env!("CARGO"))

@@ -28,7 +28,8 @@ pub(crate) fn load(file: &[u8], memory: &mut [u8]) -> Result<u32, Error> {
     let (table, size, count) = (number(file, 32, 8)? as usize, number(file, 54, 2)?, number(file, 56, 2)?);
     let mut entry = None;
     for i in 0..count {
-        let header = table.checked_add((i * size) as usize).ok_or_else(|| bad("the ELF file is truncated"))?;
+        let header =
+            table.checked_add((i * size) as usize).ok_or_else(|| bad("the ELF file is truncated"))?;
         let kind = number(file, header, 4)? as u32;
         let offset = number(file, header + 8, 8)? as usize;
         let address = number(file, header + 24, 8)? as usize;

@@ -11,7 +11,9 @@ mod elf;
 use std::io::{Error, Write};
 use std::process::ExitCode;
 
-use kvm_bindings::{KVM_CAP_SPLIT_IRQCHIP, KVM_MAX_CPUID_ENTRIES, kvm_enable_cap, kvm_segment, kvm_userspace_memory_region};
+use kvm_bindings::{
+    KVM_CAP_SPLIT_IRQCHIP, KVM_MAX_CPUID_ENTRIES, kvm_enable_cap, kvm_segment, kvm_userspace_memory_region,
+};
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 
 const RAM: usize = 512 << 20;
@@ -110,7 +112,8 @@ fn create_vcpu(kvm: &Kvm, vm: &VmFd, entry: u32) -> Result<VcpuFd, Error> {
     let vcpu = vm.create_vcpu(0)?;
     vcpu.set_cpuid2(&kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)?)?;
     let mut sregs = vcpu.get_sregs()?;
-    let flat = kvm_segment { base: 0, limit: 0xffff_ffff, present: 1, s: 1, db: 1, g: 1, ..Default::default() };
+    let flat =
+        kvm_segment { base: 0, limit: 0xffff_ffff, present: 1, s: 1, db: 1, g: 1, ..Default::default() };
     let data = kvm_segment { selector: 0x10, type_: 3, ..flat };
     sregs.cs = kvm_segment { selector: 0x08, type_: 11, ..flat };
     (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
