@@ -82,7 +82,9 @@ pub const ROUTES: &[Route] = &[
         path: "vm.create",
         command: "create",
         help: "Describe a machine, from a JSON file or standard input; boot starts it",
-        body: Body::Json(|text| serde_json::from_slice::<VmSpec>(text).map(|s| Action::VmCreate(Box::new(s)))),
+        body: Body::Json(|text| {
+            serde_json::from_slice::<VmSpec>(text).map(|s| Action::VmCreate(Box::new(s)))
+        }),
     },
     put("vm.boot", "boot", "Build the described machine and start it", || Action::VmBoot),
     put("vm.pause", "pause", "Stop the machine's vCPUs and I/O until resume", || Action::VmPause),

@@ -60,10 +60,11 @@ impl Caller {
     pub fn ask(&self, action: Action) -> Result<Reply, Refusal> {
         let gone = || Refusal::new(Kind::Conflict, "The VMM is shutting down");
         let (answer, wait) = sync_channel(1);
-        let sent =
-            self.queue.lock().unwrap_or_else(PoisonError::into_inner).send(Call { action, answer });
+        let sent = self.queue.lock().unwrap_or_else(PoisonError::into_inner).send(Call { action, answer });
         sent.map_err(|_| gone())?;
-        self.wake.write(1).map_err(|e| Refusal::new(Kind::Bug, "cannot wake the control thread").because(e))?;
+        self.wake
+            .write(1)
+            .map_err(|e| Refusal::new(Kind::Bug, "cannot wake the control thread").because(e))?;
         wait.recv().map_err(|_| gone())?
     }
 }

@@ -41,7 +41,9 @@ impl Monitor {
             // SAFETY: plain fcntl calls on a descriptor that `file` keeps open.
             let flags = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) };
             // SAFETY: as above.
-            if flags < 0 || unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK) } < 0 {
+            if flags < 0
+                || unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK) } < 0
+            {
                 return Err(io::Error::last_os_error());
             }
         }

@@ -166,7 +166,11 @@ impl VmSpec {
         groups.extend(VmSpec::device_flags());
         command
             .next_help_heading(HEADING)
-            .arg(text("kernel", "path", "Kernel to boot: an uncompressed vmlinux with a PVH note, or a bzImage"))
+            .arg(text(
+                "kernel",
+                "path",
+                "Kernel to boot: an uncompressed vmlinux with a PVH note, or a bzImage",
+            ))
             .arg(text("cmdline", "text", "Kernel command line").allow_hyphen_values(true))
             .arg(text("initramfs", "path", "Initial RAM file system"))
             .args(groups.iter().map(Flag::arg))
@@ -242,10 +246,7 @@ impl VmSpec {
             let Some(common) = device.common() else { continue };
             if let Some(id) = &common.id {
                 if ids.contains(&id.as_str()) {
-                    return Err(Refusal::new(
-                        spec::Kind::Conflict,
-                        format!("Identifier {id} is not unique"),
-                    ));
+                    return Err(Refusal::new(spec::Kind::Conflict, format!("Identifier {id} is not unique")));
                 }
                 ids.push(id);
             }

@@ -43,27 +43,44 @@ pub fn command() -> Command {
     let process = "The process";
     let command = VmSpec::add_flags(command)
         .next_help_heading(process)
-        .arg(value("api-socket", "path=<path>|fd=<number>", "UNIX socket for requests (see ch-remote); a bare path works too"))
-        .arg(value("event-monitor", "path=<path>|fd=<number>", "Writes a JSON record of each event to this file"))
-        .arg(switch("no-shutdown", "Keeps the process when the guest powers itself off; needs the API to go on"))
+        .arg(value(
+            "api-socket",
+            "path=<path>|fd=<number>",
+            "UNIX socket for requests (see ch-remote); a bare path works too",
+        ))
+        .arg(value(
+            "event-monitor",
+            "path=<path>|fd=<number>",
+            "Writes a JSON record of each event to this file",
+        ))
+        .arg(switch(
+            "no-shutdown",
+            "Keeps the process when the guest powers itself off; needs the API to go on",
+        ))
         .arg(
             value("seccomp", "mode", "System call filters: only false is supported yet")
                 .default_value("false"),
         )
-        .arg(switch("check-host", "Says whether this host can run guests, what is missing and how to mend it"))
+        .arg(switch(
+            "check-host",
+            "Says whether this host can run guests, what is missing and how to mend it",
+        ))
         .arg(switch("version", "Prints the version; with -v also the compiled-in features").short('V'))
         .next_help_heading("Logging")
         .arg(value("log-file", "path", "Logs to this file instead of standard error"))
         .arg(value("log-format", "template", "Format of log records").default_value(logger::DEFAULT_FORMAT))
         .arg(
-            Arg::new("v").short('v').action(ArgAction::Count).help(
-                "Logs more: once for information, twice for debugging, three times for everything",
-            ),
+            Arg::new("v")
+                .short('v')
+                .action(ArgAction::Count)
+                .help("Logs more: once for information, twice for debugging, three times for everything"),
         );
     VmSpec::dependent_flags()
         .into_iter()
         .fold(command, |c, flag| c.mut_arg(flag, |a| a.requires("vm-payload")))
-        .group(ArgGroup::new("vm-payload").args(["kernel", "firmware", "igvm", "fw-cfg-config"]).multiple(true))
+        .group(
+            ArgGroup::new("vm-payload").args(["kernel", "firmware", "igvm", "fw-cfg-config"]).multiple(true),
+        )
 }
 
 fn value(name: &'static str, value: &'static str, help: &'static str) -> Arg {
@@ -115,13 +132,11 @@ pub fn api_socket(matches: &ArgMatches) -> Result<Option<Place>, Refusal> {
 pub fn event_monitor(matches: &ArgMatches) -> Result<Option<File>, Refusal> {
     let Some(text) = matches.get_one::<String>("event-monitor") else { return Ok(None) };
     match place(text) {
-        Some(Place::Path(path)) => OpenOptions::new()
-            .create(true)
-            .truncate(true)
-            .write(true)
-            .open(&path)
-            .map(Some)
-            .map_err(|e| Refusal::host(format!("Error creating event monitor file {}", path.display()), e)),
+        Some(Place::Path(path)) => {
+            OpenOptions::new().create(true).truncate(true).write(true).open(&path).map(Some).map_err(|e| {
+                Refusal::host(format!("Error creating event monitor file {}", path.display()), e)
+            })
+        }
         Some(Place::Fd(fd)) => open_fd(fd, "--event-monitor").map(|fd| Some(File::from(fd))),
         None => Err(Refusal::invalid(format!(
             "Error parsing --event-monitor: expected path=<path> or fd=<number>, not {text:?}"
@@ -189,7 +204,8 @@ mod tests {
 
     #[test]
     fn what_is_not_supported_yet_is_refused_by_name() {
-        let e = VmSpec::from_matches(&parse(&["x", "--kernel", "k", "--vsock", "cid=3,socket=s"])).unwrap_err();
+        let e =
+            VmSpec::from_matches(&parse(&["x", "--kernel", "k", "--vsock", "cid=3,socket=s"])).unwrap_err();
         assert_eq!(e.chain(), ["--vsock is not supported yet"]);
     }
 

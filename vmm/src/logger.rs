@@ -161,9 +161,9 @@ struct Logger {
 /// A bad template, a file that cannot be created.
 pub fn init(verbosity: u8, file: Option<&Path>, format: &str) -> Result<(), LogError> {
     let output: Box<dyn Write + Send> = match file {
-        Some(path) => Box::new(
-            File::create(path).map_err(|source| LogError::File { path: path.to_owned(), source })?,
-        ),
+        Some(path) => {
+            Box::new(File::create(path).map_err(|source| LogError::File { path: path.to_owned(), source })?)
+        }
         None => Box::new(io::stderr()),
     };
     let logger =
@@ -201,7 +201,13 @@ impl Log for Logger {
 }
 
 impl Logger {
-    fn show(&self, token: Token, record: &Record<'_>, now: DateTime<Utc>, out: &mut String) -> std::fmt::Result {
+    fn show(
+        &self,
+        token: Token,
+        record: &Record<'_>,
+        now: DateTime<Utc>,
+        out: &mut String,
+    ) -> std::fmt::Result {
         match token {
             Token::BootTime => write!(out, "{:>10.6}", self.begun.elapsed().as_secs_f64()),
             Token::WallClock => write!(out, "{}", now.format("%Y-%m-%dT%H:%M:%S%.6fZ")),
@@ -275,7 +281,10 @@ mod tests {
     fn tokens_are_replaced_and_doubled_braces_kept() {
         assert_eq!(show("{{{level}}} {levelchar}:{location} -- {msg}"), "{WARN} W:a.rs:7 -- hello");
         assert_eq!(show("{wallclock} {glog}"), "2026-01-02T03:04:05.000000Z 0102 03:04:05.000000");
-        assert_eq!(show("{year}{month}{day}{hour}{minute}{second}.{micros}{offset}"), "20260102030405.000000+00:00");
+        assert_eq!(
+            show("{year}{month}{day}{hour}{minute}{second}.{micros}{offset}"),
+            "20260102030405.000000+00:00"
+        );
     }
 
     #[test]

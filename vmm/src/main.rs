@@ -35,7 +35,7 @@ fn main() -> ExitCode {
         return check_host();
     }
     let result = run(&matches);
-    terminal::restore();
+    terminal::restore_all();
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
@@ -63,12 +63,12 @@ fn run(matches: &ArgMatches) -> Result<(), Refusal> {
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
         // The message is of no use in a terminal that is still raw.
-        terminal::restore();
+        terminal::restore_all();
         hook(info);
     }));
 
-    let monitor =
-        Monitor::new(cli::event_monitor(matches)?).map_err(|e| Refusal::host("Error opening event monitor", e))?;
+    let monitor = Monitor::new(cli::event_monitor(matches)?)
+        .map_err(|e| Refusal::host("Error opening event monitor", e))?;
     let monitor = Arc::new(monitor);
     monitor.record("vmm", "starting", &[]);
 
@@ -82,12 +82,14 @@ fn run(matches: &ArgMatches) -> Result<(), Refusal> {
             "Nothing to do: give --kernel to boot a machine, or --api-socket to wait for requests",
         ));
     }
-    let hypervisor =
-        Kvm::open().map_err(|e| Refusal::host("Failed to open hypervisor interface (is hypervisor interface available?)", e))?;
+    let hypervisor = Kvm::open().map_err(|e| {
+        Refusal::host("Failed to open hypervisor interface (is hypervisor interface available?)", e)
+    })?;
 
     let mut inbox = None;
     if let Some(socket) = &socket {
-        let (caller, queue) = api::calls::queue().map_err(|e| Refusal::host("cannot create the API's queue", e))?;
+        let (caller, queue) =
+            api::calls::queue().map_err(|e| Refusal::host("cannot create the API's queue", e))?;
         api::server::start(socket.listener()?, caller)
             .map_err(|e| Refusal::host("cannot start the API's thread", e))?;
         inbox = Some(queue);
@@ -134,4 +136,14 @@ fn report(error: &Refusal) {
         }
     }
     log::error!("Fatal error: {error:?}");
+}
+
+/// Prints what the host can do; success means that it can run stock guests.
+fn check_host() -> ExitCode {
+    let report = hypervisor::check::check_host();
+    print!("{report}");
+    match report.verdict() {
+        hypervisor::check::Verdict::NotReady => ExitCode::FAILURE,
+        _ => ExitCode::SUCCESS,
+    }
 }

@@ -12,7 +12,9 @@ use device::{Ram, Span};
 use hypervisor::{RamFlags, RamSlot, Vm};
 use thiserror::Error;
 use vm_memory::mmap::MmapRegionBuilder;
-use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap};
+use vm_memory::{
+    FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
+};
 
 /// Below this guest address huge pages are not asked for: the few pages of boot data that every machine touches would cost two
 /// megabytes instead of a few kilobytes.
@@ -60,8 +62,7 @@ pub enum RamError {
     Slot(#[source] hypervisor::Error),
 }
 
-const HUGE_HINT: &str =
-    "; are there enough free huge pages of that size? (/sys/kernel/mm/hugepages/hugepages-*kB/free_hugepages)";
+const HUGE_HINT: &str = "; are there enough free huge pages of that size? (/sys/kernel/mm/hugepages/hugepages-*kB/free_hugepages)";
 
 /// Maps memory for these ranges of guest addresses.
 ///
@@ -84,8 +85,10 @@ fn map_one(spec: &MemorySpec, span: Span) -> Result<GuestRegionMmap<()>, RamErro
     }
     let mut builder = MmapRegionBuilder::new(size).with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE);
     if spec.is_shared() {
-        let file = memfd(spec, span.length).map_err(|source| RamError::Memfd { size: span.length, hint, source })?;
-        builder = builder.with_file_offset(FileOffset::new(file, 0)).with_mmap_flags(flags | libc::MAP_SHARED);
+        let file =
+            memfd(spec, span.length).map_err(|source| RamError::Memfd { size: span.length, hint, source })?;
+        builder =
+            builder.with_file_offset(FileOffset::new(file, 0)).with_mmap_flags(flags | libc::MAP_SHARED);
     } else {
         builder = builder.with_mmap_flags(flags | libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
     }

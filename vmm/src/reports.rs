@@ -67,7 +67,8 @@ impl Events for Reporter {
     }
 
     fn request(&self, request: Request) {
-        let sent = self.sender.lock().unwrap_or_else(PoisonError::into_inner).send((self.generation, request));
+        let sent =
+            self.sender.lock().unwrap_or_else(PoisonError::into_inner).send((self.generation, request));
         if sent.is_err() {
             log::debug!("{request:?} after the control thread ended");
         } else if let Err(e) = self.wake.write(1) {

@@ -68,9 +68,7 @@ pub fn ask(socket: &Path, route: &Route, body: Option<String>) -> Result<String,
         .header("Host", "localhost")
         .header("Accept", "*/*");
     let request = match body {
-        Some(body) => {
-            request.header("Content-Type", "application/json").body(Full::new(Bytes::from(body)))
-        }
+        Some(body) => request.header("Content-Type", "application/json").body(Full::new(Bytes::from(body))),
         None => request.body(Full::new(Bytes::new())),
     }
     .map_err(|e| ClientError::Talk(io::Error::other(e)))?;

@@ -126,7 +126,10 @@ fn route(method: &Method, path: &str, body: &[u8]) -> Result<Action, Box<Respons
         return refuse(StatusCode::NOT_FOUND, &["Not Found"]);
     };
     if UNSUPPORTED.contains(&name) {
-        return refuse(StatusCode::NOT_IMPLEMENTED, &["Error from API", &format!("{name} is not supported yet")]);
+        return refuse(
+            StatusCode::NOT_IMPLEMENTED,
+            &["Error from API", &format!("{name} is not supported yet")],
+        );
     }
     let Some(route) = ROUTES.iter().find(|r| r.path == name) else {
         return refuse(StatusCode::NOT_FOUND, &["Not Found"]);
@@ -148,9 +151,8 @@ fn route(method: &Method, path: &str, body: &[u8]) -> Result<Action, Box<Respons
         Body::Json(_) if body.is_empty() => {
             refuse(StatusCode::BAD_REQUEST, &["Bad Request", "this request needs a body"])
         }
-        Body::Json(parse) => parse(body).or_else(|e| {
-            refuse(StatusCode::BAD_REQUEST, &["Failed to deserialize JSON", &e.to_string()])
-        }),
+        Body::Json(parse) => parse(body)
+            .or_else(|e| refuse(StatusCode::BAD_REQUEST, &["Failed to deserialize JSON", &e.to_string()])),
     }
 }
 

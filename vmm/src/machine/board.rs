@@ -10,11 +10,13 @@ use arch::x86_64::acpi::PciSegment;
 use arch::x86_64::layout::{self, MemoryMap, PlatformArea};
 use catalog::VmSpec;
 use device::{
-    Built, Bus, Counters, Device, Events, Grant, Host, Kept, Line, Naming, Needs, Placed, Ram, Region, Space,
-    Span, TableSink, Virtio, VirtioKind, Workers,
+    BarKind, Built, Bus, Counters, Device, Events, Grant, Host, Kept, Line, LineNeed, Naming, Needs, Placed,
+    Ram, Region, Space, Span, TableSink, Virtio, VirtioKind, Workers,
 };
 use hypervisor::{Capabilities, Vm};
-use pci::{CONFIG_PORTS, CONFIG_PORTS_LENGTH, ConfigPorts, Ecam, Plugged, Reservation, Segment, SegmentGrant};
+use pci::{
+    CONFIG_PORTS, CONFIG_PORTS_LENGTH, ConfigPorts, Ecam, Plugged, Reservation, Segment, SegmentGrant,
+};
 use platform::ioapic::{self, Ioapic};
 use spec::{Facts, Kind, Refusal};
 use virtio_devices::transport::pci::VirtioPci;
@@ -88,13 +90,28 @@ impl Board {
         }
         if let Some(first) = segments.first() {
             ports
-                .claim(CONFIG_PORTS, CONFIG_PORTS_LENGTH, Arc::new(ConfigPorts::new(first.clone())), Region::Window(0))
+                .claim(
+                    CONFIG_PORTS,
+                    CONFIG_PORTS_LENGTH,
+                    Arc::new(ConfigPorts::new(first.clone())),
+                    Region::Window(0),
+                )
                 .map_err(|e| bug("Cannot set up PCI configuration ports", e))?;
         }
         let workers = Workers::new(events.clone());
         let area = PlatformArea::new(map);
-        let mut board =
-            Board { attached: Vec::new(), segments, windows, ports, memory, ioapic, area, ram, workers, events };
+        let mut board = Board {
+            attached: Vec::new(),
+            segments,
+            windows,
+            ports,
+            memory,
+            ioapic,
+            area,
+            ram,
+            workers,
+            events,
+        };
         board.claim_ioapic()?;
         Ok(board)
     }
@@ -130,8 +147,7 @@ impl Board {
                 segment.set_aside([slot]);
             }
         }
-        let taken: Vec<String> =
-            spec.devices().iter().filter_map(|d| d.common()?.id.clone()).collect();
+        let taken: Vec<String> = spec.devices().iter().filter_map(|d| d.common()?.id.clone()).collect();
         let mut count = 0;
         for plug in spec.devices_mut() {
             let id = match plug.naming() {
@@ -173,8 +189,14 @@ impl Board {
         slot: Option<u8>,
     ) -> Result<(), Refusal> {
         // Firmware that boots from a disk may only reach the lower 4 GiB.
-        let narrow = segment == 0 && device.kind() == VirtioKind::Block;
-        self.attach(id, Box::new(VirtioPci::new(id, device, narrow)), Some((segment, slot)))
+        let bar = if segment == 0 && device.kind() == VirtioKind::Block {
+            BarKind::Memory32
+        } else {
+            BarKind::Memory64 { prefetchable: false }
+        };
+        let function =
+            VirtioPci::new(id, device, bar).map_err(|e| bug(&format!("Cannot plug in device {id:?}"), e))?;
+        self.attach(id, Box::new(function), Some((segment, slot)))
     }
 
     /// Plugs a device in: grants what it needs, wires it, and lets the guest see it. `pci` says where on PCI, for those that go there.
@@ -204,7 +226,12 @@ impl Board {
             Some(place) => (place.vectors(), place.doorbells().map_err(|e| failed(e.into()))?),
             None => (Vec::new(), Vec::new()),
         };
-        let lines = needs.lines.iter().map(|l| -> Arc<dyn Line> { self.ioapic.line(l.pin) }).collect();
+        let line = |need: &LineNeed| {
+            let no_pin =
+                || Refusal::new(Kind::Bug, format!("Device {id:?} needs interrupt pin {}", need.pin));
+            self.ioapic.line(need.pin).ok_or_else(no_pin)
+        };
+        let lines: Vec<Arc<dyn Line>> = needs.lines.iter().map(line).collect::<Result<_, _>>()?;
         let grant = Grant {
             ram: self.ram.clone(),
             vectors,
@@ -282,18 +309,20 @@ impl Board {
 
     pub(super) fn start(&self) -> Result<(), Refusal> {
         for attached in &self.attached {
-            attached.device.start().map_err(|e| {
-                Refusal::host(format!("Cannot start device {:?}", attached.id), e)
-            })?;
+            attached
+                .device
+                .start()
+                .map_err(|e| Refusal::host(format!("Cannot start device {:?}", attached.id), e))?;
         }
         Ok(())
     }
 
     pub(super) fn stop(&self) -> Result<(), Refusal> {
         for attached in &self.attached {
-            attached.device.stop().map_err(|e| {
-                Refusal::host(format!("Cannot stop device {:?}", attached.id), e)
-            })?;
+            attached
+                .device
+                .stop()
+                .map_err(|e| Refusal::host(format!("Cannot stop device {:?}", attached.id), e))?;
         }
         Ok(())
     }

@@ -56,8 +56,9 @@ impl Machine {
             .transpose()
             .map_err(|e| boot_error("Cannot load the initramfs", e))?;
 
-        let supported =
-            hypervisor.supported_cpuid().map_err(|e| Refusal::host("Cannot ask the hypervisor for CPUID", e))?;
+        let supported = hypervisor
+            .supported_cpuid()
+            .map_err(|e| Refusal::host("Cannot ask the hypervisor for CPUID", e))?;
         let host_bits = hypervisor
             .physical_address_bits()
             .map_err(|e| Refusal::host("Cannot ask the hypervisor for its address width", e))?;
@@ -69,7 +70,8 @@ impl Machine {
         let options = VmOptions { x2apic_32bit_ids: processors.wide_ids() };
         let vm = hypervisor.create_vm(&options).map_err(|e| Refusal::host("Cannot create the VM", e))?;
         let spans: Vec<Span> = map.ram().collect();
-        let memory = ram::map(&spec.memory, &spans).map_err(|e| Refusal::host("Cannot set up guest memory", e))?;
+        let memory =
+            ram::map(&spec.memory, &spans).map_err(|e| Refusal::host("Cannot set up guest memory", e))?;
         let slots = ram::Slots::map(vm.clone(), &memory)
             .map_err(|e| Refusal::host("Cannot set up guest memory", e))?;
 
@@ -88,7 +90,8 @@ impl Machine {
         )
         .map_err(|e| boot_error("Cannot load the kernel", e))?;
         let backing = if spec.memory.is_shared() { Backing::Other } else { Backing::PrivateAnonymous };
-        let loaded = plan.load(&*memory.map(), backing).map_err(|e| boot_error("Cannot load the kernel", e))?;
+        let loaded =
+            plan.load(&*memory.map(), backing).map_err(|e| boot_error("Cannot load the kernel", e))?;
         log::debug!("boot files: {} bytes mapped, {} bytes copied", loaded.mapped, loaded.copied);
 
         let ready = processors.create(&*vm, plan.entry, &spec.cpus)?;
