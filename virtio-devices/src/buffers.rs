@@ -83,7 +83,11 @@ impl Pieces {
             Direction::ToDevice => Permissions::Read,
             Direction::ToDriver => Permissions::Write,
         };
-        for descriptor in chain {
+        for (n, descriptor) in chain.enumerate() {
+            // Empty ones count too: an indirect table has room for 65535 of them.
+            if n == MAX_PIECES {
+                return Err(BadChain::TooMany);
+            }
             if descriptor.is_write_only() != (direction == Direction::ToDriver) {
                 return Err(BadChain::Direction);
             }
@@ -288,8 +292,10 @@ mod tests {
         gather(&[(0x7000, 1, false); MAX_PIECES], Direction::ToDevice, |_, g| {
             assert_eq!(g.unwrap().length(), MAX_PIECES);
         });
-        gather(&[(0x7000, 1, false); MAX_PIECES + 1], Direction::ToDevice, |_, g| {
-            assert_eq!(g.err(), Some(BadChain::TooMany));
-        });
+        for length in [0, 1] {
+            gather(&[(0x7000, length, false); MAX_PIECES + 1], Direction::ToDevice, |_, g| {
+                assert_eq!(g.err(), Some(BadChain::TooMany));
+            });
+        }
     }
 }

@@ -15,7 +15,7 @@ use vmm_sys_util::epoll::EventSet;
 
 use super::Shared;
 use super::wire::{ACK_ERR, ACK_OK, Command, MAX_COMMAND, STATUS_ANNOUNCE, feature, offloads};
-use crate::buffers::{drain_event, kick_again, next_chain};
+use crate::buffers::{MAX_PIECES, drain_event, kick_again, next_chain};
 
 /// Most commands carried out before other events of the thread are looked at.
 const BUDGET: usize = 64;
@@ -59,7 +59,7 @@ fn answer(shared: &Shared, map: &RamMap, chain: Chain<'_>) -> u32 {
     let mut command = [0u8; MAX_COMMAND];
     let mut length = 0;
     let mut ack_at: Option<GuestAddress> = None;
-    for descriptor in chain {
+    for descriptor in chain.take(MAX_PIECES) {
         let size = descriptor.len() as usize;
         if descriptor.is_write_only() {
             // The answer is the first byte that the device may write.
