@@ -6,10 +6,11 @@
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use super::watchdog::Watchdog;
 use crate::contract::{Exits, Hypervisor, RamFlags, RamSlot, Stop, Vcpu, Vm, VmOptions};
-use crate::error::{Error, Result, refused};
+use crate::error::{Result, refused};
 use crate::x86_64::{DescriptorTable, MpState, Segment, SpecialRegisters, StandardRegisters, VcpuEvents};
 
 /// Bytes of RAM, from address 0. The first 2 MiB are mapped, and so is the page of the local APIC.
@@ -115,7 +116,10 @@ pub(crate) struct Machine {
     pub(crate) vcpu: Box<dyn Vcpu>,
     pub(crate) vm: Arc<dyn Vm>,
     memory: Memory,
+    watchdog: Arc<Watchdog>,
     with_xsave: bool,
+    /// How long the last snippet ran.
+    pub(crate) taken: Duration,
 }
 
 /// What a snippet is made of.
@@ -131,7 +135,7 @@ pub(crate) struct Snippet<'a> {
 
 impl Machine {
     /// Makes the machine; its processor has all that the host offers.
-    pub(crate) fn new(hypervisor: &dyn Hypervisor) -> Result<Self> {
+    pub(crate) fn new(hypervisor: &dyn Hypervisor, watchdog: &Arc<Watchdog>) -> Result<Self> {
         let memory = Memory::new()?;
         let vm = hypervisor.create_vm(&VmOptions::default())?;
         let slot = RamSlot {
@@ -147,7 +151,7 @@ impl Machine {
         let cpuid = hypervisor.supported_cpuid()?;
         vcpu.x86_64().set_cpuid(&cpuid)?;
         let with_xsave = cpuid.iter().any(|leaf| leaf.function == 1 && leaf.ecx & (1 << 26) != 0);
-        Ok(Machine { vcpu, vm, memory, with_xsave })
+        Ok(Machine { vcpu, vm, memory, watchdog: watchdog.clone(), with_xsave, taken: Duration::ZERO })
     }
 
     /// The byte at an address of RAM.
@@ -160,7 +164,7 @@ impl Machine {
 
     /// Loads a snippet and puts the vCPU at its start, whatever it did before.
     pub(crate) fn load(&self, snippet: &Snippet<'_>) -> Result<()> {
-        self.memory.write(0, &[0; RAM_SIZE]);
+        self.memory.write(DATA, &[0; 0x1000]);
         self.write_tables();
         self.memory.write(CODE, snippet.code);
         self.memory.write(HANDLER, snippet.handler);
@@ -179,29 +183,22 @@ impl Machine {
     }
 
     /// Runs what was loaded, until it ends or the time is over.
-    pub(crate) fn run(&mut self, limit: Duration) -> Result<Outcome> {
-        let kick = self.vcpu.kick_handle();
+    pub(crate) fn run(&mut self, limit: Duration) -> Outcome {
         let exits = Verdict { exception: AtomicU32::new(NO_EXCEPTION) };
-        let (done, wait) = std::sync::mpsc::channel::<()>();
-        let watch = std::thread::Builder::new()
-            .name("check-timeout".into())
-            .spawn(move || {
-                if let Err(std::sync::mpsc::RecvTimeoutError::Timeout) = wait.recv_timeout(limit) {
-                    kick.kick();
-                }
-            })
-            .map_err(refused("start a thread"))?;
+        let guard = self.watchdog.guard(self.vcpu.kick_handle(), limit);
+        let start = Instant::now();
         let stop = self.vcpu.run(&exits);
-        drop(done);
-        if watch.join().is_err() {
-            return Err(Error::Unsupported("threads"));
+        self.taken = start.elapsed();
+        if guard.end() && stop != Stop::Interrupted {
+            // The kick came too late and would end the next run: let it end this empty one.
+            self.vcpu.run(&exits);
         }
-        Ok(match (stop, exits.exception.into_inner()) {
+        match (stop, exits.exception.into_inner()) {
             (Stop::Asked, NO_EXCEPTION) => Outcome::Done,
             (Stop::Asked, vector) => Outcome::Exception(vector as u8),
             (Stop::Interrupted, _) => Outcome::Endless,
             (stop, _) => Outcome::Stopped(stop),
-        })
+        }
     }
 
     fn write_tables(&self) {

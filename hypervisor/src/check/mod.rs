@@ -6,12 +6,15 @@
 mod kernel_mode;
 mod machine;
 mod snippets;
+mod watchdog;
 
 use std::fmt;
 
 pub use kernel_mode::{KernelMode, Refused, try_kernel_mode};
 #[cfg(test)]
 pub(crate) use machine::{DATA, DONE, Machine, Outcome, Snippet};
+#[cfg(test)]
+pub(crate) use watchdog::Watchdog;
 
 use crate::contract::{Capabilities, Hypervisor};
 use crate::error::Error;
@@ -188,12 +191,15 @@ fn kernel_mode_finding(hypervisor: &dyn Hypervisor) -> Finding {
         );
         return Finding::new(WHAT, State::Missing, detail).with_remedy(REMEDY);
     }
+    let mut detail = format!("all {} instructions that were tried work", kernel_mode.tried);
+    if kernel_mode.left > 0 {
+        detail += &format!(" (no time was left for {} more)", kernel_mode.left);
+    }
     if kernel_mode.emulated() {
-        let detail =
-            format!("all {} instructions work, emulated: {speed:.1} million a second", kernel_mode.tried);
+        detail += &format!(", but emulated, {speed:.1} million a second");
         return Finding::new(WHAT, State::Degraded, detail).with_remedy(REMEDY);
     }
-    Finding::ok(WHAT, format!("all {} instructions that were tried work, at full speed", kernel_mode.tried))
+    Finding::ok(WHAT, detail)
 }
 
 /// What is absent, and what it is good for.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use device::irq::MsiMessage;
 
 use super::*;
-use crate::check::{DATA, DONE, Machine, Outcome, Snippet};
+use crate::check::{DATA, DONE, Machine, Outcome, Snippet, Watchdog};
 use crate::x86_64::LapicState;
 
 const VECTOR: u32 = 0x40;
@@ -27,7 +27,7 @@ fn waiting_guest() -> Machine {
         &[0x48, 0xcf], // iretq
     ]
     .concat();
-    let machine = Machine::new(&Kvm::open().unwrap()).unwrap();
+    let machine = Machine::new(&Kvm::open().unwrap(), &Arc::new(Watchdog::start().unwrap())).unwrap();
     machine.load(&Snippet { code, handler: &handler, user: &[] }).unwrap();
     machine
 }
@@ -66,7 +66,7 @@ fn a_route_delivers_its_message() {
     // Another message for the same route: a vector whose handler reports an exception and halts for good.
     route.update(Some(MsiMessage { data: VECTOR + 1, ..TO_CPU_0 })).unwrap();
     route.event().write(1).unwrap();
-    assert_eq!(guest.run(Duration::from_secs(5)).unwrap(), Outcome::Exception(0x41));
+    assert_eq!(guest.run(Duration::from_secs(5)), Outcome::Exception(0x41));
     assert_eq!(guest.byte(DATA), 3);
 }
 
@@ -176,7 +176,7 @@ fn a_message_needs_no_route() {
 fn an_nmi_arrives() {
     let mut guest = waiting_guest();
     guest.vcpu.x86_64().nmi().unwrap();
-    assert_eq!(guest.run(Duration::from_secs(5)).unwrap(), Outcome::Exception(2));
+    assert_eq!(guest.run(Duration::from_secs(5)), Outcome::Exception(2));
 }
 
 #[test]

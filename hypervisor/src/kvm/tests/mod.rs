@@ -12,7 +12,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use super::Kvm;
-use crate::check::{Machine, Outcome, Snippet};
+use crate::check::{Machine, Outcome, Snippet, Watchdog};
 use crate::x86_64::StandardRegisters;
 use crate::{Error, Exits, Failure, Hypervisor, RamFlags, RamSlot, Stop, Vcpu, Vm, VmOptions};
 
@@ -274,12 +274,12 @@ fn memory_that_is_not_ram_is_read_and_written_in_every_width() {
 #[test]
 fn a_triple_fault_stops_the_vcpu() {
     // ud2 in long mode, with no interrupt table.
-    let mut machine = Machine::new(&Kvm::open().unwrap()).unwrap();
+    let mut machine = Machine::new(&Kvm::open().unwrap(), &Arc::new(Watchdog::start().unwrap())).unwrap();
     machine.load(&Snippet { code: &[0x0f, 0x0b], ..Default::default() }).unwrap();
     let mut special = machine.vcpu.x86_64().special_registers().unwrap();
     special.idt.limit = 0;
     machine.vcpu.x86_64().set_special_registers(&special).unwrap();
-    let outcome = machine.run(std::time::Duration::from_secs(5)).unwrap();
+    let outcome = machine.run(std::time::Duration::from_secs(5));
     assert_eq!(outcome, Outcome::Stopped(Stop::TripleFault));
 }
 
