@@ -2,12 +2,10 @@
 //!
 //! Costs nothing until it is written to: standard output is only taken then.
 
+use std::error::Error;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use device::limit::LogLimit;
-use device::{
-    Device, DeviceError, Effect, Grant, Needs, Region, Registers, Space, WindowNeed, Workers, guest_warn,
-};
+use device::{Device, DeviceError, Effect, Grant, Needs, Region, Registers, Space, WindowNeed, Workers};
 use terminal::{Session, Terminal};
 
 use crate::debug_console::{Deaf, PRESENT};
@@ -19,15 +17,17 @@ const PORT: u64 = 0x402;
 pub struct FirmwareDebug {
     workers: Option<Workers>,
     output: Mutex<Output>,
-    limit: LogLimit,
 }
 
 #[derive(Default)]
 enum Output {
     #[default]
     Unused,
-    // The session serves a standard output that is slow.
-    Open(Terminal, #[allow(dead_code)] Session),
+    Open {
+        terminal: Terminal,
+        // Serves a standard output that is slow.
+        _session: Session,
+    },
     Unavailable,
 }
 
@@ -39,16 +39,16 @@ impl FirmwareDebug {
 
     fn open(&self) -> Output {
         let Some(workers) = &self.workers else { return Output::Unavailable };
-        let opened = Terminal::standard_output().map_err(|e| DeviceError::new("no standard output", e));
-        match opened
-            .and_then(|terminal| Ok(Output::Open(terminal.clone(), terminal.serve(workers, Arc::new(Deaf))?)))
-        {
-            Ok(output) => output,
-            Err(e) => {
-                guest_warn!(self.limit, "firmware debug output is dropped: {e}");
-                Output::Unavailable
-            }
-        }
+        let open = || -> Result<Output, Box<dyn Error>> {
+            let terminal = Terminal::standard_output()?;
+            let _session = terminal.serve(workers, Arc::new(Deaf))?;
+            Ok(Output::Open { terminal, _session })
+        };
+        open().unwrap_or_else(|e| {
+            // Once: it is not tried again.
+            log::warn!("firmware debug output is dropped: {e}");
+            Output::Unavailable
+        })
     }
 }
 
@@ -63,7 +63,7 @@ impl Registers for FirmwareDebug {
             if matches!(*output, Output::Unused) {
                 *output = self.open();
             }
-            if let Output::Open(terminal, _) = &*output {
+            if let Output::Open { terminal, .. } = &*output {
                 terminal.write(&[*byte]);
             }
         }
@@ -95,7 +95,7 @@ mod tests {
         device.wire(grant(Vec::new()).0).unwrap();
         assert!(matches!(*device.output.lock().unwrap(), Output::Unused));
         assert_eq!(outb(&device, 0, 0, b'\n'), Effect::None);
-        assert!(matches!(*device.output.lock().unwrap(), Output::Open(..)));
+        assert!(matches!(*device.output.lock().unwrap(), Output::Open { .. }));
         sweep(&FirmwareDebug::new(), 1);
     }
 }

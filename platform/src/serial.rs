@@ -211,7 +211,7 @@ impl Device for Serial {
                     "_CRS".into(),
                     &aml::ResourceTemplate::new(vec![
                         &aml::Interrupt::new(true, true, false, false, pin),
-                        &aml::IO::new(BASE, BASE, 0, LENGTH),
+                        &aml::IO::new(BASE, BASE, 1, LENGTH),
                     ]),
                 ),
             ],

@@ -147,6 +147,6 @@ fn every_access_is_survived_and_com1_is_described() {
     let mut sink = Sink::default();
     bench.serial.describe(&Placed { lines: vec![4], ..Placed::default() }, &mut sink);
     assert!(sink.has(b"COM1\x08_HID\x0c\x41\xd0\x05\x01"));
-    assert!(sink.has(b"\x47\x01\xf8\x03\xf8\x03\x00\x08"));
+    assert!(sink.has(b"\x47\x01\xf8\x03\xf8\x03\x01\x08"));
     assert!(sink.has(b"\x89\x06\x00\x03\x01\x04\x00\x00\x00"));
 }

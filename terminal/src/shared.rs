@@ -161,7 +161,8 @@ impl Terminal {
 
     /// Goes on reading input after [`Input::room`] was 0. Cheap when it was not.
     pub fn resume(&self) {
-        if self.0.paused.swap(false, Ordering::AcqRel) {
+        // Looked at first, so that the usual case writes nothing that other processors hold.
+        if self.0.paused() && self.0.paused.swap(false, Ordering::AcqRel) {
             self.0.kick();
         }
     }
