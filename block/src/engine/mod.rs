@@ -1,0 +1,198 @@
+//! Moving bytes between an image and memory, many requests at a time.
+
+mod sync;
+mod uring;
+
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::sync::{Arc, Once, OnceLock};
+
+use crate::geometry::{PUNCH, ZERO};
+use crate::vectored::{self, Direction, Segment};
+use crate::{Error, Image, Result};
+
+/// The most requests that one engine has under way.
+pub const MAX_DEPTH: usize = 1024;
+
+/// The most bytes that one request may move. Larger ones fail with `InvalidInput`.
+pub const MAX_REQUEST_BYTES: u32 = 1 << 30;
+
+/// Which engine to use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Choice {
+    /// io_uring, or the synchronous one where that is not available.
+    #[default]
+    Best,
+    /// `preadv` and `pwritev` on the thread that submits.
+    Sync,
+}
+
+/// The engine has as many requests under way as it was made for; nothing was queued. Ask for completions first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refused;
+
+/// Reads and writes one image for one queue.
+///
+/// Requests are queued, then submitted together, and come back in any order with the `token` they were given. Their
+/// offsets are in bytes. The engine does not check them against the size or the permissions of the image; see
+/// [`Image::may_read`] and [`Image::may_write`].
+///
+/// An engine may be made and dropped on any thread, but from the first `submit` until it is empty again only one
+/// thread may use it. Dropping it waits for what is under way.
+pub trait Engine: Send {
+    /// Queues a read into `segments`.
+    ///
+    /// # Errors
+    /// [`Refused`] if the engine is full.
+    ///
+    /// # Safety
+    /// The memory must stay valid for writing until the request has been reported by `completions` or `drain`. The slice
+    /// itself need not outlive the call.
+    unsafe fn read(
+        &mut self,
+        offset: u64,
+        segments: &[Segment],
+        token: u64,
+    ) -> std::result::Result<(), Refused>;
+
+    /// Queues a write of `segments`.
+    ///
+    /// # Errors
+    /// [`Refused`] if the engine is full.
+    ///
+    /// # Safety
+    /// The memory must stay valid until the request has been reported by `completions` or `drain`.
+    unsafe fn write(
+        &mut self,
+        offset: u64,
+        segments: &[Segment],
+        token: u64,
+    ) -> std::result::Result<(), Refused>;
+
+    /// Queues making everything durable that was *reported* as written before.
+    ///
+    /// # Errors
+    /// [`Refused`] if the engine is full.
+    fn flush(&mut self, token: u64) -> std::result::Result<(), Refused>;
+
+    /// Queues giving back the space of a range, which reads as zeros afterwards.
+    ///
+    /// # Errors
+    /// [`Refused`] if the engine is full.
+    fn discard(&mut self, offset: u64, len: u64, token: u64) -> std::result::Result<(), Refused>;
+
+    /// Queues filling a range with zeros, without writing them; its space is given back if `may_free`
+    /// and kept if not, as far as the file system can do either.
+    ///
+    /// # Errors
+    /// [`Refused`] if the engine is full.
+    fn zero(&mut self, offset: u64, len: u64, may_free: bool, token: u64)
+    -> std::result::Result<(), Refused>;
+
+    /// Hands everything queued to the kernel, in one call. Requests that are finished by then do not signal the
+    /// event descriptor: look at `completions` afterwards.
+    ///
+    /// # Errors
+    /// The engine is broken; nothing more will come of it.
+    fn submit(&mut self) -> io::Result<()>;
+
+    /// Reports finished requests: the token, and how many bytes were moved (0 for requests that move none) or why it
+    /// failed. A read or write either moves all its bytes or fails.
+    ///
+    /// # Errors
+    /// The engine is broken.
+    fn completions(&mut self, done: &mut dyn FnMut(u64, io::Result<u32>)) -> io::Result<()>;
+
+    /// Readable while finished requests wait to be reported; `None` if they are always finished when `submit` returns.
+    /// To be polled, level-triggered, never read.
+    fn event_fd(&self) -> Option<BorrowedFd<'_>>;
+
+    /// Requests that were queued and not yet reported.
+    fn in_flight(&self) -> usize;
+
+    /// Submits what is queued and reports until nothing is in flight.
+    ///
+    /// # Errors
+    /// The engine is broken and requests may still be under way: the memory must not be freed.
+    fn drain(&mut self, done: &mut dyn FnMut(u64, io::Result<u32>)) -> io::Result<()>;
+}
+
+/// Whether this kernel lets us use io_uring with all that the engine needs. Asked once.
+pub fn io_uring_available() -> bool {
+    static ANSWER: OnceLock<bool> = OnceLock::new();
+    *ANSWER.get_or_init(|| match uring::probe() {
+        Ok(()) => true,
+        Err(error) => {
+            log::info!("io_uring is not available: {error}");
+            false
+        }
+    })
+}
+
+pub(crate) fn make(image: &Arc<Image>, depth: usize, choice: Choice) -> Result<Box<dyn Engine>> {
+    let depth = depth.clamp(1, MAX_DEPTH);
+    if choice == Choice::Best && io_uring_available() {
+        match uring::Uring::new(image, depth) {
+            Ok(engine) => return Ok(Box::new(engine)),
+            Err(source) => {
+                static ONCE: Once = Once::new();
+                let error = Error::Engine { path: image.path().to_owned(), source };
+                ONCE.call_once(|| log::warn!("{error}: {:?}; going on without io_uring", error));
+            }
+        }
+    }
+    Ok(Box::new(sync::Sync::new(image, depth)))
+}
+
+/// Requests that are finished and not yet reported.
+type Ready = Vec<(u64, io::Result<u32>)>;
+
+/// How many bytes a transfer moves, if it is one that engines take.
+fn transfer_size(segments: &[Segment]) -> io::Result<u32> {
+    vectored::total(segments)
+        .and_then(|size| u32::try_from(size).ok())
+        .filter(|size| *size <= MAX_REQUEST_BYTES)
+        .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))
+}
+
+/// Whether a transfer has to make the detour for direct I/O.
+fn needs_detour(image: &Image, offset: u64, segments: &[Segment]) -> bool {
+    image.direct().is_some_and(|alignment| !alignment.accepts(offset, segments))
+}
+
+/// A transfer done at once, on this thread.
+///
+/// # Safety
+/// As for [`vectored::transfer`].
+unsafe fn transfer_now(
+    image: &Image,
+    direction: Direction,
+    offset: u64,
+    segments: &[Segment],
+) -> io::Result<u32> {
+    let size = transfer_size(segments)?;
+    // Transfers use up their segments.
+    let mut segments = segments.to_vec();
+    // SAFETY: the caller's promise is the same.
+    unsafe {
+        match image.direct().filter(|alignment| !alignment.accepts(offset, &segments)) {
+            Some(alignment) => {
+                let exclusive = image.exclusive();
+                crate::direct::detour(image.file(), alignment, exclusive, direction, offset, &mut segments)?;
+            }
+            None => vectored::transfer(image.file(), direction, offset, &mut segments)?,
+        }
+    }
+    Ok(size)
+}
+
+/// Whether an error means that the file system or device lacks an operation, rather than that it went wrong.
+fn is_unsupported(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::ENOTTY))
+}
+
+/// The `fallocate` modes that zero a range, the better one first. Not every file system has both; that the second one
+/// frees space that was to be kept, or keeps it, is not visible in what is read.
+fn zero_modes(may_free: bool) -> [i32; 2] {
+    if may_free { [PUNCH, ZERO] } else { [ZERO, PUNCH] }
+}

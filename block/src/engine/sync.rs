@@ -1,0 +1,93 @@
+//! The engine of last resort: every request is done when it is queued, on the thread that queues it.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+
+use super::{Engine, Ready, Refused, is_unsupported, transfer_now, zero_modes};
+use crate::Image;
+use crate::geometry::{PUNCH, fallocate};
+use crate::vectored::{Direction, Segment};
+
+/// See the module.
+pub(super) struct Sync {
+    image: Arc<Image>,
+    depth: usize,
+    ready: Ready,
+}
+
+impl Sync {
+    pub(super) fn new(image: &Arc<Image>, depth: usize) -> Self {
+        Sync { image: image.clone(), depth, ready: Vec::with_capacity(depth) }
+    }
+
+    fn run(&mut self, token: u64, request: impl FnOnce(&Image) -> io::Result<u32>) -> Result<(), Refused> {
+        if self.ready.len() >= self.depth {
+            return Err(Refused);
+        }
+        let result = request(&self.image);
+        self.ready.push((token, result));
+        Ok(())
+    }
+}
+
+impl Engine for Sync {
+    unsafe fn read(&mut self, offset: u64, segments: &[Segment], token: u64) -> Result<(), Refused> {
+        // SAFETY: the caller vouches for the segments, even beyond this call.
+        self.run(token, |image| unsafe { transfer_now(image, Direction::Read, offset, segments) })
+    }
+
+    unsafe fn write(&mut self, offset: u64, segments: &[Segment], token: u64) -> Result<(), Refused> {
+        // SAFETY: the caller vouches for the segments, even beyond this call.
+        self.run(token, |image| unsafe { transfer_now(image, Direction::Write, offset, segments) })
+    }
+
+    fn flush(&mut self, token: u64) -> Result<(), Refused> {
+        self.run(token, |image| image.file().sync_data().map(|()| 0))
+    }
+
+    fn discard(&mut self, offset: u64, len: u64, token: u64) -> Result<(), Refused> {
+        self.run(token, |image| allocate(image, PUNCH, offset, len).map(|()| 0))
+    }
+
+    fn zero(&mut self, offset: u64, len: u64, may_free: bool, token: u64) -> Result<(), Refused> {
+        self.run(token, |image| zero(image, offset, len, may_free).map(|()| 0))
+    }
+
+    fn submit(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn completions(&mut self, done: &mut dyn FnMut(u64, io::Result<u32>)) -> io::Result<()> {
+        self.ready.drain(..).for_each(|(token, result)| done(token, result));
+        Ok(())
+    }
+
+    fn event_fd(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    fn in_flight(&self) -> usize {
+        self.ready.len()
+    }
+
+    fn drain(&mut self, done: &mut dyn FnMut(u64, io::Result<u32>)) -> io::Result<()> {
+        self.completions(done)
+    }
+}
+
+fn allocate(image: &Image, mode: i32, offset: u64, len: u64) -> io::Result<()> {
+    if len == 0 {
+        return Ok(());
+    }
+    let narrow = |value| libc::off_t::try_from(value).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG));
+    fallocate(image.file(), mode, narrow(offset)?, narrow(len)?)
+}
+
+fn zero(image: &Image, offset: u64, len: u64, may_free: bool) -> io::Result<()> {
+    let [best, other] = zero_modes(may_free);
+    match allocate(image, best, offset, len) {
+        Err(error) if is_unsupported(&error) => allocate(image, other, offset, len),
+        result => result,
+    }
+}

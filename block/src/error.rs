@@ -1,0 +1,124 @@
+//! What can go wrong while an image is opened.
+//!
+//! Errors of single requests are plain [`std::io::Error`]s handed back with their token: they concern the guest.
+
+use std::io;
+use std::path::PathBuf;
+
+use crate::format::Format;
+
+/// Why an image could not be opened or an engine not be made. Every variant names the image.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// `open(2)` failed.
+    #[error("cannot open disk image {}", path.display())]
+    Open {
+        /// The path as given.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// The path is a directory.
+    #[error("disk image {} is a directory; give a file or a block device", path.display())]
+    Directory {
+        /// The path as given.
+        path: PathBuf,
+    },
+    /// The path is neither a regular file nor a block device.
+    #[error("disk image {} is a {kind}; give a file or a block device", path.display())]
+    NotADisk {
+        /// The path as given.
+        path: PathBuf,
+        /// What it is: `FIFO`, `socket` or `character device`.
+        kind: &'static str,
+    },
+    /// The image does not hold a single sector.
+    #[error("disk image {} has {size} bytes; it must have at least one sector of 512 bytes", path.display())]
+    TooSmall {
+        /// The path as given.
+        path: PathBuf,
+        /// Its size in bytes.
+        size: u64,
+    },
+    /// Size, block sizes or identity could not be asked for.
+    #[error("cannot get the {what} of disk image {}", path.display())]
+    Inspect {
+        /// The path as given.
+        path: PathBuf,
+        /// What was asked for.
+        what: &'static str,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// The image is in a format other than raw.
+    #[error(
+        "disk image {}: image format {format} is not supported yet; use image_type=raw to treat it as raw",
+        path.display()
+    )]
+    Format {
+        /// The path as given.
+        path: PathBuf,
+        /// The format that was recognised.
+        format: Format,
+    },
+    /// The file system or device cannot do direct I/O.
+    #[error("disk image {} cannot be used with direct=on", path.display())]
+    Direct {
+        /// The path as given.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// With direct I/O the last block would reach past the end.
+    #[error(
+        "disk image {} has {size} bytes, not a multiple of {block}, which direct=on needs here; \
+         extend it or use direct=off",
+        path.display()
+    )]
+    DirectSize {
+        /// The path as given.
+        path: PathBuf,
+        /// Its size in bytes.
+        size: u64,
+        /// The block size that direct I/O works in, in bytes.
+        block: u32,
+    },
+    /// Somebody else holds a lock on the image.
+    #[error(
+        "disk image {} is locked for {theirs} by {holder}; {}",
+        path.display(),
+        if *ours_writes { "stop it, or use readonly=on in both" } else { "stop it, or open it there with readonly=on" }
+    )]
+    Locked {
+        /// The path as given.
+        path: PathBuf,
+        /// `reading` or `writing`: what the other one's lock is for.
+        theirs: &'static str,
+        /// Who it is, as far as it can be known.
+        holder: String,
+        /// Whether we wanted to write.
+        ours_writes: bool,
+    },
+    /// The lock could not be asked for (no other holder is involved).
+    #[error("cannot lock disk image {}", path.display())]
+    Lock {
+        /// The path as given.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// Not even a synchronous engine could be made.
+    #[error("cannot make an I/O engine for disk image {}", path.display())]
+    Engine {
+        /// The path as given.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+}

@@ -1,0 +1,106 @@
+//! Advisory locks that keep two programs from writing one image.
+//!
+//! Open file description locks: they belong to the open file, not to the process, so two disks of one VM exclude
+//! each other too, and they go when the last descriptor is closed, however the process ends.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use crate::{Error, Result};
+
+/// How much of the image a lock covers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Granularity {
+    /// The bytes that the image has when it is opened.
+    #[default]
+    ByteRange,
+    /// The whole file, whatever it grows to; some network file systems know only this.
+    Full,
+}
+
+/// Takes a lock on `file`, for writing if `write`, else for reading. It is held until
+/// [`release`], or until the file is closed.
+pub(crate) fn acquire(
+    file: &File,
+    path: &Path,
+    size: u64,
+    granularity: Granularity,
+    write: bool,
+) -> Result<()> {
+    let error = |source| Error::Lock { path: path.to_owned(), source };
+    let kind = if write { libc::F_WRLCK } else { libc::F_RDLCK };
+    let mut lock = describe(kind, size, granularity).map_err(error)?;
+    let Err(refusal) = fcntl_lock(file, libc::F_OFD_SETLK, &mut lock) else {
+        return Ok(());
+    };
+    if !matches!(refusal.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) {
+        return Err(error(refusal));
+    }
+    // Who is in the way? The answer may be out of date already; it is only for the message.
+    let mut other = describe(kind, size, granularity).map_err(error)?;
+    fcntl_lock(file, libc::F_OFD_GETLK, &mut other).map_err(error)?;
+    let theirs = if i32::from(other.l_type) == libc::F_RDLCK { "reading" } else { "writing" };
+    // OFD locks have no owner; the kernel reports -1 for them and the process for classic locks.
+    let holder = if other.l_pid > 0 { Some(other.l_pid.cast_unsigned()) } else { find_holder(file) };
+    let holder = holder.map_or_else(|| "another program".to_owned(), name_process);
+    Err(Error::Locked { path: path.to_owned(), theirs, holder, ours_writes: write })
+}
+
+/// Gives the lock back. Closing the file does that too, but not always at once: a ring that is torn down keeps its
+/// registered file for some milliseconds.
+pub(crate) fn release(file: &File) -> io::Result<()> {
+    fcntl_lock(file, libc::F_OFD_SETLK, &mut describe(libc::F_UNLCK, 0, Granularity::Full)?)
+}
+
+/// The range to lock as the kernel wants it.
+fn describe(kind: i32, size: u64, granularity: Granularity) -> io::Result<libc::flock> {
+    let l_len = match granularity {
+        Granularity::ByteRange => libc::off_t::try_from(size).map_err(io::Error::other)?,
+        // Zero means: to the end, however far that moves.
+        Granularity::Full => 0,
+    };
+    Ok(libc::flock {
+        l_type: i16::try_from(kind).map_err(io::Error::other)?,
+        l_whence: 0, // SEEK_SET
+        l_start: 0,
+        l_len,
+        // The kernel demands zero for open file description locks.
+        l_pid: 0,
+    })
+}
+
+fn fcntl_lock(file: &File, command: i32, lock: &mut libc::flock) -> io::Result<()> {
+    // SAFETY: `lock` is a valid flock structure for the whole call; the kernel writes only to it.
+    let result = unsafe { libc::fcntl(file.as_raw_fd(), command, std::ptr::from_mut(lock)) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Looks through `/proc` for a process that holds a lock on the same inode. Sees only what the user may see.
+fn find_holder(file: &File) -> Option<u32> {
+    let inode = file.metadata().ok()?.ino();
+    // A line of fdinfo reads `lock:  1: OFDLCK ADVISORY WRITE 12 fe:00:1234 0 4095`.
+    let suffix = format!(":{inode}");
+    let locks_it = |info: &str| {
+        info.lines().any(|line| {
+            line.starts_with("lock:") && line.split_whitespace().any(|word| word.ends_with(&suffix))
+        })
+    };
+    fs::read_dir("/proc").ok()?.flatten().find_map(|process| {
+        let pid: u32 = process.file_name().to_str()?.parse().ok()?;
+        let mut descriptors = fs::read_dir(process.path().join("fdinfo")).ok()?.flatten();
+        descriptors.any(|fd| fs::read_to_string(fd.path()).is_ok_and(|info| locks_it(&info))).then_some(pid)
+    })
+}
+
+fn name_process(pid: u32) -> String {
+    if pid == std::process::id() {
+        return "this program itself (is it given twice?)".to_owned();
+    }
+    match fs::read_to_string(format!("/proc/{pid}/comm")) {
+        Ok(name) => format!("process {pid} ({})", name.trim_end().escape_default()),
+        Err(_) => format!("process {pid}"),
+    }
+}

@@ -1,0 +1,133 @@
+//! The command line, derived from the specifications: what clap parses, what `--help`, the manual page and completions show.
+
+use std::fmt::Write;
+
+use clap::{Arg, ArgAction, ArgMatches};
+use spec::{Key, Part, Refusal, Spec};
+
+/// A flag whose value is an option group.
+#[derive(Clone)]
+pub struct Flag {
+    /// The name without dashes.
+    pub name: &'static str,
+    /// What it configures.
+    pub about: &'static str,
+    /// Its keys.
+    pub keys: Vec<Key>,
+    /// Whether it may be given more than once.
+    pub many: bool,
+}
+
+impl Flag {
+    /// The flag of a specification.
+    pub fn of<S: Spec>(many: bool) -> Self {
+        Flag { name: S::FLAG, about: S::ABOUT, keys: S::keys(), many }
+    }
+
+    /// The flag as clap knows it.
+    pub fn arg(&self) -> Arg {
+        let about = sentence(self.about);
+        let arg = Arg::new(self.name)
+            .long(self.name)
+            .value_name("key=value,…")
+            .help(about.clone())
+            .long_help(format!("{about}\n{}", self.table()));
+        if self.many { arg.num_args(1..).action(ArgAction::Append) } else { arg.num_args(1) }
+    }
+
+    /// The keys with their syntax, defaults and meaning, a line each.
+    pub fn table(&self) -> String {
+        let mut text = String::new();
+        for key in self.keys.iter().filter(|k| !k.help.is_empty()) {
+            let left = if key.bare { key.name.to_owned() } else { format!("{}={}", key.name, key.syntax) };
+            let default =
+                if key.default.is_empty() { String::new() } else { format!(" [default: {}]", key.default) };
+            // Writing to a String cannot fail.
+            let _ = write!(text, "\n  {left:<28} {}{default}", sentence(key.help));
+        }
+        text
+    }
+}
+
+/// A doc comment as one line, without the full stop that help texts do not have.
+pub fn sentence(doc: &str) -> String {
+    let words: Vec<_> = doc.split_whitespace().collect();
+    words.join(" ").trim_end_matches('.').to_owned()
+}
+
+/// The specification after a flag that is given at most once.
+///
+/// # Errors
+/// What the grammar refused.
+pub fn one<S: Spec>(matches: &ArgMatches) -> Result<Option<S>, Refusal> {
+    matches.get_one::<String>(S::FLAG).map(|text| S::parse(text)).transpose()
+}
+
+/// The specifications after a flag that may be repeated.
+///
+/// # Errors
+/// What the grammar refused.
+pub fn many<S: Spec>(matches: &ArgMatches) -> Result<Option<Vec<S>>, Refusal> {
+    let Some(texts) = matches.get_many::<String>(S::FLAG) else { return Ok(None) };
+    texts.map(|text| S::parse(text)).collect::<Result<_, _>>().map(Some)
+}
+
+/// Flags of the contract that this version does not offer: name, and whether a value follows.
+pub const UNSUPPORTED: &[(&str, bool)] = &[
+    ("balloon", true),
+    ("dbus-object-path", true),
+    ("dbus-service-name", true),
+    ("dbus-system-bus", false),
+    ("device", true),
+    ("firmware", true),
+    ("fs", true),
+    ("fw-cfg-config", true),
+    ("gdb", true),
+    ("generic-vhost-user", true),
+    ("host-data", true),
+    ("igvm", true),
+    ("ivshmem", true),
+    ("landlock", false),
+    ("landlock-rules", true),
+    ("memory-zone", true),
+    ("numa", true),
+    ("pci-segment", true),
+    ("pmem", true),
+    ("pvmemcontrol", false),
+    ("pvpanic", false),
+    ("rate-limit-group", true),
+    ("restore", true),
+    ("rtc", true),
+    ("tpm", true),
+    ("user-device", true),
+    ("vdpa", true),
+    ("vsock", true),
+    ("watchdog", false),
+];
+
+/// A flag of the contract that is refused when used; it does not show in the help.
+pub fn unsupported_arg((name, value): &(&'static str, bool)) -> Arg {
+    let arg = Arg::new(*name).long(*name).hide(true);
+    match value {
+        // `--rtc` and its like may stand alone.
+        true => arg.num_args(0..).action(ArgAction::Append),
+        false => arg.action(ArgAction::SetTrue),
+    }
+}
+
+/// Refuses the first flag in use that is not offered.
+///
+/// # Errors
+/// `--flag is not supported yet`.
+pub fn refuse_unsupported(matches: &ArgMatches) -> Result<(), Refusal> {
+    let used = |name: &str| matches.value_source(name) == Some(clap::parser::ValueSource::CommandLine);
+    match UNSUPPORTED.iter().find(|(name, _)| used(name)) {
+        Some((name, _)) => Err(Refusal::unsupported(format!("--{name}"))),
+        None => Ok(()),
+    }
+}
+
+/// The keys of an option group, for tests that hold the contract against them.
+pub fn key_names<P: Part>() -> Vec<&'static str> {
+    P::keys().into_iter().map(|k| k.name).collect()
+}

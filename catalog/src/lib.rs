@@ -1,0 +1,23 @@
+//! The one list of what a machine can be made of.
+//!
+//! From [`machine`]'s list of devices derive the specification of a machine ([`VmSpec`], which is also the JSON body of
+//! `vm.create`), the flags of the command line, their help, the order of PCI slots, and the checks that look at all devices
+//! together. A new device is its own file and one line in that list.
+//!
+//! Nothing here opens a file or talks to a hypervisor.
+
+pub mod cpus;
+pub mod flags;
+pub mod machine;
+pub mod memory;
+pub mod payload;
+pub mod platform_spec;
+pub mod plug;
+
+pub use cpus::CpusSpec;
+pub use flags::Flag;
+pub use machine::VmSpec;
+pub use memory::MemorySpec;
+pub use payload::PayloadSpec;
+pub use platform_spec::PlatformSpec;
+pub use plug::Plug;

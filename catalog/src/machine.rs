@@ -1,0 +1,280 @@
+//! A whole machine: the list of devices and what derives from it.
+
+use std::path::PathBuf;
+
+use clap::{Arg, ArgMatches, Command};
+use platform::debug_console::DebugConsoleSpec;
+use platform::serial::SerialSpec;
+use serde::{Deserialize, Serialize};
+use spec::{Facts, Refusal, Unsupported};
+use virtio_devices::block::DiskSpec;
+use virtio_devices::console::ConsoleSpec;
+use virtio_devices::net::NetSpec;
+use virtio_devices::rng::RngSpec;
+
+use crate::flags::{self, Flag};
+use crate::payload::nothing_to_boot;
+use crate::{CpusSpec, MemorySpec, PayloadSpec, PlatformSpec, Plug};
+
+/// Generates [`VmSpec`] and what derives from the list of devices.
+macro_rules! machine {
+    (
+        devices { $( $arity:ident $field:ident: $spec:ty, )* }
+        unsupported { $( $ufield:ident, )* }
+        unsupported_switches { $( $switch:ident, )* }
+    ) => {
+        /// A machine as asked for: the command line's flags together, and the JSON body of `vm.create`.
+        #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+        #[serde(default)]
+        pub struct VmSpec {
+            /// Processors.
+            pub cpus: CpusSpec,
+            /// Memory.
+            pub memory: MemorySpec,
+            /// What to boot.
+            #[serde(skip_serializing_if = "Option::is_none")]
+            pub payload: Option<PayloadSpec>,
+            /// Identity.
+            #[serde(skip_serializing_if = "Option::is_none")]
+            pub platform: Option<PlatformSpec>,
+            $(
+                #[doc = concat!("What `--", stringify!($field), "` or its like configures.")]
+                #[serde(skip_serializing_if = "Field::is_left_out")]
+                pub $field: machine!(@type $arity $spec),
+            )*
+            $(
+                /// Not supported yet.
+                #[serde(skip_serializing_if = "spec::Value::is_absent")]
+                pub $ufield: Unsupported,
+            )*
+            $(
+                /// Not supported yet; always told, as clients expect.
+                pub $switch: Unsupported,
+            )*
+        }
+
+        $( impl Field for $spec {} )*
+
+        impl VmSpec {
+            /// The devices in the order of their PCI slots.
+            pub fn devices(&self) -> Vec<&dyn Plug> {
+                let mut all: Vec<&dyn Plug> = Vec::new();
+                $( machine!(@list $arity all, self.$field); )*
+                all
+            }
+
+            /// The same, to build them.
+            pub fn devices_mut(&mut self) -> Vec<&mut dyn Plug> {
+                let mut all: Vec<&mut dyn Plug> = Vec::new();
+                $( machine!(@list_mut $arity all, self.$field); )*
+                all
+            }
+
+            /// The flags of the devices.
+            fn device_flags() -> Vec<Flag> {
+                vec![ $( machine!(@flag $arity $spec) ),* ]
+            }
+
+            fn take_devices(&mut self, matches: &ArgMatches) -> Result<(), Refusal> {
+                $( machine!(@take $arity self.$field, matches); )*
+                Ok(())
+            }
+
+            fn first_unsupported(&self) -> Option<&'static str> {
+                $( if self.$ufield.0 { return Some(stringify!($ufield)); } )*
+                $( if self.$switch.0 { return Some(stringify!($switch)); } )*
+                None
+            }
+        }
+    };
+    (@type one $spec:ty) => { $spec };
+    (@type many $spec:ty) => { Option<Vec<$spec>> };
+    (@list one $all:ident, $self:ident.$field:ident) => { $all.push(&$self.$field) };
+    (@list many $all:ident, $self:ident.$field:ident) => {
+        $all.extend($self.$field.iter().flatten().map(|s| s as &dyn Plug))
+    };
+    (@list_mut one $all:ident, $self:ident.$field:ident) => { $all.push(&mut $self.$field) };
+    (@list_mut many $all:ident, $self:ident.$field:ident) => {
+        $all.extend($self.$field.iter_mut().flatten().map(|s| s as &mut dyn Plug))
+    };
+    (@flag one $spec:ty) => { Flag::of::<$spec>(false) };
+    (@flag many $spec:ty) => { Flag::of::<$spec>(true) };
+    (@take one $self:ident.$field:ident, $matches:ident) => {
+        if let Some(spec) = flags::one($matches)? { $self.$field = spec; }
+    };
+    (@take many $self:ident.$field:ident, $matches:ident) => {
+        if let Some(specs) = flags::many($matches)? { $self.$field = Some(specs); }
+    };
+}
+
+machine! {
+    // In the order of PCI slots; the field is the name in JSON. A new device is its file and a line here.
+    devices {
+        one console: ConsoleSpec,
+        many disks: DiskSpec,
+        many net: NetSpec,
+        one rng: RngSpec,
+        one serial: SerialSpec,
+        one debug_console: DebugConsoleSpec,
+    }
+    unsupported {
+        balloon,
+        devices,
+        fs,
+        gdb,
+        generic_vhost_user,
+        ivshmem,
+        landlock_rules,
+        numa,
+        pci_segments,
+        pmem,
+        pvmemcontrol,
+        rate_limit_groups,
+        rtc,
+        tpm,
+        user_devices,
+        vdpa,
+        vsock,
+    }
+    unsupported_switches { iommu, landlock_enable, pvpanic, watchdog, }
+}
+
+/// A field of [`VmSpec`] in JSON.
+trait Field {
+    fn is_left_out(&self) -> bool {
+        false
+    }
+}
+
+impl<T> Field for Option<Vec<T>> {
+    fn is_left_out(&self) -> bool {
+        self.is_none()
+    }
+}
+
+/// Heading of the flags that describe a machine.
+const HEADING: &str = "The machine";
+
+impl VmSpec {
+    /// Adds the flags that describe a machine to a command.
+    pub fn add_flags(command: Command) -> Command {
+        let text = |name: &'static str, value: &'static str, help: &'static str| {
+            Arg::new(name).long(name).value_name(value).help(help).num_args(1)
+        };
+        let mut groups =
+            vec![Flag::of::<CpusSpec>(false), Flag::of::<MemorySpec>(false), Flag::of::<PlatformSpec>(false)];
+        groups.extend(VmSpec::device_flags());
+        command
+            .next_help_heading(HEADING)
+            .arg(text(
+                "kernel",
+                "path",
+                "Kernel to boot: an uncompressed vmlinux with a PVH note, or a bzImage",
+            ))
+            .arg(text("cmdline", "text", "Kernel command line").allow_hyphen_values(true))
+            .arg(text("initramfs", "path", "Initial RAM file system"))
+            .args(groups.iter().map(Flag::arg))
+            .args(flags::UNSUPPORTED.iter().map(flags::unsupported_arg))
+    }
+
+    /// The machine that the command line asks for; `None` if it describes none.
+    ///
+    /// # Errors
+    /// A flag that is not supported yet or does not parse, or flags of a machine without a kernel.
+    pub fn from_matches(matches: &ArgMatches) -> Result<Option<VmSpec>, Refusal> {
+        flags::refuse_unsupported(matches)?;
+        let text = |name| matches.get_one::<String>(name).cloned();
+        let mut spec = VmSpec::default();
+        let payload = PayloadSpec {
+            kernel: text("kernel").map(PathBuf::from),
+            cmdline: text("cmdline"),
+            initramfs: text("initramfs").map(PathBuf::from),
+            ..PayloadSpec::default()
+        };
+        if payload == PayloadSpec::default() {
+            return Ok(None);
+        }
+        spec.payload = Some(payload);
+        spec.cpus = flags::one(matches)?.unwrap_or_default();
+        spec.memory = flags::one(matches)?.unwrap_or_default();
+        spec.platform = flags::one(matches)?;
+        spec.take_devices(matches)?;
+        spec.complete();
+        Ok(Some(spec))
+    }
+
+    /// Names of the flags that mean nothing without a kernel.
+    pub fn dependent_flags() -> Vec<&'static str> {
+        let own = ["cmdline", "initramfs", CpusSpec::FLAG, MemorySpec::FLAG, PlatformSpec::FLAG];
+        own.into_iter().chain(VmSpec::device_flags().into_iter().map(|f| f.name)).collect()
+    }
+
+    /// Writes defaults that depend on other values.
+    pub fn complete(&mut self) {
+        self.cpus.max_vcpus = Some(self.cpus.max());
+    }
+
+    /// What devices may know of the whole.
+    pub fn facts(&self) -> Facts {
+        Facts {
+            boot_vcpus: self.cpus.boot_vcpus,
+            shared_memory: self.memory.is_shared(),
+            pci_segments: self.platform.as_ref().map_or(1, |p| p.num_pci_segments),
+            iommu_segments: Vec::new(),
+        }
+    }
+
+    /// Checks everything that can be checked without the host.
+    ///
+    /// # Errors
+    /// The first thing that cannot work, in the words of the contract.
+    pub fn check(&self) -> Result<(), Refusal> {
+        let facts = self.facts();
+        if let Some(field) = self.first_unsupported() {
+            return Err(Refusal::unsupported(field));
+        }
+        self.payload.as_ref().ok_or_else(nothing_to_boot)?.check()?;
+        Plugless::check(&self.cpus, &facts)?;
+        Plugless::check(&self.memory, &facts)?;
+        if let Some(platform) = &self.platform {
+            Plugless::check(platform, &facts)?;
+        }
+        let mut ids: Vec<&str> = Vec::new();
+        let mut slots: Vec<(u16, u8)> = Vec::new();
+        for device in self.devices() {
+            device.check(&facts)?;
+            let Some(common) = device.common() else { continue };
+            if let Some(id) = &common.id {
+                if ids.contains(&id.as_str()) {
+                    return Err(Refusal::new(spec::Kind::Conflict, format!("Identifier {id} is not unique")));
+                }
+                ids.push(id);
+            }
+            if let Some(slot) = common.pci_device_id {
+                let place = (common.pci_segment, slot);
+                if slots.contains(&place) {
+                    return Err(Refusal::invalid(format!(
+                        "PCI device ID {slot} on segment {} is given to two devices",
+                        common.pci_segment
+                    )));
+                }
+                slots.push(place);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Checks for option groups that are no devices.
+trait Plugless {
+    fn check(&self, facts: &Facts) -> Result<(), Refusal>;
+}
+
+impl<S: spec::Spec> Plugless for S {
+    fn check(&self, facts: &Facts) -> Result<(), Refusal> {
+        if let Some(key) = spec::Part::unsupported(self) {
+            return Err(Refusal::unsupported(format!("--{} {key}", S::FLAG)));
+        }
+        spec::Spec::check(self, facts)
+    }
+}

@@ -1,0 +1,58 @@
+//! A device's specification, whatever its type.
+
+use device::{Build, Built, Host, Naming};
+use spec::{Facts, Part, PciCommon, Refusal, Spec};
+
+/// What the board does with every device's specification alike.
+pub trait Plug {
+    /// The flag without dashes, for messages.
+    fn flag(&self) -> &'static str;
+    /// See [`Build::NAMING`].
+    fn naming(&self) -> Naming;
+    /// See [`Build::common`].
+    fn common(&self) -> Option<&PciCommon>;
+    /// See [`Build::common_mut`].
+    fn common_mut(&mut self) -> Option<&mut PciCommon>;
+    /// Everything about this device that can be checked without the host.
+    ///
+    /// # Errors
+    /// A key that is not supported yet, or what [`Spec::check`] refuses.
+    fn check(&self, facts: &Facts) -> Result<(), Refusal>;
+    /// See [`Build::build`].
+    ///
+    /// # Errors
+    /// What the host refused.
+    fn build(&mut self, host: &Host<'_>) -> Result<Built, Refusal>;
+}
+
+impl<T: Build> Plug for T {
+    fn flag(&self) -> &'static str {
+        T::FLAG
+    }
+
+    fn naming(&self) -> Naming {
+        T::NAMING
+    }
+
+    fn common(&self) -> Option<&PciCommon> {
+        Build::common(self)
+    }
+
+    fn common_mut(&mut self) -> Option<&mut PciCommon> {
+        Build::common_mut(self)
+    }
+
+    fn check(&self, facts: &Facts) -> Result<(), Refusal> {
+        if let Some(key) = Part::unsupported(self) {
+            return Err(Refusal::unsupported(format!("--{} {key}", T::FLAG)));
+        }
+        if let Some(common) = Build::common(self) {
+            common.check(facts)?;
+        }
+        Spec::check(self, facts)
+    }
+
+    fn build(&mut self, host: &Host<'_>) -> Result<Built, Refusal> {
+        Build::build(self, host)
+    }
+}

@@ -1,0 +1,74 @@
+//! `ch-remote`: asks a running `cloud-hypervisor`, prints the answer, tells errors as a numbered chain.
+
+use std::error::Error;
+use std::io::Read;
+use std::path::Path;
+use std::process::ExitCode;
+
+use api::client::{self, ClientError};
+
+fn main() -> ExitCode {
+    let matches = match ch_remote::command().try_get_matches() {
+        Ok(matches) => matches,
+        Err(e) => {
+            // Nothing can be done about a closed standard stream.
+            let _ = e.print();
+            return ExitCode::from(if e.use_stderr() { 2 } else { 0 });
+        }
+    };
+    match run(&matches) {
+        Ok(body) => {
+            if !body.is_empty() {
+                println!("{body}");
+            }
+            ExitCode::SUCCESS
+        }
+        Err(chain) => {
+            eprintln!("Error: ch-remote exited with the following chain of errors:");
+            for (depth, message) in chain.iter().enumerate() {
+                eprintln!("  {depth}: {message}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(matches: &clap::ArgMatches) -> Result<String, Vec<String>> {
+    let socket = matches
+        .get_one::<String>("api-socket")
+        .ok_or_else(|| vec!["Please provide the API socket: --api-socket <path>".to_owned()])?;
+    let (name, arguments) = matches.subcommand().ok_or_else(|| vec!["No command given".to_owned()])?;
+    let route = ch_remote::route(name).ok_or_else(|| vec![format!("Unknown command {name}")])?;
+    let body = match arguments.try_get_one::<String>("path") {
+        Ok(Some(path)) => Some(read(path)?),
+        _ => None,
+    };
+    client::ask(Path::new(socket), route, body).map_err(|e| chain(&e))
+}
+
+fn read(path: &str) -> Result<String, Vec<String>> {
+    let mut text = String::new();
+    let result = if path == "-" {
+        std::io::stdin().read_to_string(&mut text).map(drop)
+    } else {
+        std::fs::read_to_string(path).map(|t| text = t)
+    };
+    result.map(|()| text).map_err(|e| vec![format!("Cannot read {path}"), e.to_string()])
+}
+
+/// The error's causes, and what the server said of its own.
+fn chain(error: &ClientError) -> Vec<String> {
+    let mut messages = vec!["http client error".to_owned(), error.to_string()];
+    let mut next = error.source();
+    while let Some(cause) = next {
+        messages.push(cause.to_string());
+        next = cause.source();
+    }
+    if let ClientError::Refused { body, .. } = error {
+        match serde_json::from_str::<Vec<String>>(body) {
+            Ok(theirs) => messages.extend(theirs),
+            Err(_) => messages.push(format!("Can't get remote's error messages from JSON response: {body}")),
+        }
+    }
+    messages
+}

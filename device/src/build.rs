@@ -1,0 +1,105 @@
+//! From a specification to a device.
+
+use std::any::Any;
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+
+use spec::{Facts, PciCommon, Refusal, Spec};
+
+use crate::{Device, Virtio};
+
+/// How a device without a name given by the user is called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Naming {
+    /// There is at most one; this is its name, such as `__rng`.
+    Single(&'static str),
+    /// A counter shared by all kinds follows: `disk` makes `_disk0`.
+    Counted(&'static str),
+}
+
+/// What a specification turned into.
+pub enum Built {
+    /// A virtio device, to be attached by the board's transport.
+    Virtio(Box<dyn Virtio>),
+    /// A device with registers of its own.
+    Device(Box<dyn Device>),
+    /// Nothing: the device is switched off.
+    Nothing,
+}
+
+/// A specification that the board can turn into a device.
+pub trait Build: Spec {
+    /// Its automatic name.
+    const NAMING: Naming;
+
+    /// Naming and placement, for PCI devices.
+    fn common(&self) -> Option<&PciCommon> {
+        None
+    }
+
+    /// The same, to write the automatic name back.
+    fn common_mut(&mut self) -> Option<&mut PciCommon> {
+        None
+    }
+
+    /// Meets the host: opens files, taps, sockets. What the host chose (a tap's name, a MAC, a terminal's path) is written back, so
+    /// that `vm.info` shows it and a reboot finds it again.
+    ///
+    /// # Errors
+    /// What the host refused, naming the file or interface.
+    fn build(&mut self, host: &Host<'_>) -> Result<Built, Refusal>;
+}
+
+/// What a device may use while it is built.
+pub struct Host<'a> {
+    /// The device's name.
+    pub id: &'a str,
+    /// The machine as a whole.
+    pub facts: &'a Facts,
+    /// What outlives a reboot.
+    pub kept: &'a Kept,
+}
+
+/// Host resources that stay the same across reboots of one machine: terminals, taps. Emptied when the machine is shut down.
+#[derive(Default)]
+pub struct Kept(Mutex<HashMap<String, Box<dyn Any + Send>>>);
+
+impl Kept {
+    /// The resource of this name: the one opened before, or a new one.
+    ///
+    /// # Errors
+    /// What opening it answered.
+    pub fn keep<T: Clone + Send + 'static, E>(
+        &self,
+        name: &str,
+        open: impl FnOnce() -> Result<T, E>,
+    ) -> Result<T, E> {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(resource) = kept.get(name).and_then(|r| r.downcast_ref::<T>()) {
+            return Ok(resource.clone());
+        }
+        let resource = open()?;
+        kept.insert(name.to_owned(), Box::new(resource.clone()));
+        Ok(resource)
+    }
+
+    /// Lets go of everything.
+    pub fn clear(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_kept_is_opened_once_until_cleared() {
+        let kept = Kept::default();
+        let open = |n: u32| kept.keep("__console", || Ok::<_, ()>(n));
+        assert_eq!(open(1), Ok(1));
+        assert_eq!(open(2), Ok(1));
+        kept.clear();
+        assert_eq!(open(3), Ok(3));
+    }
+}

@@ -1,0 +1,205 @@
+//! A virtio device, apart from how it is attached (virtio 1.3 §2).
+//!
+//! Three hosts run the same device: the PCI transport, a vhost-user server, and tests. The pair
+//! [`Virtio::start_queue`]/[`Virtio::stop_queue`] serves boot, reset, pause, unplug, snapshot and `GET_VRING_BASE` alike.
+//!
+//! ```text
+//!   built ── connect ── [ activate ── start_queue × n ── (stop_queue ⇄ start_queue) ── stop_queue × n ── reset ] …
+//! ```
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueState, QueueT};
+use vm_memory::{Bytes, GuestAddress, GuestMemory};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::limit::LogLimit;
+use crate::ram::RamMap;
+use crate::{Counters, DeviceError, Events, Ram, Workers, guest_warn};
+
+/// Device types (virtio 1.3 §5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u16)]
+#[allow(missing_docs)]
+pub enum VirtioKind {
+    Net = 1,
+    Block = 2,
+    Console = 3,
+    Rng = 4,
+}
+
+/// Feature bits that belong to no device type (virtio 1.3 §6).
+pub mod feature {
+    /// Indirect descriptors.
+    pub const RING_INDIRECT_DESC: u64 = 1 << 28;
+    /// `used_event` and `avail_event`.
+    pub const RING_EVENT_IDX: u64 = 1 << 29;
+    /// Virtio 1.x; the only kind there is here.
+    pub const VERSION_1: u64 = 1 << 32;
+}
+
+/// The way back to the driver. Calls are cheap and may come from any thread.
+pub trait DriverLink: Send + Sync {
+    /// Interrupts for a queue. Whether the driver wants it was decided before ([`LiveQueue::signal`]).
+    fn queue_used(&self, queue: u16);
+
+    /// The configuration space changed; interrupts for it.
+    fn config_changed(&self);
+
+    /// The driver broke the rules beyond repair: sets DEVICE_NEEDS_RESET and interrupts (virtio 1.3 §2.1.1).
+    fn needs_reset(&self);
+}
+
+/// What a virtio device is given once.
+#[derive(Clone)]
+pub struct VirtioGrant {
+    /// Guest memory.
+    pub ram: Ram,
+    /// The way back to the driver.
+    pub link: Arc<dyn DriverLink>,
+    /// Threads, on demand.
+    pub workers: Workers,
+    /// Where to report.
+    pub events: Arc<dyn Events>,
+}
+
+/// A virtio device.
+pub trait Virtio: Send + Sync {
+    /// The type.
+    fn kind(&self) -> VirtioKind;
+
+    /// The features offered, [`feature::VERSION_1`] among them.
+    fn features(&self) -> u64;
+
+    /// Largest size of each queue: powers of two up to 32768.
+    fn queue_sizes(&self) -> Vec<u16>;
+
+    /// Length of the configuration space in bytes; 0 if there is none.
+    fn config_length(&self) -> usize {
+        0
+    }
+
+    /// Reads configuration space; `offset + data.len()` is within [`Virtio::config_length`].
+    fn read_config(&self, _offset: usize, _data: &mut [u8]) {}
+
+    /// Writes configuration space; within bounds as for reads.
+    fn write_config(&self, _offset: usize, _data: &[u8]) {}
+
+    /// Takes what the board granted; called once, before anything else.
+    fn connect(&mut self, grant: VirtioGrant);
+
+    /// The driver is ready with these features; queues are started after this.
+    ///
+    /// # Errors
+    /// What could not be set up; the driver sees DEVICE_NEEDS_RESET.
+    fn activate(&self, features: u64) -> Result<(), DeviceError>;
+
+    /// Starts a queue, and processes at once what is already available in it: its kick may have been spent before.
+    ///
+    /// # Errors
+    /// What could not be set up; the driver sees DEVICE_NEEDS_RESET.
+    fn start_queue(&self, index: usize, queue: LiveQueue) -> Result<(), DeviceError>;
+
+    /// Stops a queue and returns its state; returns only when none of its requests is outstanding and nothing it did will touch
+    /// guest memory any more. `None` if the queue was not started.
+    fn stop_queue(&self, index: usize) -> Option<QueueState>;
+
+    /// Forgets what a driver negotiated; all queues are stopped.
+    fn reset(&self);
+
+    /// Counters, if the device has any.
+    fn counters(&self) -> Option<Counters> {
+        None
+    }
+
+    /// The terminal's size changed, for a device that shows one.
+    fn resized(&self) {}
+}
+
+/// A queue that a driver has made ready. It moves into the thread that serves it.
+pub struct LiveQueue {
+    /// The ring, with EVENT_IDX set as negotiated.
+    pub queue: Queue,
+    /// Guest memory.
+    pub ram: Ram,
+    /// Readable when the driver has kicked.
+    pub kick: EventFd,
+    /// The way back to the driver.
+    pub link: Arc<dyn DriverLink>,
+    /// The queue's number.
+    pub index: u16,
+}
+
+/// A chain of descriptors over one state of the memory map.
+pub type Chain<'a> = DescriptorChain<&'a RamMap>;
+
+/// Set by a driver that polls for used buffers (virtio 1.3 §2.7.6); of no meaning with EVENT_IDX.
+const AVAIL_F_NO_INTERRUPT: u16 = 1;
+
+static BROKEN: LogLimit = LogLimit::new();
+
+impl LiveQueue {
+    /// Takes the next available chain; `None` when there is none, or when the rings are broken, which is reported to the driver.
+    pub fn pop<'a>(&mut self, map: &'a RamMap) -> Option<Chain<'a>> {
+        match self.queue.iter(map).map(|mut chains| chains.next()) {
+            // A head outside of the table could not even be given back.
+            Ok(Some(chain)) if chain.head_index() >= self.queue.size() => {
+                self.broken(format_args!("chain {} of {}", chain.head_index(), self.queue.size()));
+                None
+            }
+            Ok(next) => next,
+            Err(e) => {
+                self.broken(e);
+                None
+            }
+        }
+    }
+
+    /// Marks a chain as used, with the number of bytes written to it.
+    pub fn push(&mut self, map: &RamMap, head: u16, written: u32) {
+        if let Err(e) = self.queue.add_used(map, head, written) {
+            self.broken(e);
+        }
+    }
+
+    /// Interrupts if the driver asked to be told of what was marked as used; once a batch.
+    pub fn signal(&mut self, map: &RamMap) {
+        match self.queue.needs_notification(map) {
+            // Without EVENT_IDX the answer is always yes, and what the driver wants is in the available ring's flags.
+            Ok(true) if !self.queue.event_idx_enabled() => {
+                match map.load(GuestAddress(self.queue.avail_ring()), Ordering::Relaxed).map(u16::from_le) {
+                    Ok(flags) if flags & AVAIL_F_NO_INTERRUPT != 0 => {}
+                    Ok(_) => self.link.queue_used(self.index),
+                    Err(e) => self.broken(e),
+                }
+            }
+            Ok(true) => self.link.queue_used(self.index),
+            Ok(false) => {}
+            Err(e) => self.broken(e),
+        }
+    }
+
+    fn broken(&self, why: impl fmt::Display) {
+        guest_warn!(BROKEN, "queue {}: {why}", self.index);
+        self.link.needs_reset();
+    }
+
+    /// Asks the driver not to kick while the queue is being served.
+    pub fn quiet<M: GuestMemory>(&mut self, map: &M) {
+        if let Err(e) = self.queue.disable_notification(map) {
+            log::debug!("queue {}: {e}", self.index);
+        }
+    }
+
+    /// Asks the driver to kick again; `true` if something became available meanwhile and the queue must be served once more.
+    pub fn listen<M: GuestMemory>(&mut self, map: &M) -> bool {
+        self.queue.enable_notification(map).unwrap_or(false)
+    }
+
+    /// The state to give back from [`Virtio::stop_queue`].
+    pub fn state(&self) -> QueueState {
+        self.queue.state()
+    }
+}

@@ -1,0 +1,423 @@
+//! Threads that serve queues, and what runs on them.
+//!
+//! A [`Task`] is moved into a worker when a queue starts and moved back when it stops, so what a task owns needs no lock. Devices
+//! whose speed matters take a worker of their own; the quiet ones share one, which exists only once somebody needs it.
+
+use std::any::Any;
+use std::collections::HashMap;
+use std::io;
+use std::marker::PhantomData;
+use std::os::fd::RawFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::thread::JoinHandle;
+
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use crate::{DeviceError, Events, Request};
+
+/// Something that runs on a worker: it waits for file descriptors and never blocks for long.
+pub trait Task: Send + 'static {
+    /// Runs first, on the worker's thread: registers descriptors, makes what must be made on the thread that uses it.
+    ///
+    /// # Errors
+    /// What could not be set up; the task is given back.
+    fn start(&mut self, watch: &mut Watch<'_>) -> io::Result<()>;
+
+    /// A descriptor registered with this token is ready.
+    fn ready(&mut self, token: u32, events: EventSet, watch: &mut Watch<'_>);
+
+    /// Runs last, on the worker's thread: returns when nothing is outstanding. Descriptors are forgotten by the worker.
+    fn stop(&mut self) {}
+}
+
+/// A task's way to wait for descriptors.
+pub struct Watch<'a> {
+    epoll: &'a Epoll,
+    slot: u32,
+    fds: &'a mut Vec<RawFd>,
+}
+
+impl Watch<'_> {
+    /// Waits for `events` on `fd`, and reports them with `token`.
+    ///
+    /// # Errors
+    /// What epoll answered.
+    pub fn add(&mut self, fd: RawFd, token: u32, events: EventSet) -> io::Result<()> {
+        self.epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(events, self.data(token)))?;
+        self.fds.push(fd);
+        Ok(())
+    }
+
+    /// Changes what is waited for; the empty set pauses.
+    ///
+    /// # Errors
+    /// What epoll answered.
+    pub fn modify(&mut self, fd: RawFd, token: u32, events: EventSet) -> io::Result<()> {
+        self.epoll.ctl(ControlOperation::Modify, fd, EpollEvent::new(events, self.data(token)))
+    }
+
+    /// Waits for it no longer.
+    ///
+    /// # Errors
+    /// What epoll answered.
+    pub fn remove(&mut self, fd: RawFd) -> io::Result<()> {
+        self.fds.retain(|f| *f != fd);
+        self.epoll.ctl(ControlOperation::Delete, fd, EpollEvent::default())
+    }
+
+    fn data(&self, token: u32) -> u64 {
+        u64::from(self.slot) << 32 | u64::from(token)
+    }
+}
+
+trait AnyTask: Task {
+    fn as_any(&mut self) -> &mut dyn Any;
+    fn into_any(self: Box<Self>) -> Box<dyn Any + Send>;
+}
+
+impl<T: Task> AnyTask for T {
+    fn as_any(&mut self) -> &mut dyn Any {
+        self
+    }
+
+    fn into_any(self: Box<Self>) -> Box<dyn Any + Send> {
+        self
+    }
+}
+
+struct Running {
+    task: Box<dyn AnyTask>,
+    fds: Vec<RawFd>,
+}
+
+struct Loop {
+    epoll: Epoll,
+    tasks: HashMap<u32, Running>,
+    next_slot: u32,
+}
+
+type Command = Box<dyn FnOnce(&mut Loop) + Send>;
+
+const WAKE: u64 = u64::MAX;
+
+/// A thread that runs tasks. It ends when the last handle to it goes.
+pub struct Worker {
+    commands: Mutex<Sender<Command>>,
+    wake: EventFd,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Worker {
+    /// Starts a thread of this name (at most 15 bytes are shown by the kernel), allowed on these CPUs if any are given.
+    ///
+    /// # Errors
+    /// No thread or descriptor could be had.
+    pub fn spawn(name: &str, cpus: &[usize], events: Arc<dyn Events>) -> io::Result<Self> {
+        let epoll = Epoll::new()?;
+        let wake = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
+        epoll.ctl(ControlOperation::Add, wake_fd(&wake), EpollEvent::new(EventSet::IN, WAKE))?;
+        let (commands, inbox) = channel::<Command>();
+        let waker = wake.try_clone()?;
+        let (label, cpus) = (name.to_owned(), cpus.to_vec());
+        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+            if let Err(e) = set_affinity(&cpus) {
+                log::warn!("cannot bind thread {label} to CPUs {cpus:?}: {e}");
+            }
+            let mut state = Loop { epoll, tasks: HashMap::new(), next_slot: 0 };
+            let run = AssertUnwindSafe(|| state.run(&inbox, &waker));
+            let ended = catch_unwind(run);
+            match ended {
+                Ok(Ok(())) => return,
+                Ok(Err(e)) => log::error!("thread {label} ended: {e}"),
+                Err(_) => log::error!("thread {label} panicked"),
+            }
+            events.request(Request::Fault);
+        })?;
+        Ok(Worker { commands: Mutex::new(commands), wake, thread: Some(thread) })
+    }
+
+    /// Moves a task into the worker and starts it.
+    ///
+    /// # Errors
+    /// The task's own, or that the thread has ended.
+    pub fn attach<T: Task>(self: &Arc<Self>, task: T) -> io::Result<Attached<T>> {
+        let slot = self.call(move |state| {
+            let slot = state.next_slot;
+            state.next_slot = state.next_slot.wrapping_add(1);
+            let mut running = Running { task: Box::new(task), fds: Vec::new() };
+            let mut watch = Watch { epoll: &state.epoll, slot, fds: &mut running.fds };
+            let started = running.task.start(&mut watch);
+            match started {
+                Ok(()) => {
+                    state.tasks.insert(slot, running);
+                    Ok(slot)
+                }
+                Err(e) => {
+                    state.forget(&running.fds);
+                    Err(e)
+                }
+            }
+        })??;
+        Ok(Attached { worker: self.clone(), slot, live: true, kind: PhantomData })
+    }
+
+    /// Runs a closure on the worker's thread and waits for its answer.
+    fn call<R: Send + 'static>(&self, work: impl FnOnce(&mut Loop) -> R + Send + 'static) -> io::Result<R> {
+        let (answer, wait) = channel();
+        let command: Command = Box::new(move |state| {
+            // The caller waits for the answer, so it is there to take it.
+            let _ = answer.send(work(state));
+        });
+        let gone = || io::Error::other("the worker thread has ended");
+        self.commands.lock().unwrap_or_else(PoisonError::into_inner).send(command).map_err(|_| gone())?;
+        self.wake.write(1)?;
+        wait.recv().map_err(|_| gone())
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        // Dropping the sender is the signal to end; the wake-up lets the thread see it.
+        *self.commands.lock().unwrap_or_else(PoisonError::into_inner) = channel().0;
+        if let Err(e) = self.wake.write(1) {
+            log::error!("cannot wake a worker: {e}");
+        }
+        if let Some(thread) = self.thread.take()
+            && thread.thread().id() != std::thread::current().id()
+            && thread.join().is_err()
+        {
+            log::error!("a worker thread panicked");
+        }
+    }
+}
+
+impl Loop {
+    fn run(&mut self, inbox: &Receiver<Command>, wake: &EventFd) -> io::Result<()> {
+        let mut ready = [EpollEvent::default(); 32];
+        loop {
+            let count = match self.epoll.wait(-1, &mut ready) {
+                Ok(count) => count,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                Err(e) => return Err(e),
+            };
+            for event in &ready[..count] {
+                if event.data() == WAKE {
+                    match wake.read() {
+                        Ok(_) => {}
+                        Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                        Err(e) => return Err(e),
+                    }
+                    loop {
+                        match inbox.try_recv() {
+                            Ok(command) => command(self),
+                            Err(std::sync::mpsc::TryRecvError::Empty) => break,
+                            Err(std::sync::mpsc::TryRecvError::Disconnected) => {
+                                for running in self.tasks.values_mut() {
+                                    running.task.stop();
+                                }
+                                return Ok(());
+                            }
+                        }
+                    }
+                    continue;
+                }
+                let (slot, token) = ((event.data() >> 32) as u32, event.data() as u32);
+                // A task that stopped earlier in this batch is no longer there.
+                if let Some(running) = self.tasks.get_mut(&slot) {
+                    let mut watch = Watch { epoll: &self.epoll, slot, fds: &mut running.fds };
+                    running.task.ready(token, event.event_set(), &mut watch);
+                }
+            }
+        }
+    }
+
+    fn forget(&self, fds: &[RawFd]) {
+        for fd in fds {
+            if let Err(e) = self.epoll.ctl(ControlOperation::Delete, *fd, EpollEvent::default()) {
+                log::debug!("epoll: cannot forget {fd}: {e}");
+            }
+        }
+    }
+
+    fn take(&mut self, slot: u32) -> Option<Box<dyn AnyTask>> {
+        let mut running = self.tasks.remove(&slot)?;
+        running.task.stop();
+        self.forget(&running.fds);
+        Some(running.task)
+    }
+}
+
+/// A handle to a task that runs on a worker; dropping it stops the task and drops it on the worker's thread.
+pub struct Attached<T: Task> {
+    worker: Arc<Worker>,
+    slot: u32,
+    live: bool,
+    kind: PhantomData<fn() -> T>,
+}
+
+impl<T: Task> Attached<T> {
+    /// Stops the task and takes it back; `None` if the worker's thread ended before.
+    pub fn stop(mut self) -> Option<T> {
+        self.live = false;
+        let slot = self.slot;
+        let task = self.worker.call(move |state| state.take(slot).map(AnyTask::into_any)).ok()??;
+        task.downcast().ok().map(|t| *t)
+    }
+
+    /// Runs a closure on the task, on the worker's thread, and waits for its answer.
+    ///
+    /// # Errors
+    /// The worker's thread has ended.
+    pub fn with<R: Send + 'static>(&self, work: impl FnOnce(&mut T) -> R + Send + 'static) -> io::Result<R> {
+        let slot = self.slot;
+        self.worker
+            .call(move |state| state.tasks.get_mut(&slot)?.task.as_any().downcast_mut().map(work))?
+            .ok_or_else(|| io::Error::other("the task has ended"))
+    }
+}
+
+impl<T: Task> Drop for Attached<T> {
+    fn drop(&mut self) {
+        if self.live {
+            let slot = self.slot;
+            // A worker that has ended has dropped the task already.
+            let _ = self.worker.call(move |state| drop(state.take(slot)));
+        }
+    }
+}
+
+/// Where a device gets threads from.
+#[derive(Clone)]
+pub struct Workers {
+    events: Arc<dyn Events>,
+    shared: Arc<Mutex<Weak<Worker>>>,
+}
+
+impl Workers {
+    /// A source whose threads report to `events`.
+    pub fn new(events: Arc<dyn Events>) -> Self {
+        Workers { events, shared: Arc::default() }
+    }
+
+    /// A thread of one's own.
+    ///
+    /// # Errors
+    /// No thread could be had.
+    pub fn own(&self, name: &str, cpus: &[usize]) -> Result<Arc<Worker>, DeviceError> {
+        Worker::spawn(name, cpus, self.events.clone())
+            .map(Arc::new)
+            .map_err(|e| DeviceError::new(format!("cannot start thread {name}"), e))
+    }
+
+    /// The thread that quiet devices share; started when first asked for, ended when nobody holds it.
+    ///
+    /// # Errors
+    /// No thread could be had.
+    pub fn shared(&self) -> Result<Arc<Worker>, DeviceError> {
+        let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(worker) = shared.upgrade() {
+            return Ok(worker);
+        }
+        let worker = self.own("devices", &[])?;
+        *shared = Arc::downgrade(&worker);
+        Ok(worker)
+    }
+}
+
+fn wake_fd(event: &EventFd) -> RawFd {
+    use std::os::fd::AsRawFd;
+    event.as_raw_fd()
+}
+
+/// Binds the calling thread to these CPUs; an empty list binds nothing.
+///
+/// # Errors
+/// A CPU number beyond what the kernel's set holds, or what the kernel answered.
+pub fn set_affinity(cpus: &[usize]) -> io::Result<()> {
+    if cpus.is_empty() {
+        return Ok(());
+    }
+    // SAFETY: an all-zero cpu_set_t is the empty set.
+    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    for cpu in cpus {
+        if *cpu >= libc::CPU_SETSIZE as usize {
+            return Err(io::Error::from_raw_os_error(libc::EINVAL));
+        }
+        // SAFETY: the number was checked against the size of the set.
+        unsafe { libc::CPU_SET(*cpu, &mut set) };
+    }
+    // SAFETY: the set is valid for its size, and 0 names the calling thread.
+    if unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &set) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake::FakeEvents;
+    use std::os::fd::AsRawFd;
+
+    struct Count {
+        kick: EventFd,
+        seen: u64,
+        done: Sender<u64>,
+    }
+
+    impl Task for Count {
+        fn start(&mut self, watch: &mut Watch<'_>) -> io::Result<()> {
+            watch.add(self.kick.as_raw_fd(), 7, EventSet::IN)
+        }
+
+        fn ready(&mut self, token: u32, _: EventSet, _: &mut Watch<'_>) {
+            assert_eq!(token, 7);
+            self.seen += self.kick.read().unwrap();
+            self.done.send(self.seen).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_task_moves_in_serves_and_moves_back_many_times() {
+        let events = Arc::new(FakeEvents::default());
+        let workers = Workers::new(events.clone());
+        let kick = EventFd::new(EFD_NONBLOCK).unwrap();
+        let (done, wait) = channel();
+        let mut task = Count { kick: kick.try_clone().unwrap(), seen: 0, done };
+        for round in 1..=100 {
+            let worker = workers.shared().unwrap();
+            let attached = worker.attach(task).unwrap_or_else(|e| panic!("{e}"));
+            kick.write(1).unwrap();
+            assert_eq!(wait.recv().unwrap(), round);
+            assert_eq!(attached.with(|t| t.seen).unwrap(), round);
+            task = attached.stop().unwrap();
+        }
+        assert!(events.requests().is_empty());
+    }
+
+    #[test]
+    fn a_panic_on_a_worker_is_reported_and_calls_fail_instead_of_hanging() {
+        struct Bad(EventFd);
+        impl Task for Bad {
+            fn start(&mut self, watch: &mut Watch<'_>) -> io::Result<()> {
+                watch.add(self.0.as_raw_fd(), 0, EventSet::IN)
+            }
+            fn ready(&mut self, _: u32, _: EventSet, _: &mut Watch<'_>) {
+                panic!("as the test wants");
+            }
+        }
+        let events = Arc::new(FakeEvents::default());
+        let kick = EventFd::new(EFD_NONBLOCK).unwrap();
+        let worker = Arc::new(Worker::spawn("bad", &[], events.clone()).unwrap());
+        let attached = worker.attach(Bad(kick.try_clone().unwrap())).unwrap_or_else(|e| panic!("{e}"));
+        kick.write(1).unwrap();
+        while events.requests().is_empty() {
+            std::thread::yield_now();
+        }
+        assert!(attached.stop().is_none());
+        assert_eq!(events.requests(), [Request::Fault]);
+    }
+}

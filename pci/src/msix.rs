@@ -1,0 +1,284 @@
+//! MSI-X: the vector table, the pending bits, and the signals behind them (PCI Local Bus 3.0 §6.8.2).
+//!
+//! Each vector stands for a host interrupt source whose eventfd is also its pending bit: while the vector is masked the source is
+//! detached, what is signalled stays in the eventfd's counter, and attaching delivers it. So a signal is one write to an eventfd,
+//! takes no lock, cannot be lost against masking, and may come from another process.
+//!
+//! A source is made when its vector is first unmasked: a function without a driver has none.
+//!
+//! Lock order: the table's lock is a leaf but for the hypervisor's own; it is never taken to signal.
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use device::limit::LogLimit;
+use device::{MsiMessage, MsiRoute, MsixNeed, Vector, guest_warn};
+
+use crate::regs::msix::{CONTROL_ENABLE, CONTROL_MASK, ENTRY, VECTOR_MASKED};
+
+static REFUSED: LogLimit = LogLimit::new();
+
+/// Where interrupt sources come from: the board passes its hypervisor.
+pub trait MsiSource: Send + Sync {
+    /// A source of one's own, masked, with a non-blocking eventfd. While masked it keeps what is signalled and delivers it when a
+    /// message is set.
+    ///
+    /// # Errors
+    /// No source could be had.
+    fn route(&self) -> io::Result<Arc<dyn MsiRoute>>;
+
+    /// Runs `change`, in which any number of sources are updated, and makes the updates effective at its end.
+    ///
+    /// # Errors
+    /// What the hypervisor answered.
+    fn batch(&self, change: &mut dyn FnMut()) -> io::Result<()> {
+        change();
+        Ok(())
+    }
+}
+
+/// The MSI-X structures of one function.
+pub struct Msix {
+    need: MsixNeed,
+    source: Arc<dyn MsiSource>,
+    vectors: Vec<Arc<MsixVector>>,
+    table: Mutex<Table>,
+}
+
+struct Table {
+    enabled: bool,
+    masked: bool,
+    entries: Vec<Entry>,
+}
+
+struct Entry {
+    // Address, data and vector control as the guest sees them.
+    bytes: [u8; ENTRY],
+    // What the source was last told.
+    told: Option<MsiMessage>,
+}
+
+impl Entry {
+    fn word(&self, n: usize) -> u32 {
+        let b = &self.bytes[4 * n..];
+        u32::from_le_bytes([b[0], b[1], b[2], b[3]])
+    }
+
+    fn message(&self) -> MsiMessage {
+        // The two low address bits are reserved and read as written, but the address is that of a double word.
+        let address = u64::from(self.word(0) & !3) | u64::from(self.word(1)) << 32;
+        MsiMessage { address, data: self.word(2) }
+    }
+
+    fn masked(&self) -> bool {
+        self.word(3) & VECTOR_MASKED != 0
+    }
+}
+
+/// One vector.
+#[derive(Default)]
+struct MsixVector {
+    route: OnceLock<Arc<dyn MsiRoute>>,
+    // Signalled before there was a route.
+    early: AtomicBool,
+}
+
+impl Vector for MsixVector {
+    fn signal(&self) {
+        if let Some(route) = self.route.get() {
+            return deliver(&**route);
+        }
+        self.early.store(true, Ordering::SeqCst);
+        // Whoever made a route meanwhile may have looked too soon.
+        if self.route.get().is_some() {
+            self.flush();
+        }
+    }
+}
+
+impl MsixVector {
+    /// Passes an early signal on to the route; of those who find it, one does.
+    fn flush(&self) {
+        if let Some(route) = self.route.get()
+            && self.early.swap(false, Ordering::SeqCst)
+        {
+            deliver(&**route);
+        }
+    }
+
+    /// Whether a signal waits for the vector to be unmasked.
+    fn pending(&self) -> bool {
+        self.early.load(Ordering::SeqCst) || self.route.get().is_some_and(|r| readable(r.event()))
+    }
+}
+
+fn deliver(route: &dyn MsiRoute) {
+    // A full counter is a signal that is already pending.
+    if let Err(e) = route.signal()
+        && e.kind() != io::ErrorKind::WouldBlock
+    {
+        guest_warn!(REFUSED, "cannot signal interrupt source {}: {e}", route.gsi());
+    }
+}
+
+/// Whether an eventfd's counter is not zero, without changing it.
+fn readable(event: &impl AsRawFd) -> bool {
+    let mut poll = libc::pollfd { fd: event.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    // SAFETY: `poll` is one valid pollfd for the call, and the descriptor is open while `event` is borrowed.
+    let count = unsafe { libc::poll(&raw mut poll, 1, 0) };
+    count == 1 && poll.revents & libc::POLLIN != 0
+}
+
+impl Msix {
+    /// Structures with all vectors masked and MSI-X off.
+    pub fn new(need: MsixNeed, source: Arc<dyn MsiSource>) -> Self {
+        let masked = || {
+            let mut bytes = [0; ENTRY];
+            bytes[ENTRY - 4..].copy_from_slice(&VECTOR_MASKED.to_le_bytes());
+            Entry { bytes, told: None }
+        };
+        let entries = (0..need.vectors).map(|_| masked()).collect();
+        let vectors = (0..need.vectors).map(|_| Arc::default()).collect();
+        let table = Mutex::new(Table { enabled: false, masked: false, entries });
+        Msix { need, source, vectors, table }
+    }
+
+    /// The vectors, for the device.
+    pub fn vectors(&self) -> Vec<Arc<dyn Vector>> {
+        self.vectors.iter().map(|v| v.clone() as Arc<dyn Vector>).collect()
+    }
+
+    /// The source of a vector, made if there is none: its eventfd may be given to whoever shall interrupt directly. Masking applies
+    /// to it all the same.
+    ///
+    /// # Errors
+    /// No source could be had, or there is no such vector.
+    pub fn route(&self, vector: u16) -> io::Result<Arc<dyn MsiRoute>> {
+        let _table = self.lock();
+        let vector = self.vectors.get(usize::from(vector)).ok_or(io::ErrorKind::NotFound)?;
+        self.route_of(vector)
+    }
+
+    /// Called with the table locked, so that no two are made.
+    fn route_of(&self, vector: &MsixVector) -> io::Result<Arc<dyn MsiRoute>> {
+        if let Some(route) = vector.route.get() {
+            return Ok(route.clone());
+        }
+        let route = vector.route.get_or_init({
+            let route = self.source.route()?;
+            || route
+        });
+        vector.flush();
+        Ok(route.clone())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Offsets of the table in its BAR.
+    pub fn table_range(&self) -> std::ops::Range<u64> {
+        let start = u64::from(self.need.table);
+        start..start + ENTRY as u64 * u64::from(self.need.vectors)
+    }
+
+    /// Offsets of the pending bits in their BAR: whole quad words.
+    pub fn pending_range(&self) -> std::ops::Range<u64> {
+        let start = u64::from(self.need.pending);
+        start..start + 8 * u64::from(self.need.vectors).div_ceil(64)
+    }
+
+    /// The BAR of both.
+    pub fn bar(&self) -> u8 {
+        self.need.bar
+    }
+
+    /// Reads from the table, at any offset within it and any width; zeros beyond.
+    pub fn read_table(&self, offset: u64, data: &mut [u8]) {
+        let table = self.lock();
+        for (at, byte) in (offset..).zip(data) {
+            *byte = place(at).and_then(|(n, i)| Some(table.entries.get(n)?.bytes[i])).unwrap_or(0);
+        }
+    }
+
+    /// Writes to the table, at any offset within it and any width.
+    pub fn write_table(&self, offset: u64, data: &[u8]) {
+        let mut table = self.lock();
+        let mut touched = None;
+        for (at, byte) in (offset..).zip(data) {
+            let Some((n, i)) = place(at) else { break };
+            if touched.is_some_and(|t| t != n) {
+                self.follow(&mut table, touched);
+            }
+            let Some(entry) = table.entries.get_mut(n) else { break };
+            entry.bytes[i] = *byte;
+            touched = Some(n);
+        }
+        self.follow(&mut table, touched);
+    }
+
+    fn follow(&self, table: &mut Table, entry: Option<usize>) {
+        if let Some(n) = entry {
+            self.apply(table, n);
+        }
+    }
+
+    /// Reads pending bits; zeros beyond. Writes to them do nothing (they are read-only).
+    pub fn read_pending(&self, offset: u64, data: &mut [u8]) {
+        let table = self.lock();
+        for (at, byte) in (offset..).zip(data) {
+            let first = usize::try_from(at).unwrap_or(usize::MAX).saturating_mul(8);
+            *byte =
+                (0..8).filter(|bit| self.waits(&table, first.saturating_add(*bit))).map(|bit| 1 << bit).sum();
+        }
+    }
+
+    fn waits(&self, table: &Table, n: usize) -> bool {
+        // What an attached source holds is being delivered.
+        table.entries.get(n).is_some_and(|e| e.told.is_none()) && self.vectors[n].pending()
+    }
+
+    /// Follows the message control register.
+    pub(crate) fn control(&self, control: u16) {
+        let mut table = self.lock();
+        let (enabled, masked) = (control & CONTROL_ENABLE != 0, control & CONTROL_MASK != 0);
+        if (table.enabled, table.masked) == (enabled, masked) {
+            return;
+        }
+        (table.enabled, table.masked) = (enabled, masked);
+        let batch = self.source.batch(&mut || {
+            for n in 0..table.entries.len() {
+                self.apply(&mut table, n);
+            }
+        });
+        if let Err(e) = batch {
+            guest_warn!(REFUSED, "cannot update interrupt sources: {e}");
+        }
+    }
+
+    /// Tells the source of a vector what the table says.
+    fn apply(&self, table: &mut Table, n: usize) {
+        let entry = &mut table.entries[n];
+        let live = table.enabled && !table.masked && !entry.masked();
+        let message = live.then(|| entry.message());
+        if message == entry.told {
+            return;
+        }
+        let update = self.route_of(&self.vectors[n]).and_then(|route| route.update(message));
+        match update {
+            Ok(()) => entry.told = message,
+            Err(e) => {
+                entry.told = None;
+                guest_warn!(REFUSED, "cannot set interrupt vector {n} to {message:x?}: {e}");
+            }
+        }
+    }
+}
+
+/// Entry and byte within it at an offset of the table.
+fn place(offset: u64) -> Option<(usize, usize)> {
+    let offset = usize::try_from(offset).ok()?;
+    Some((offset / ENTRY, offset % ENTRY))
+}

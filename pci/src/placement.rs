@@ -1,0 +1,183 @@
+//! From a device's needs to a plugged function, in three steps: reserve, wire, plug.
+//!
+//! ```text
+//! let place = Reservation::new(&segment, &device.needs(), slot)?;
+//! device.wire(Grant { vectors: place.vectors(), doorbells: place.doorbells()?, … })?;
+//! let plugged = place.plug(Arc::new(device))?;     // the guest sees it; dropping `plugged` takes it away
+//! ```
+
+use std::sync::Arc;
+
+use device::{BarKind, Device, Needs, PciNeeds, PlacedPci, Span, Vector};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use crate::config::check_bar;
+use crate::{Function, Msix, PciError, Segment, regs};
+
+/// A slot and room for BARs, not yet seen by the guest; dropping it gives them back.
+pub struct Reservation {
+    segment: Arc<Segment>,
+    needs: Needs,
+    pci: PciNeeds,
+    placed: PlacedPci,
+    msix: Option<Arc<Msix>>,
+    doorbells: Vec<EventFd>,
+    // The slot and the BARs are the guest's now.
+    plugged: bool,
+}
+
+impl Reservation {
+    /// Finds a place: in this slot, or in the lowest free one, with BARs as high as there is room.
+    ///
+    /// # Errors
+    /// Needs that PCI cannot express, no slot, or no room.
+    pub fn new(segment: &Arc<Segment>, needs: &Needs, slot: Option<u8>) -> Result<Self, PciError> {
+        let mut this = Self::empty(segment, needs, slot)?;
+        for need in this.pci.bars.clone() {
+            let (index, size) = (need.index, need.size);
+            let span = segment.allocate(need.kind, size).ok_or(PciError::WindowExhausted {
+                segment: segment.number(),
+                index,
+                size,
+            })?;
+            this.placed.bars.push((index, need.kind, span));
+        }
+        Ok(this)
+    }
+
+    /// Takes the place that was had before.
+    ///
+    /// # Errors
+    /// As for [`Reservation::new`], and a place that does not fit the device or is taken.
+    pub fn again(segment: &Arc<Segment>, needs: &Needs, placed: &PlacedPci) -> Result<Self, PciError> {
+        let foreign = PciError::Foreign { slot: placed.slot };
+        let mut this = Self::empty(segment, needs, Some(placed.slot))?;
+        if placed.segment != segment.number() || placed.bars.len() != this.pci.bars.len() {
+            return Err(foreign);
+        }
+        for (need, (index, kind, span)) in this.pci.bars.clone().iter().zip(&placed.bars) {
+            let aligned = span.length.is_power_of_two() && span.base % span.length == 0;
+            if (need.index, need.kind, need.size) != (*index, *kind, span.length) || !aligned {
+                return Err(foreign);
+            }
+            if !segment.reserve(*kind, *span) {
+                return Err(PciError::Replay { index: *index, span: *span });
+            }
+            this.placed.bars.push((*index, *kind, *span));
+        }
+        Ok(this)
+    }
+
+    /// A slot without BARs.
+    fn empty(segment: &Arc<Segment>, needs: &Needs, slot: Option<u8>) -> Result<Self, PciError> {
+        let pci = needs.pci.clone().ok_or(PciError::NoFunction)?;
+        check(&pci)?;
+        let event = || EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(PciError::Doorbell);
+        let doorbells = needs.doorbells.iter().map(|_| event()).collect::<Result<_, _>>()?;
+        let msix = pci.msix.map(|need| Arc::new(Msix::new(need, segment.msi.clone())));
+        let slot = segment.take_slot(slot)?;
+        let placed = PlacedPci { segment: segment.number(), slot, bars: Vec::new() };
+        let (segment, needs) = (segment.clone(), needs.clone());
+        Ok(Reservation { segment, needs, pci, placed, msix, doorbells, plugged: false })
+    }
+
+    /// Where the function will be.
+    pub fn placed(&self) -> &PlacedPci {
+        &self.placed
+    }
+
+    /// The vectors to grant.
+    pub fn vectors(&self) -> Vec<Arc<dyn Vector>> {
+        self.msix.as_ref().map(|m| m.vectors()).unwrap_or_default()
+    }
+
+    /// The eventfds to grant.
+    ///
+    /// # Errors
+    /// The process has no more descriptors.
+    pub fn doorbells(&self) -> Result<Vec<EventFd>, PciError> {
+        self.doorbells.iter().map(|e| e.try_clone().map_err(PciError::Doorbell)).collect()
+    }
+
+    /// Shows the wired device to the guest.
+    ///
+    /// # Errors
+    /// The capabilities do not fit configuration space.
+    pub fn plug(mut self, device: Arc<dyn Device>) -> Result<Plugged, PciError> {
+        let doorbells =
+            self.needs.doorbells.iter().copied().zip(std::mem::take(&mut self.doorbells)).collect();
+        let function = Function::new(device, &self.pci, &self.placed, self.msix.take(), doorbells)?;
+        let function = Arc::new(function);
+        self.plugged = true;
+        self.segment.plug(function.clone(), &self.placed);
+        Ok(Plugged { segment: self.segment.clone(), placed: self.placed.clone(), function })
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        if !self.plugged {
+            for (_, _, span) in &self.placed.bars {
+                self.segment.free(*span);
+            }
+            self.segment.free_slot(self.placed.slot);
+        }
+    }
+}
+
+/// A function that the guest sees; dropping it takes it away and gives back slot, BARs, doorbells and, with the last handle to
+/// the function, interrupt sources and the device.
+pub struct Plugged {
+    segment: Arc<Segment>,
+    placed: PlacedPci,
+    function: Arc<Function>,
+}
+
+impl Plugged {
+    /// Where it was placed; the guest may have moved BARs since.
+    pub fn placed(&self) -> &PlacedPci {
+        &self.placed
+    }
+
+    /// The function.
+    pub fn function(&self) -> &Arc<Function> {
+        &self.function
+    }
+
+    /// The segment.
+    pub fn segment(&self) -> &Arc<Segment> {
+        &self.segment
+    }
+}
+
+impl Drop for Plugged {
+    fn drop(&mut self) {
+        self.segment.unplug(self.placed.slot);
+    }
+}
+
+/// Whether PCI can express the needs.
+fn check(pci: &PciNeeds) -> Result<(), PciError> {
+    let mut used = 0u8;
+    for bar in &pci.bars {
+        check_bar(bar.index, bar.kind, bar.size)?;
+        let registers = if bar.kind == BarKind::Memory32 { 0b1 } else { 0b11 } << bar.index;
+        if used & registers != 0 {
+            return Err(PciError::Bar { index: bar.index, size: bar.size });
+        }
+        used |= registers;
+    }
+    let Some(need) = pci.msix else { return Ok(()) };
+    let size = pci.bars.iter().find(|b| b.index == need.bar).map_or(0, |b| b.size);
+    let vectors = u64::from(need.vectors);
+    let table = Span { base: need.table.into(), length: regs::msix::ENTRY as u64 * vectors };
+    let pending = Span { base: need.pending.into(), length: 8 * vectors.div_ceil(64) };
+    let fits = |s: Span| s.base % 8 == 0 && s.base + s.length <= size;
+    let apart = table.base + table.length <= pending.base || pending.base + pending.length <= table.base;
+    let possible = (1..=regs::msix::VECTORS).contains(&need.vectors);
+    if possible && fits(table) && fits(pending) && apart {
+        Ok(())
+    } else {
+        Err(PciError::Msix { vectors: need.vectors })
+    }
+}

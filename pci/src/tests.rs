@@ -1,0 +1,521 @@
+//! A guest's view of a segment: configuration accesses, BARs that move, MSI-X, and what a hostile guest makes of them.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use device::grant::ConfigWindow;
+use device::{
+    BarKind, BarNeed, Bus, Capability, Device, DeviceError, DoorbellNeed, Effect, Grant, MsiMessage,
+    MsixNeed, Needs, PciIdentity, PciNeeds, PlacedPci, Region, Registers, Space, Span, Vector,
+};
+
+use crate::fake::{FakeDoorbells, FakeMsi};
+use crate::*;
+
+const LOW: Span = Span { base: 0xc000_0000, length: 0x2800_0000 };
+const HIGH: Span = Span { base: 0x1_0000_0000, length: 0x1_0000_0000 };
+const ECAM: u64 = 0xe800_0000;
+const SIZE: u64 = 0x8_0000;
+const TABLE: u64 = 0x8000;
+const PENDING: u64 = 0x4_8000;
+const VECTORS: u16 = 3;
+const BELL: u64 = 0x6004;
+
+/// Reads as the low byte of each offset, counts writes, and has one live capability that reads as its offset.
+#[derive(Default)]
+struct Toy {
+    writes: AtomicUsize,
+    wide: bool,
+}
+
+impl Registers for Toy {
+    fn read(&self, _: Region, offset: u64, data: &mut [u8]) {
+        for (at, byte) in (offset..).zip(data) {
+            *byte = at as u8;
+        }
+    }
+
+    fn write(&self, _: Region, _: u64, data: &[u8]) -> Effect {
+        self.writes.fetch_add(data.len(), Ordering::Relaxed);
+        Effect::None
+    }
+}
+
+impl ConfigWindow for Toy {
+    fn read(&self, capability: usize, offset: usize, data: &mut [u8]) {
+        assert_eq!(capability, 1);
+        for (at, byte) in (offset..).zip(data) {
+            *byte = 0x80 + at as u8;
+        }
+    }
+
+    fn write(&self, _: usize, offset: usize, data: &[u8]) -> Effect {
+        assert!(offset + data.len() <= 18);
+        self.writes.fetch_add(data.len(), Ordering::Relaxed);
+        Effect::None
+    }
+}
+
+impl Device for Toy {
+    fn needs(&self) -> Needs {
+        let kind = if self.wide { BarKind::Memory64 { prefetchable: false } } else { BarKind::Memory32 };
+        Needs {
+            pci: Some(PciNeeds {
+                identity: PciIdentity {
+                    vendor: 0x1af4,
+                    device: 0x1042,
+                    revision: 1,
+                    class: 0x01_8000,
+                    subsystem_vendor: 0x1af4,
+                    subsystem: 0x1042,
+                },
+                bars: vec![BarNeed { index: 0, size: SIZE, kind }],
+                capabilities: vec![
+                    Capability { id: 9, body: vec![7; 14], live: false },
+                    Capability { id: 9, body: vec![0; 18], live: true },
+                ],
+                msix: Some(MsixNeed {
+                    vectors: VECTORS,
+                    bar: 0,
+                    table: TABLE as u32,
+                    pending: PENDING as u32,
+                }),
+            }),
+            doorbells: vec![DoorbellNeed { region: Region::Bar(0), offset: BELL }],
+            ..Needs::default()
+        }
+    }
+
+    fn wire(&mut self, _: Grant) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    fn config_window(&self) -> Option<&dyn ConfigWindow> {
+        Some(self)
+    }
+}
+
+struct Machine {
+    memory: Arc<Bus>,
+    segment: Arc<Segment>,
+    msi: Arc<FakeMsi>,
+    bells: Arc<FakeDoorbells>,
+    ports: ConfigPorts,
+}
+
+impl Machine {
+    fn new(number: u16) -> Self {
+        let memory = Arc::new(Bus::new(Space::Memory));
+        let (msi, bells) = (Arc::new(FakeMsi::default()), Arc::new(FakeDoorbells::default()));
+        let grant = SegmentGrant {
+            low: LOW,
+            high: HIGH,
+            memory: memory.clone(),
+            msi: msi.clone(),
+            doorbells: Some(bells.clone()),
+        };
+        let segment = Segment::new(number, grant).unwrap();
+        memory.claim(ECAM, ECAM_LENGTH, Arc::new(Ecam::new(segment.clone())), Region::Window(0)).unwrap();
+        let ports = ConfigPorts::new(segment.clone());
+        Machine { memory, segment, msi, bells, ports }
+    }
+
+    fn reserve(&self, toy: &Toy) -> Reservation {
+        Reservation::new(&self.segment, &toy.needs(), None).unwrap()
+    }
+
+    fn plug(&self, wide: bool) -> (Plugged, Vec<Arc<dyn Vector>>) {
+        let toy = Toy { wide, ..Toy::default() };
+        let place = self.reserve(&toy);
+        let vectors = place.vectors();
+        (place.plug(Arc::new(toy)).unwrap(), vectors)
+    }
+
+    fn write(&self, address: u64, data: &[u8]) {
+        match self.memory.write(address, data) {
+            Some(Effect::Decode { segment }) => {
+                assert_eq!(segment, self.segment.number());
+                self.segment.sync();
+            }
+            Some(Effect::None) | None => {}
+            Some(other) => panic!("{other:?}"),
+        }
+    }
+
+    fn set(&self, address: u64, value: u32) {
+        self.write(address, &value.to_le_bytes());
+    }
+
+    fn get(&self, address: u64) -> u32 {
+        let mut data = [0; 4];
+        self.memory.read(address, &mut data);
+        u32::from_le_bytes(data)
+    }
+
+    /// Whether a BAR answers at `base`, told by what the toy reads as.
+    fn answers(&self, base: u64) -> bool {
+        let mut data = [0; 4];
+        self.memory.read(base + 0x10, &mut data) && data == [0x10, 0x11, 0x12, 0x13]
+    }
+
+    fn port_get(&self, port: u64, length: usize) -> u32 {
+        let mut data = [0; 4];
+        self.ports.read(Region::Window(0), port - CONFIG_PORTS, &mut data[..length]);
+        u32::from_le_bytes(data)
+    }
+
+    fn port_set(&self, port: u64, data: &[u8]) {
+        if self.ports.write(Region::Window(0), port - CONFIG_PORTS, data) != Effect::None {
+            self.segment.sync();
+        }
+    }
+}
+
+fn config(slot: u64, register: usize) -> u64 {
+    ECAM + (slot << 15) + register as u64
+}
+
+#[test]
+fn segment_0_has_the_host_bridge_and_devices_from_slot_1() {
+    let m = Machine::new(0);
+    let (a, _) = m.plug(false);
+    assert_eq!(m.get(config(0, 0)), 0x0d57_8086);
+    assert_eq!(m.get(config(0, regs::REVISION)), 0x0600_0000);
+    assert_eq!(a.placed().slot, 1);
+    assert_eq!(m.get(config(1, 0)), 0x1042_1af4);
+    // Other slots, other functions, and what is beyond the bus.
+    assert_eq!(m.get(config(2, 0)), u32::MAX);
+    assert_eq!(m.get(config(1, 0) + (1 << 12)), u32::MAX);
+    assert_eq!(m.get(config(1, 0xffe)), 0xffff_0000);
+    let other = Machine::new(3);
+    assert_eq!(other.plug(false).0.placed().slot, 0);
+}
+
+#[test]
+fn slots_are_given_in_order_around_those_set_aside() {
+    let m = Machine::new(0);
+    m.segment.set_aside([2, 40]);
+    let a = m.reserve(&Toy::default());
+    let b = m.reserve(&Toy::default());
+    assert_eq!((a.placed().slot, b.placed().slot), (1, 3));
+    let needs = Toy::default().needs();
+    let c = Reservation::new(&m.segment, &needs, Some(2)).unwrap();
+    assert!(matches!(
+        Reservation::new(&m.segment, &needs, Some(2)),
+        Err(PciError::SlotTaken { slot: 2, .. })
+    ));
+    assert!(matches!(
+        Reservation::new(&m.segment, &needs, Some(0)),
+        Err(PciError::SlotTaken { slot: 0, .. })
+    ));
+    assert!(matches!(Reservation::new(&m.segment, &needs, Some(32)), Err(PciError::NoSlot { .. })));
+    drop((a, c));
+    let all: Vec<_> = (0..29).map(|_| m.reserve(&Toy::default())).collect();
+    assert!(matches!(Reservation::new(&m.segment, &needs, None), Err(PciError::SlotsExhausted { .. })));
+    assert_eq!(all[0].placed().slot, 1);
+    assert_eq!(Reservation::new(&m.segment, &needs, Some(2)).unwrap().placed().slot, 2);
+}
+
+#[test]
+fn a_place_can_be_had_again_and_a_false_one_is_refused() {
+    let m = Machine::new(0);
+    let needs = Toy::default().needs();
+    let place = m.reserve(&Toy::default()).placed().clone();
+    let again = Reservation::again(&m.segment, &needs, &place).unwrap();
+    assert_eq!(again.placed(), &place);
+    let mut elsewhere = PlacedPci { slot: 5, ..place.clone() };
+    assert!(matches!(Reservation::again(&m.segment, &needs, &elsewhere), Err(PciError::Replay { .. })));
+    drop(again);
+    for wrong in [
+        Span { base: LOW.base + 16, length: SIZE },
+        Span { base: LOW.base, length: 0 },
+        Span { base: LOW.base, length: SIZE / 2 },
+    ] {
+        elsewhere.bars[0].2 = wrong;
+        assert!(matches!(Reservation::again(&m.segment, &needs, &elsewhere), Err(PciError::Foreign { .. })));
+    }
+    elsewhere.bars[0].2 = Span { base: u64::MAX - SIZE + 1, length: SIZE };
+    assert!(matches!(Reservation::again(&m.segment, &needs, &elsewhere), Err(PciError::Replay { .. })));
+    elsewhere.bars.clear();
+    assert!(matches!(Reservation::again(&m.segment, &needs, &elsewhere), Err(PciError::Foreign { .. })));
+    // Nothing was left behind.
+    assert_eq!(Reservation::again(&m.segment, &needs, &place).unwrap().placed(), &place);
+}
+
+#[test]
+fn ports_reach_segment_0_at_every_width() {
+    let m = Machine::new(0);
+    let (_a, _) = m.plug(false);
+    assert_eq!(m.port_get(0xcfc, 4), u32::MAX);
+    m.port_set(0xcf8, &0x8000_0800u32.to_le_bytes());
+    assert_eq!(m.port_get(0xcf8, 4), 0x8000_0800);
+    assert_eq!(m.port_get(0xcfc, 4), 0x1042_1af4);
+    assert_eq!(m.port_get(0xcfe, 2), 0x1042);
+    assert_eq!(m.port_get(0xcff, 1), 0x10);
+    // The address register takes bytes as well.
+    m.port_set(0xcf8, &[0x3c]);
+    m.port_set(0xcfc, &[0x5a]);
+    assert_eq!(m.port_get(0xcfc, 1), 0x5a);
+    m.port_set(0xcfb, &[0]);
+    assert_eq!(m.port_get(0xcfc, 1), 0xff);
+    for address in [0x8001_0800u32, 0x8000_0900, 0x8000_1000, 0x0000_0800] {
+        m.port_set(0xcf8, &address.to_le_bytes());
+        assert_eq!(m.port_get(0xcfc, 4), u32::MAX, "{address:#x}");
+        m.port_set(0xcfc, &[0; 4]);
+    }
+    for port in 0xcf8..0xd00 {
+        for length in [1, 2, 4] {
+            m.port_set(port, &[0xff; 4][..length]);
+            m.port_get(port, length);
+        }
+    }
+}
+
+#[test]
+fn a_bar_moves_is_switched_off_and_goes_with_its_function() {
+    let m = Machine::new(0);
+    let (a, _) = m.plug(false);
+    let boot = LOW.base + LOW.length - SIZE;
+    assert!(m.answers(boot));
+    let bar = config(1, regs::BAR0);
+    // Sizing while decoding: it answers nowhere, and comes back.
+    m.set(bar, u32::MAX);
+    assert_eq!(m.get(bar), 0xfff8_0000);
+    assert!(!m.answers(boot) && !m.answers(0xfff8_0000));
+    m.set(bar, boot as u32);
+    assert!(m.answers(boot));
+    m.set(bar, 0xd000_0000);
+    assert!(m.answers(0xd000_0000) && !m.answers(boot));
+    m.set(config(1, regs::COMMAND), 0);
+    assert!(!m.answers(0xd000_0000));
+    m.set(bar, 0xd100_0000);
+    assert!(!m.answers(0xd100_0000));
+    m.set(config(1, regs::COMMAND), 2);
+    assert!(m.answers(0xd100_0000));
+    // Outside the windows, over the enhanced window, over a neighbour.
+    for base in [0u64, 0x1000_0000, ECAM, 0xfee0_0000, 0xfff8_0000] {
+        m.set(bar, base as u32);
+        assert!(!m.answers(base), "{base:#x}");
+    }
+    let (b, _) = m.plug(false);
+    assert!(m.answers(boot), "the room that the first one left is used");
+    m.set(bar, boot as u32);
+    m.set(bar, 0xd200_0000);
+    assert!(m.answers(0xd200_0000) && m.answers(boot));
+    drop(a);
+    assert!(!m.answers(0xd200_0000));
+    assert_eq!(m.get(config(1, 0)), u32::MAX);
+    drop(b);
+    assert!(!m.answers(boot));
+    assert_eq!(m.plug(false).0.placed().slot, 1);
+}
+
+#[test]
+fn two_bars_may_trade_places() {
+    for off in [false, true] {
+        let m = Machine::new(0);
+        let (_a, _) = m.plug(true);
+        let (_b, _) = m.plug(true);
+        let base = |slot| u64::from(m.get(config(slot, regs::BAR0)) & !0xf) | 1 << 32;
+        let (a, b) = (base(1), base(2));
+        assert!(a > b && m.answers(a) && m.answers(b));
+        let decode = |on: u32| (1..=2).for_each(|slot| m.set(config(slot, regs::COMMAND), on << 1));
+        if off {
+            decode(0);
+        }
+        m.set(config(1, regs::BAR0), b as u32);
+        m.set(config(2, regs::BAR0), a as u32);
+        if off {
+            decode(1);
+        }
+        let bar = |slot| m.segment.function(slot).unwrap().bar(0);
+        assert_eq!((bar(1), bar(2)), (Some(b), Some(a)));
+        assert!(m.answers(a) && m.answers(b));
+        // A 64-bit BAR may go below 4 GiB.
+        m.set(config(1, regs::BAR0 + 4), 0);
+        m.set(config(1, regs::BAR0), 0xc000_0000);
+        assert!(m.answers(0xc000_0000) && !m.answers(b));
+    }
+}
+
+#[test]
+fn a_doorbell_is_placed_when_first_rung_and_follows_its_bar() {
+    let m = Machine::new(0);
+    let (a, _) = m.plug(false);
+    let base = LOW.base + LOW.length - SIZE;
+    assert!(m.bells.addresses().is_empty());
+    m.write(base + BELL, &[0, 0]);
+    assert_eq!(m.bells.addresses(), [base + BELL]);
+    m.set(config(1, regs::BAR0), 0xd000_0000);
+    assert_eq!(m.bells.addresses(), [0xd000_0000 + BELL]);
+    m.set(config(1, regs::COMMAND), 0);
+    assert!(m.bells.addresses().is_empty());
+    m.set(config(1, regs::COMMAND), 2);
+    assert!(m.bells.ring(0xd000_0000 + BELL));
+    drop(a);
+    assert!(m.bells.addresses().is_empty());
+}
+
+/// Vector 1 with a message, in the table at `base`.
+fn set_vector(m: &Machine, base: u64, vector: u64, data: u32, masked: bool) {
+    let entry = base + TABLE + 16 * vector;
+    m.set(entry, 0xfee0_0000);
+    m.set(entry + 4, 0);
+    m.set(entry + 8, data);
+    m.set(entry + 12, masked.into());
+}
+
+fn msix_control(m: &Machine) -> u64 {
+    let mut at = m.get(config(1, regs::CAPABILITIES)) as usize;
+    while m.get(config(1, at)) as u8 != regs::msix::ID {
+        at = (m.get(config(1, at)) >> 8 & 0xff) as usize;
+        assert_ne!(at, 0);
+    }
+    config(1, at + 2)
+}
+
+#[test]
+fn a_masked_vector_stays_pending_and_fires_once_when_unmasked() {
+    let m = Machine::new(0);
+    let (_a, vectors) = m.plug(false);
+    let base = LOW.base + LOW.length - SIZE;
+    let control = msix_control(&m);
+    let message = |data| MsiMessage { address: 0xfee0_0000, data };
+    let pending = || m.get(base + PENDING);
+    // Before anything is set up: pending, and no source exists.
+    vectors[1].signal();
+    assert_eq!((pending(), m.msi.made()), (0b10, 0));
+    m.write(control, &0xc000u16.to_le_bytes());
+    set_vector(&m, base, 1, 0x41, false);
+    assert_eq!((pending(), m.msi.made()), (0b10, 0));
+    // Function unmasked: delivered once.
+    m.write(control, &0x8000u16.to_le_bytes());
+    assert_eq!(m.msi.take(), [message(0x41)]);
+    assert_eq!((pending(), m.msi.made()), (0, 1));
+    vectors[1].signal();
+    assert_eq!(m.msi.take(), [message(0x41)]);
+    // Masked by itself, signalled twice, given another message.
+    m.set(base + TABLE + 16 + 12, 1);
+    vectors[1].signal();
+    vectors[1].signal();
+    assert_eq!((m.msi.take().len(), pending()), (0, 0b10));
+    m.set(base + TABLE + 16 + 8, 0x42);
+    m.set(base + TABLE + 16 + 12, 0);
+    assert_eq!((m.msi.take(), pending()), (vec![message(0x42)], 0));
+    // Switched off.
+    m.write(control, &0u16.to_le_bytes());
+    vectors[1].signal();
+    vectors[2].signal();
+    assert_eq!((m.msi.take().len(), pending()), (0, 0b110));
+    // Pending bits are not the guest's to write.
+    m.set(base + PENDING, 0);
+    assert_eq!(pending(), 0b110);
+}
+
+#[test]
+fn signals_are_not_lost_against_masking_on_another_thread() {
+    let msi = Arc::new(FakeMsi::default());
+    let need = MsixNeed { vectors: 1, bar: 0, table: 0, pending: 0x800 };
+    for _ in 0..50 {
+        let msix = Arc::new(Msix::new(need, msi.clone()));
+        msix.control(0x8000);
+        let vector = msix.vectors().remove(0);
+        let signaller =
+            std::thread::Builder::new().name("signaller".into()).spawn(move || vector.signal()).unwrap();
+        for round in 0..20u8 {
+            msix.write_table(12, &[round & 1, 0, 0, 0]);
+        }
+        signaller.join().unwrap();
+        msix.write_table(12, &[0; 4]);
+        assert_eq!(msi.take().len(), 1);
+    }
+}
+
+#[test]
+fn a_direct_user_of_a_route_is_masked_like_the_device() {
+    let msi = Arc::new(FakeMsi::default());
+    let msix = Msix::new(MsixNeed { vectors: 2, bar: 0, table: 0, pending: 0x800 }, msi.clone());
+    let route = msix.route(1).unwrap();
+    assert!(msix.route(2).is_err());
+    route.signal().unwrap();
+    let mut pending = [0];
+    msix.read_pending(0, &mut pending);
+    assert_eq!((pending, msi.take().len()), ([0b10], 0));
+    msix.write_table(16 + 12, &[0; 4]);
+    msix.control(0x8000);
+    assert_eq!(msi.take().len(), 1);
+    assert_eq!(msi.made(), 1);
+}
+
+#[test]
+fn table_pending_bits_and_registers_survive_every_access() {
+    let m = Machine::new(0);
+    let (_a, _) = m.plug(false);
+    let base = LOW.base + LOW.length - SIZE;
+    let control = msix_control(&m);
+    for state in [0u16, 0x8000, 0xc000] {
+        m.write(control, &state.to_le_bytes());
+        for edge in [0, TABLE, TABLE + 16 * u64::from(VECTORS), PENDING, PENDING + 8, SIZE] {
+            for at in (base + edge).saturating_sub(40).max(base)..base + edge + 40 {
+                for width in 1..=8 {
+                    m.write(at, &[0xa5; 8][..width]);
+                    m.memory.read(at, &mut [0; 8][..width]);
+                }
+            }
+        }
+    }
+    // One access that covers the end of the table and the device behind it.
+    let end = base + TABLE + 16 * u64::from(VECTORS);
+    m.write(end - 4, &[1, 2, 3, 4]);
+    let mut data = [0; 8];
+    m.memory.read(end - 4, &mut data);
+    assert_eq!(data, [1, 2, 3, 4, 0x30, 0x31, 0x32, 0x33]);
+}
+
+#[test]
+fn every_configuration_access_is_safe_and_live_capabilities_reach_the_device() {
+    let m = Machine::new(0);
+    let (_a, _) = m.plug(true);
+    // The second capability begins at 0x50, its body two bytes on.
+    let mut data = [0; 8];
+    m.memory.read(config(1, 0x50), &mut data);
+    assert_eq!(data, [9, 0x64, 0x80, 0x81, 0x82, 0x83, 0x84, 0x85]);
+    m.memory.read(config(1, 0x60), &mut data);
+    assert_eq!(data[..6], [0x8e, 0x8f, 0x90, 0x91, 0x11, 0]);
+    for value in [0, 0x5a, 0xff] {
+        for slot in 0..3 {
+            for at in 0..0x1000 {
+                for width in [1, 2, 3, 4, 8] {
+                    m.write(config(slot, at), &[value; 8][..width]);
+                    m.memory.read(config(slot, at), &mut data[..width]);
+                }
+            }
+        }
+    }
+    assert_eq!(m.get(config(1, 0)), 0x1042_1af4);
+}
+
+#[test]
+fn impossible_needs_are_refused() {
+    let m = Machine::new(0);
+    let refuse = |change: &dyn Fn(&mut PciNeeds)| {
+        let mut needs = Toy::default().needs();
+        change(needs.pci.as_mut().unwrap());
+        Reservation::new(&m.segment, &needs, None).err().expect("a refusal").to_string()
+    };
+    let msix = |f: &dyn Fn(&mut MsixNeed)| refuse(&|n| f(n.msix.as_mut().unwrap()));
+    assert!(msix(&|n| n.vectors = 0).contains("MSI-X"));
+    assert!(msix(&|n| n.vectors = 2049).contains("MSI-X"));
+    assert!(msix(&|n| n.bar = 1).contains("MSI-X"));
+    assert!(msix(&|n| n.table = 4).contains("MSI-X"));
+    assert!(msix(&|n| n.table = SIZE as u32).contains("MSI-X"));
+    assert!(msix(&|n| n.pending = n.table).contains("MSI-X"));
+    assert!(refuse(&|n| n.bars[0].size = 24).contains("BAR 0"));
+    assert!(refuse(&|n| n.bars.push(n.bars[0])).contains("BAR 0"));
+    assert!(refuse(&|n| n.bars[0].size = 1 << 31).contains("no room"));
+    assert!(matches!(
+        Reservation::new(&m.segment, &Needs::default(), None).err(),
+        Some(PciError::NoFunction)
+    ));
+    assert_eq!(m.reserve(&Toy::default()).placed().slot, 1, "nothing was left behind");
+}

@@ -1,0 +1,245 @@
+//! Stories of drivers and devices on routes that remember.
+
+use std::io;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::*;
+use crate::bench::{Sink, sweep};
+
+struct Route {
+    gsi: u32,
+    event: EventFd,
+    message: Mutex<Option<MsiMessage>>,
+    updates: AtomicU32,
+}
+
+impl MsiRoute for Route {
+    fn gsi(&self) -> u32 {
+        self.gsi
+    }
+
+    fn update(&self, message: Option<MsiMessage>) -> io::Result<()> {
+        *self.message.lock().unwrap() = message;
+        self.updates.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    }
+
+    fn event(&self) -> &EventFd {
+        &self.event
+    }
+}
+
+struct Bench {
+    ioapic: Ioapic,
+    routes: Vec<Arc<Route>>,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let routes: Vec<_> = (0..24)
+            .map(|gsi| {
+                let event = EventFd::new(EFD_NONBLOCK).unwrap();
+                Arc::new(Route { gsi, event, message: Mutex::default(), updates: AtomicU32::default() })
+            })
+            .collect();
+        let given = routes.iter().map(|r| r.clone() as Arc<dyn MsiRoute>).collect();
+        Bench { ioapic: Ioapic::new(given), routes }
+    }
+
+    fn read(&self, register: u8) -> u32 {
+        assert_eq!(self.ioapic.write(Region::Window(0), 0, &u32::from(register).to_le_bytes()), Effect::None);
+        let mut data = [0; 4];
+        self.ioapic.read(Region::Window(0), 0x10, &mut data);
+        u32::from_le_bytes(data)
+    }
+
+    fn write(&self, register: u8, value: u32) {
+        assert_eq!(self.ioapic.write(Region::Window(0), 0, &[register]), Effect::None);
+        assert_eq!(self.ioapic.write(Region::Window(0), 0x10, &value.to_le_bytes()), Effect::None);
+    }
+
+    fn entry(&self, pin: u8) -> u64 {
+        u64::from(self.read(0x11 + 2 * pin)) << 32 | u64::from(self.read(0x10 + 2 * pin))
+    }
+
+    fn program(&self, pin: u8, entry: u64) {
+        self.write(0x11 + 2 * pin, (entry >> 32) as u32);
+        self.write(0x10 + 2 * pin, entry as u32);
+    }
+
+    /// Deliveries of a pin since asked last.
+    fn deliveries(&self, pin: usize) -> u64 {
+        self.routes[pin].event.read().unwrap_or(0)
+    }
+
+    fn message(&self, pin: usize) -> MsiMessage {
+        self.routes[pin].message.lock().unwrap().expect("a message")
+    }
+}
+
+const MASKED: u64 = 1 << 16;
+const LEVEL: u64 = 1 << 15;
+const IRR: u64 = 1 << 14;
+
+#[test]
+fn a_driver_finds_24_masked_pins_of_version_0x11() {
+    let bench = Bench::new();
+    assert_eq!(bench.read(0x01), 0x0017_0011);
+    bench.write(0x01, 0);
+    assert_eq!(bench.read(0x01), 0x0017_0011);
+    bench.write(0x00, 0xffff_ffff);
+    assert_eq!((bench.read(0x00), bench.read(0x02)), (0x0f00_0000, 0x0f00_0000));
+    for pin in 0..24 {
+        assert_eq!(bench.entry(pin), MASKED);
+    }
+    assert_eq!(bench.read(0x40), u32::MAX);
+    assert!(bench.ioapic.line(23).is_some() && bench.ioapic.line(24).is_none());
+    let mut data = [0; 1];
+    bench.ioapic.read(Region::Window(0), 0, &mut data);
+    assert_eq!(data, [0x40]);
+}
+
+#[test]
+fn each_rising_edge_is_delivered_unless_the_pin_is_masked() {
+    let bench = Bench::new();
+    let line = bench.ioapic.line(4).unwrap();
+    line.pulse();
+    assert_eq!(bench.deliveries(4), 0);
+    bench.program(4, 0x24);
+    assert_eq!(bench.deliveries(4), 0, "an edge at a masked pin is lost");
+    line.pulse();
+    line.pulse();
+    assert_eq!(bench.deliveries(4), 2);
+    line.set(true);
+    line.set(true);
+    assert_eq!(bench.deliveries(4), 1);
+    line.set(false);
+    assert_eq!(bench.deliveries(4), 0);
+    assert_eq!(bench.entry(4), 0x24, "no Remote IRR for edges");
+    bench.ioapic.end_of_interrupt(0x24);
+    bench.program(4, 0x24 | MASKED);
+    line.pulse();
+    assert_eq!(bench.deliveries(4), 0);
+    assert_eq!((0..24).map(|pin| bench.deliveries(pin)).sum::<u64>(), 0);
+}
+
+#[test]
+fn a_level_is_delivered_again_only_after_its_end_of_interrupt() {
+    let bench = Bench::new();
+    let line = bench.ioapic.line(9).unwrap();
+    bench.program(9, 0x51 | LEVEL);
+    line.set(true);
+    line.set(true);
+    assert_eq!((bench.deliveries(9), bench.entry(9)), (1, 0x51 | LEVEL | IRR));
+    bench.ioapic.end_of_interrupt(0x50);
+    assert_eq!(bench.deliveries(9), 0);
+    bench.ioapic.end_of_interrupt(0x51);
+    assert_eq!((bench.deliveries(9), bench.entry(9)), (1, 0x51 | LEVEL | IRR), "still asserted");
+    line.set(false);
+    bench.ioapic.end_of_interrupt(0x51);
+    assert_eq!((bench.deliveries(9), bench.entry(9)), (0, 0x51 | LEVEL));
+    line.set(true);
+    assert_eq!(bench.deliveries(9), 1);
+}
+
+#[test]
+fn a_level_that_rose_behind_the_mask_is_delivered_when_the_mask_goes() {
+    let bench = Bench::new();
+    let line = bench.ioapic.line(5).unwrap();
+    bench.program(5, 0x60 | LEVEL | MASKED);
+    line.set(true);
+    assert_eq!((bench.deliveries(5), bench.entry(5) & IRR), (0, 0));
+    bench.program(5, 0x60 | LEVEL);
+    assert_eq!((bench.deliveries(5), bench.entry(5) & IRR), (1, IRR));
+    // Masking while in service keeps the route and Remote IRR; the end of the interrupt finds the pin masked.
+    let updates = bench.routes[5].updates.load(Ordering::SeqCst);
+    bench.program(5, 0x60 | LEVEL | MASKED);
+    assert_eq!((bench.entry(5) & IRR, bench.routes[5].updates.load(Ordering::SeqCst)), (IRR, updates));
+    bench.ioapic.end_of_interrupt(0x60);
+    assert_eq!((bench.deliveries(5), bench.entry(5) & IRR), (0, 0));
+    bench.program(5, 0x60 | LEVEL);
+    assert_eq!(bench.deliveries(5), 1);
+}
+
+#[test]
+fn software_ends_an_interrupt_by_turning_the_pin_to_edge_and_back() {
+    let bench = Bench::new();
+    let line = bench.ioapic.line(5).unwrap();
+    bench.program(5, 0x60 | LEVEL);
+    line.set(true);
+    assert_eq!(bench.deliveries(5), 1);
+    bench.program(5, 0x60 | MASKED);
+    bench.program(5, 0x60 | LEVEL | MASKED);
+    assert_eq!(bench.entry(5), 0x60 | LEVEL | MASKED);
+    bench.program(5, 0x60 | LEVEL);
+    assert_eq!(bench.deliveries(5), 1);
+    // What software cannot write stays.
+    bench.program(6, 0x61 | LEVEL | IRR | 1 << 12);
+    assert_eq!(bench.entry(6), 0x61 | LEVEL);
+}
+
+#[test]
+fn two_pins_of_one_vector_end_together() {
+    let bench = Bench::new();
+    let lines = [7, 8].map(|pin| bench.ioapic.line(pin).unwrap());
+    for (pin, line) in (7..).zip(&lines) {
+        bench.program(pin, 0x70 | LEVEL);
+        line.set(true);
+    }
+    lines[0].set(false);
+    bench.ioapic.end_of_interrupt(0x70);
+    assert_eq!((bench.deliveries(7), bench.deliveries(8)), (1, 2));
+}
+
+#[test]
+fn an_entry_becomes_the_message_that_a_local_apic_understands() {
+    let bench = Bench::new();
+    // Physical destination 3, fixed, edge, vector 0x31.
+    bench.program(0, 3 << 56 | 0x31);
+    assert_eq!(bench.message(0), MsiMessage { address: 0xfee0_3000, data: 0x31 });
+    // Logical destination 0xff, lowest priority, level, vector 0x41.
+    bench.program(1, 0xff << 56 | LEVEL | 1 << 11 | 1 << 8 | 0x41);
+    assert_eq!(bench.message(1), MsiMessage { address: 0xfeef_f004, data: 0xc141 });
+    // A 15-bit destination, 0x7f01.
+    bench.program(2, 0x01 << 56 | 0x7f << 49 | 0x51);
+    assert_eq!(bench.message(2), MsiMessage { address: 0xfee0_1fe0, data: 0x51 });
+    assert_eq!(bench.entry(2), 0x01fe_0000_0000_0051);
+    // Nothing is told twice, and nothing of a masked pin.
+    let updates = || bench.routes[2].updates.load(Ordering::SeqCst);
+    let before = updates();
+    bench.program(2, 0x01 << 56 | 0x7f << 49 | 0x51);
+    bench.program(2, 0x02 << 56 | 0x52 | MASKED);
+    assert_eq!(updates() - before, 1, "the high half was written while the low one was not masked");
+}
+
+#[test]
+fn every_register_survives_every_value() {
+    let bench = Bench::new();
+    let lines: Vec<_> = (0..24).map(|pin| bench.ioapic.line(pin).unwrap()).collect();
+    for select in 0..=255 {
+        for value in [0, u32::MAX, 0x8000, 0x1_8000, 0x4000] {
+            bench.write(select, value);
+            bench.read(select);
+            lines[usize::from(select) % 24].pulse();
+            bench.ioapic.end_of_interrupt(value as u8);
+        }
+    }
+    sweep(&bench.ioapic, LENGTH);
+    assert_eq!(Ioapic::new(Vec::new()).core.routes.len(), 0);
+    sweep(&Ioapic::new(Vec::new()), LENGTH);
+}
+
+#[test]
+fn the_tables_tell_of_the_controller_and_of_com1() {
+    let mut sink = Sink::default();
+    Bench::new().ioapic.describe(&Placed::default(), &mut sink);
+    assert_eq!(
+        sink.0,
+        [
+            TableEntry::Madt(vec![1, 12, 0, 0, 0, 0, 0xc0, 0xfe, 0, 0, 0, 0]),
+            TableEntry::Madt(vec![2, 10, 0, 4, 4, 0, 0, 0, 0, 0]),
+        ]
+    );
+}

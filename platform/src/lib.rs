@@ -1,0 +1,90 @@
+//! The platform's own devices: what a PC has on its board besides PCI.
+//!
+//! One file per device. Each states its fixed ports or addresses and pins ([`device::Needs`]) and describes itself in the
+//! firmware tables; none of them is found by probing. All of them answer every offset and width without panic, and remember a
+//! bounded amount of what the guest writes.
+
+pub mod acpi_pm;
+pub mod cmos;
+pub mod debug_console;
+pub mod debug_port;
+pub mod firmware_debug;
+pub mod ged;
+pub mod i8042;
+pub mod ioapic;
+pub mod serial;
+mod uart;
+
+#[cfg(test)]
+mod bench;
+
+pub use acpi_pm::AcpiPm;
+pub use cmos::Cmos;
+pub use debug_console::DebugConsoleSpec;
+pub use debug_port::DebugPort;
+pub use firmware_debug::FirmwareDebug;
+pub use ged::Ged;
+pub use i8042::I8042;
+pub use ioapic::Ioapic;
+pub use serial::SerialSpec;
+
+use device::Device;
+
+/// Most memory that a machine has below the hole at 3 GiB.
+const LOW_MEMORY: u64 = 3 << 30;
+
+/// The devices that every machine has, by name and in the order of their addresses, for a machine with this many bytes of memory.
+/// The interrupt controller is apart: everybody's lines lead to it ([`Ioapic::new`]).
+pub fn standard(memory: u64) -> Vec<(&'static str, Box<dyn Device>)> {
+    let low = memory.min(LOW_MEMORY);
+    vec![
+        ("__i8042", Box::new(I8042)),
+        ("__cmos", Box::new(Cmos::new(low, memory - low))),
+        ("__debug_port", Box::new(DebugPort::new())),
+        ("__firmware_debug", Box::new(FirmwareDebug::new())),
+        ("__acpi_pm", Box::new(AcpiPm::new())),
+        ("__ged", Box::new(Ged::new())),
+    ]
+}
+
+/// Answers an access of any width with the bytes of a 32-bit register at offset 0.
+fn read_u32(value: u32, offset: u64, data: &mut [u8]) {
+    let bytes = value.to_le_bytes();
+    for (at, slot) in addresses(offset).zip(data) {
+        *slot = usize::try_from(at).ok().and_then(|at| bytes.get(at)).copied().unwrap_or(0);
+    }
+}
+
+/// The offsets of the bytes of an access.
+fn addresses(offset: u64) -> impl Iterator<Item = u64> {
+    (0..).map(move |n| offset.wrapping_add(n))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use device::{Bus, Space};
+    use std::sync::Arc;
+
+    #[test]
+    fn the_standard_devices_have_names_of_their_own_and_do_not_overlap() {
+        let ports = Bus::new(Space::Port);
+        let mut names = Vec::new();
+        for (name, device) in standard(1 << 30) {
+            let needs = device.needs();
+            let device: Arc<dyn Device> = device.into();
+            for (n, window) in (0..).zip(needs.windows) {
+                if let (Space::Port, Some(base)) = (window.space, window.base) {
+                    ports.claim(base, window.length, device.clone(), device::Region::Window(n)).unwrap();
+                }
+            }
+            names.push(name);
+        }
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), 6);
+        let mut present = [0];
+        assert!(ports.read(0x402, &mut present));
+        assert_eq!(present, [0xe9]);
+    }
+}

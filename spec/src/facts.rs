@@ -1,0 +1,20 @@
+//! A plain summary of the whole machine, for checks that look beyond one device.
+
+/// What a device's `check` may know of the rest of the machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Facts {
+    /// vCPUs at boot.
+    pub boot_vcpus: u32,
+    /// Whether guest memory can be shared with other processes (vhost-user).
+    pub shared_memory: bool,
+    /// PCI segments, 1 or more.
+    pub pci_segments: u16,
+    /// Segments whose devices sit behind the virtual IOMMU.
+    pub iommu_segments: Vec<u16>,
+}
+
+impl Default for Facts {
+    fn default() -> Self {
+        Facts { boot_vcpus: 1, shared_memory: false, pci_segments: 1, iommu_segments: Vec::new() }
+    }
+}

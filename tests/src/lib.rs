@@ -1,0 +1,8 @@
+//! What tests of the whole share: starting the programs, talking to them, and leaving nothing behind.
+//!
+//! The tests themselves are in `tests/tests/`, a file or a directory a subject.
+
+pub mod image;
+pub mod probe;
+pub mod programs;
+pub mod scratch;

@@ -1,0 +1,48 @@
+//! Where the programs under test are.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+/// The VMM: `VIRGA_VMM` in the environment, else the one built beside this test.
+pub fn cloud_hypervisor() -> PathBuf {
+    beside("VIRGA_VMM", "cloud-hypervisor", "vmm")
+}
+
+/// `variable` in the environment, else `name` in the directory above this test's own, where cargo puts programs.
+pub fn beside(variable: &str, name: &str, package: &str) -> PathBuf {
+    if let Some(path) = std::env::var_os(variable) {
+        return path.into();
+    }
+    let test = std::env::current_exe().expect("a test knows its own path");
+    let path = test.ancestors().nth(2).map(|directory| directory.join(name)).unwrap_or_default();
+    assert!(
+        path.exists(),
+        "{} is not there: run `cargo build -p {package}`, or set {variable}",
+        path.display()
+    );
+    path
+}
+
+/// The checkout.
+pub fn checkout() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the tests lie in the checkout")
+}
+
+/// The probe guest, built on first use unless `VIRGA_PROBE` in the environment names one.
+pub fn probe() -> &'static Path {
+    static PROBE: OnceLock<PathBuf> = OnceLock::new();
+    PROBE.get_or_init(|| {
+        if let Some(path) = std::env::var_os("VIRGA_PROBE") {
+            return path.into();
+        }
+        let script = checkout().join("scripts/build-probe");
+        let output = Command::new(&script).output().expect("scripts/build-probe runs");
+        let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "scripts/build-probe failed: {err}");
+        // It prints `PATH: SIZE bytes` for each.
+        let path =
+            out.lines().next().and_then(|line| line.split_once(": ")).map(|(path, _)| PathBuf::from(path));
+        path.unwrap_or_else(|| panic!("scripts/build-probe says nothing of a path: {out}"))
+    })
+}

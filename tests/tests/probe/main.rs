@@ -1,0 +1,8 @@
+//! The machine and its devices seen by a guest of our own: each test starts the VMM with the probe as its kernel.
+
+mod devices;
+mod disk;
+mod ends;
+mod hostile;
+mod machine;
+mod network;

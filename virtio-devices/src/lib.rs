@@ -1,0 +1,9 @@
+//! Virtio devices, one file or folder each, and the PCI transport that carries them.
+//!
+//! A device implements [`device::Virtio`] and knows no registers; [`transport`] knows registers and no device.
+
+pub mod buffers;
+pub mod console;
+pub mod net;
+pub mod rng;
+pub mod transport;

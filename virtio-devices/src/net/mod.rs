@@ -1,0 +1,268 @@
+//! virtio-net on a tap (virtio 1.3 §5.1).
+//!
+//! Queue 2n receives and queue 2n+1 transmits for pair n; the control queue comes after the last pair that the driver
+//! may use: a driver that did not accept MQ knows one pair and looks for it at index 2. Each pair has a thread, which
+//! moves frames between the tap and guest memory without copying them; commands are few and served by the thread that
+//! quiet devices share.
+//!
+//! ```text
+//!          guest memory             thread of pair n                kernel
+//!   rx queue  ◄── buffers ───────── Rx ◄── readv ─────────────┐
+//!   tx queue  ─── frames ─────────► Tx ─── writev ──────────► tap queue n
+//!   ctrl queue ── pairs, offloads ► Ctrl ─ attach, detach, offloads ─┘
+//! ```
+//!
+//! The link is always up. Nothing is filtered: the driver sees what the tap carries.
+
+mod ctrl;
+mod pair;
+mod rx;
+mod spec;
+mod stats;
+mod tx;
+mod wire;
+
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+
+use device::virtio::feature as ring;
+use device::worker::Worker;
+use device::{Attached, Counters, DeviceError, LiveQueue, Task, Virtio, VirtioGrant, VirtioKind};
+use log::{debug, warn};
+use net_util::{MacAddr, Offloads};
+use virtio_queue::QueueState;
+
+use ctrl::Ctrl;
+use pair::Pairs;
+use rx::Rx;
+use stats::Stats;
+use tx::Tx;
+use wire::{CONFIG_LENGTH, STATUS_ANNOUNCE, STATUS_LINK_UP, feature};
+
+pub use self::rx::BUDGET as RX_BUDGET;
+pub use self::spec::{Mac, NetSpec, TapFds, VhostMode};
+pub use self::tx::BUDGET as TX_BUDGET;
+pub use self::wire::{MAX_COMMAND, MAX_FRAME};
+
+/// What the threads of one device share.
+#[derive(Debug)]
+struct Shared {
+    id: String,
+    pairs: Arc<Pairs>,
+    stats: Stats,
+    /// Accepted by the driver.
+    features: AtomicU64,
+    /// The link's status, as in the configuration space.
+    status: AtomicU16,
+}
+
+/// What a device is made of.
+#[derive(Debug)]
+struct Parts {
+    id: String,
+    pairs: Arc<Pairs>,
+    mac: MacAddr,
+    mtu: Option<u16>,
+    queue_size: u16,
+    /// Features beyond those that are always offered.
+    offloads: u64,
+}
+
+/// A network device.
+pub struct Net {
+    shared: Arc<Shared>,
+    mac: MacAddr,
+    mtu: Option<u16>,
+    queue_size: u16,
+    offered: u64,
+    grant: OnceLock<VirtioGrant>,
+    live: Mutex<Live>,
+}
+
+/// The queues that are started. The lock is held by those who start and stop queues; no thread of the device takes it.
+#[derive(Default)]
+struct Live {
+    queues: Vec<Option<Started>>,
+    threads: Vec<Weak<Worker>>,
+}
+
+/// A started queue.
+enum Started {
+    Rx(Attached<Rx>),
+    Tx(Attached<Tx>),
+    Ctrl(Attached<Ctrl>),
+    /// One that the driver has no business to use: kept, not served.
+    Idle(Box<LiveQueue>),
+}
+
+impl Net {
+    fn new(parts: Parts) -> Self {
+        let Parts { id, pairs, mac, mtu, queue_size, offloads } = parts;
+        let mut offered = ring::VERSION_1 | ring::RING_EVENT_IDX | ring::RING_INDIRECT_DESC | offloads;
+        offered |= feature::MAC | feature::MQ | feature::CTRL_VQ | feature::STATUS | feature::GUEST_ANNOUNCE;
+        if mtu.is_some() {
+            offered |= feature::MTU;
+        }
+        let shared = Shared {
+            id,
+            pairs,
+            stats: Stats::default(),
+            features: AtomicU64::new(0),
+            status: AtomicU16::new(STATUS_LINK_UP),
+        };
+        Net {
+            shared: Arc::new(shared),
+            mac,
+            mtu,
+            queue_size,
+            offered,
+            grant: OnceLock::new(),
+            live: Mutex::default(),
+        }
+    }
+
+    fn pairs(&self) -> usize {
+        self.shared.pairs.list.len()
+    }
+
+    fn live(&self) -> MutexGuard<'_, Live> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where the driver looks for the control queue (§5.1.2).
+    fn control_index(&self) -> usize {
+        if self.shared.features.load(Ordering::Acquire) & feature::MQ != 0 { 2 * self.pairs() } else { 2 }
+    }
+
+    /// Asks the driver to tell the network where it is now, after a move to another host (§5.1.6.5.4). Does nothing for a
+    /// driver that cannot.
+    pub fn announce(&self) {
+        let wanted = feature::GUEST_ANNOUNCE | feature::CTRL_VQ;
+        if self.shared.features.load(Ordering::Acquire) & wanted == wanted
+            && let Some(grant) = self.grant.get()
+        {
+            self.shared.status.fetch_or(STATUS_ANNOUNCE, Ordering::AcqRel);
+            grant.link.config_changed();
+        }
+    }
+
+    /// The thread of a pair, which ends with the last queue on it.
+    fn thread(&self, live: &mut Live, pair: usize, grant: &VirtioGrant) -> Result<Arc<Worker>, DeviceError> {
+        if live.threads.len() <= pair {
+            live.threads.resize(pair + 1, Weak::new());
+        }
+        if let Some(worker) = live.threads[pair].upgrade() {
+            return Ok(worker);
+        }
+        let worker = grant.workers.own(&format!("{}_q{pair}", self.shared.id), &[])?;
+        live.threads[pair] = Arc::downgrade(&worker);
+        Ok(worker)
+    }
+
+    fn attach<T: Task>(&self, worker: &Arc<Worker>, task: T) -> Result<Attached<T>, DeviceError> {
+        worker
+            .attach(task)
+            .map_err(|e| DeviceError::new(format!("cannot start a queue of \"{}\"", self.shared.id), e))
+    }
+}
+
+impl Virtio for Net {
+    fn kind(&self) -> VirtioKind {
+        VirtioKind::Net
+    }
+
+    fn features(&self) -> u64 {
+        self.offered
+    }
+
+    fn queue_sizes(&self) -> Vec<u16> {
+        vec![self.queue_size; 2 * self.pairs() + 1]
+    }
+
+    fn config_length(&self) -> usize {
+        CONFIG_LENGTH
+    }
+
+    fn read_config(&self, offset: usize, data: &mut [u8]) {
+        let status = self.shared.status.load(Ordering::Acquire);
+        // At most 256 pairs: see `net_util::MAX_QUEUE_PAIRS`.
+        let config = wire::config(self.mac, status, self.pairs() as u16, self.mtu.unwrap_or(0));
+        for (i, byte) in data.iter_mut().enumerate() {
+            *byte = config.get(offset.saturating_add(i)).copied().unwrap_or(0);
+        }
+    }
+
+    fn connect(&mut self, grant: VirtioGrant) {
+        if self.grant.set(grant).is_err() {
+            warn!("{}: connected twice", self.shared.id);
+        }
+    }
+
+    fn activate(&self, features: u64) -> Result<(), DeviceError> {
+        let first = &self.shared.pairs.list[0];
+        let failed = |e| DeviceError::new(format!("cannot set up \"{}\"", self.shared.id), e);
+        first.rx.set_offloads(wire::offloads(features)).map_err(failed)?;
+        // What waits in the tap was prepared for another driver's offloads, or for none at all.
+        first.drain();
+        self.shared.status.store(STATUS_LINK_UP, Ordering::Release);
+        self.shared.features.store(features, Ordering::Release);
+        Ok(())
+    }
+
+    fn start_queue(&self, index: usize, queue: LiveQueue) -> Result<(), DeviceError> {
+        let Some(grant) = self.grant.get() else {
+            return Err(DeviceError {
+                what: format!("\"{}\" is not connected", self.shared.id),
+                source: None,
+            });
+        };
+        let control = self.control_index();
+        let mut live = self.live();
+        let shared = self.shared.clone();
+        let started = if index == control {
+            Started::Ctrl(self.attach(&grant.workers.shared()?, Ctrl::new(queue, shared))?)
+        } else if index > control {
+            debug!("{}: queue {index} has no use without MQ", self.shared.id);
+            Started::Idle(Box::new(queue))
+        } else {
+            let pair = index / 2;
+            let worker = self.thread(&mut live, pair, grant)?;
+            if index.is_multiple_of(2) {
+                Started::Rx(self.attach(&worker, Rx::new(queue, shared, pair))?)
+            } else {
+                Started::Tx(self.attach(&worker, Tx::new(queue, shared, pair))?)
+            }
+        };
+        if live.queues.len() <= index {
+            live.queues.resize_with(index + 1, || None);
+        }
+        live.queues[index] = Some(started);
+        Ok(())
+    }
+
+    fn stop_queue(&self, index: usize) -> Option<QueueState> {
+        let started = self.live().queues.get_mut(index)?.take()?;
+        match started {
+            Started::Rx(task) => task.stop().map(|t| t.queue.state()),
+            Started::Tx(task) => task.stop().map(|t| t.queue.state()),
+            Started::Ctrl(task) => task.stop().map(|t| t.queue.state()),
+            Started::Idle(queue) => Some(queue.state()),
+        }
+    }
+
+    fn reset(&self) {
+        self.shared.features.store(0, Ordering::Release);
+        self.shared.status.store(STATUS_LINK_UP, Ordering::Release);
+        let pairs = &self.shared.pairs;
+        if let Err(e) = pairs.use_first(1).and_then(|()| pairs.list[0].rx.set_offloads(Offloads::empty())) {
+            warn!("{}: reset: {e}", self.shared.id);
+        }
+    }
+
+    fn counters(&self) -> Option<Counters> {
+        Some(self.shared.stats.counters())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,299 @@
+//! What a user may say about a network device: `--net`, `NetConfig`, `vm.add-net`.
+
+use std::net::IpAddr;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
+
+use device::{Build, Built, Host, Naming};
+use log::warn;
+use net_util::{LinkConfig, MacAddr, TapSet};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use spec::{Facts, Part, PciCommon, Refusal, Spec, Value};
+
+use super::pair::{PairError, Pairs};
+use super::wire::feature;
+use super::{Net, Parts};
+
+spec::choice! {
+    /// Who makes the connection of a vhost-user device.
+    pub enum VhostMode {
+        /// We connect.
+        #[default]
+        Client = "client",
+        /// We wait for a connection.
+        Server = "server",
+    }
+}
+
+spec::spec! {
+    /// A network device on a tap of the host. Without `tap` or `fd` a tap named vmtap0, vmtap1, … is made, which disappears with the VM.
+    pub struct NetSpec: "net" {
+        flatten {
+            /// Naming and placement.
+            pci: PciCommon,
+        }
+        fields {
+            /// The tap: one that exists, or the name for a new one.
+            "tap" => tap: Option<String> = None,
+            /// IP address of the host's end; needs mask.
+            "ip" => ip: Option<IpAddr> = None,
+            /// Network mask of the host's end; needs ip.
+            "mask" => mask: Option<IpAddr> = None,
+            /// MAC address that the guest sees; a random one when absent.
+            "mac" => mac: Option<Mac> = None,
+            /// MAC address of the host's end.
+            "host_mac" => host_mac: Option<Mac> = None,
+            /// MTU of the tap, also told to the guest; at least 1280.
+            "mtu" => mtu: Option<u16> = None,
+            /// Open taps, inherited or sent with the request: one for each pair of queues, all of one interface.
+            "fd" => fds: TapFds = TapFds::default(),
+            /// Receive and transmit queues together, twice the number of pairs.
+            "num_queues" => num_queues: usize = 2,
+            /// Size of each queue: a power of two.
+            "queue_size" => queue_size: u16 = 256,
+            /// Use a vhost-user back end (not supported yet).
+            "vhost_user" => vhost_user: bool = false,
+            /// Who makes the vhost-user connection (server is not supported yet).
+            "vhost_mode" => vhost_mode: VhostMode = VhostMode::Client,
+            /// Pass large TCP segments through in one piece; needs offload_csum.
+            "offload_tso" => offload_tso: bool = true,
+            /// Pass large UDP datagrams through in one piece; needs offload_csum.
+            "offload_ufo" => offload_ufo: bool = true,
+            /// Leave checksums of frames that do not leave the host undone.
+            "offload_csum" => offload_csum: bool = true,
+        }
+        unsupported {
+            "socket" => vhost_socket,
+            "bw_size" => rate_limiter_config,
+            "bw_one_time_burst" => bw_one_time_burst,
+            "bw_refill_time" => bw_refill_time,
+            "ops_size" => ops_size,
+            "ops_one_time_burst" => ops_one_time_burst,
+            "ops_refill_time" => ops_refill_time,
+        }
+    }
+}
+
+/// Smallest MTU (virtio 1.3 §5.1.4.1 asks for as much as IPv6 does).
+const MIN_MTU: u16 = 1280;
+/// Largest queue (virtio 1.3 §2.7).
+const MAX_QUEUE_SIZE: u16 = 32768;
+
+impl Spec for NetSpec {
+    const FLAG: &'static str = NetSpec::FLAG;
+    const ABOUT: &'static str = NetSpec::ABOUT;
+
+    fn check(&self, facts: &Facts) -> Result<(), Refusal> {
+        let refuse = |text: String| Err(Refusal::invalid(text));
+        if let Some(key) = self.unsupported() {
+            return Err(Refusal::unsupported(format!("--net {key}")));
+        }
+        if self.vhost_user {
+            return Err(Refusal::unsupported("--net vhost_user"));
+        }
+        if self.vhost_mode == VhostMode::Server {
+            return Err(Refusal::unsupported("--net vhost_mode=server"));
+        }
+        let pairs = self.num_queues / 2;
+        if pairs > facts.boot_vcpus as usize {
+            return refuse(format!(
+                "Queue count ({pairs}) must not exceed boot vCPUs ({})",
+                facts.boot_vcpus
+            ));
+        }
+        if !self.queue_size.is_power_of_two() {
+            return refuse(format!(
+                "Queue size must be a power of 2 no greater than {MAX_QUEUE_SIZE}: {}",
+                self.queue_size
+            ));
+        }
+        if self.num_queues < 2 {
+            return refuse(format!(
+                "Number of queues ({}) to virtio_net should be higher than 2",
+                self.num_queues
+            ));
+        }
+        let fds = self.fds.numbers();
+        if !fds.is_empty() && 2 * fds.len() != self.num_queues {
+            return refuse(format!(
+                "Number of queues ({}) to virtio_net does not match the number of FDs ({})",
+                self.num_queues,
+                2 * fds.len()
+            ));
+        }
+        if let Some(fd) = fds.iter().find(|fd| **fd <= 2) {
+            return refuse(format!("Reserved fd number (<= 2): {fd}"));
+        }
+        if let Some(mtu) = self.mtu.filter(|mtu| *mtu < MIN_MTU) {
+            return refuse(format!(
+                "Provided MTU {mtu} is lower than {MIN_MTU} (expected by VIRTIO specification)"
+            ));
+        }
+        if !self.offload_csum && (self.offload_tso || self.offload_ufo) {
+            return refuse("\"offload_tso\" and \"offload_ufo\" depend on \"offload_csum\"".into());
+        }
+        match (self.ip, self.mask) {
+            (None, Some(_)) => return refuse("Mask provided without an IP".into()),
+            (Some(_), None) => return refuse("IP provided without a mask".into()),
+            _ => {}
+        }
+        self.pci.check(facts)
+    }
+}
+
+impl NetSpec {
+    /// The features that the offload switches stand for.
+    fn offloads(&self) -> u64 {
+        let mut offered = 0;
+        if self.offload_csum {
+            offered |= feature::CSUM | feature::GUEST_CSUM | feature::CTRL_GUEST_OFFLOADS;
+        }
+        if self.offload_tso {
+            offered |= feature::HOST_TSO4 | feature::HOST_TSO6 | feature::HOST_ECN;
+            offered |= feature::GUEST_TSO4 | feature::GUEST_TSO6 | feature::GUEST_ECN;
+        }
+        if self.offload_ufo {
+            offered |= feature::HOST_UFO | feature::GUEST_UFO;
+        }
+        offered
+    }
+
+    /// Opens the tap as asked.
+    fn open(&self, id: &str) -> Result<Arc<Pairs>, PairError> {
+        let set = if self.fds.numbers().is_empty() {
+            let link =
+                LinkConfig { ip: self.ip.zip(self.mask), mac: self.host_mac.map(|m| m.0), mtu: self.mtu };
+            TapSet::open(self.tap.as_deref(), self.num_queues / 2, &link)?
+        } else {
+            if self.tap.is_some() || self.ip.is_some() || self.host_mac.is_some() {
+                warn!("{id}: tap, ip, mask and host_mac are not looked at when fd is given");
+            }
+            TapSet::from_fds(&self.fds.numbers())?
+        };
+        Ok(Arc::new(Pairs::new(set)?))
+    }
+}
+
+impl Build for NetSpec {
+    const NAMING: Naming = Naming::Counted("net");
+
+    fn common(&self) -> Option<&PciCommon> {
+        Some(&self.pci)
+    }
+
+    fn common_mut(&mut self) -> Option<&mut PciCommon> {
+        Some(&mut self.pci)
+    }
+
+    fn build(&mut self, host: &Host<'_>) -> Result<Built, Refusal> {
+        self.make(host).map(|net| Built::Virtio(Box::new(net)))
+    }
+}
+
+impl NetSpec {
+    /// Builds the device; the tap's name and the MAC are written back.
+    pub(super) fn make(&mut self, host: &Host<'_>) -> Result<Net, Refusal> {
+        let refused = |e: PairError| Refusal::host(format!("cannot set up the tap of \"{}\"", host.id), e);
+        let pairs = host.kept.keep(&format!("tap of {}", host.id), || self.open(host.id)).map_err(refused)?;
+        let mac = match self.mac {
+            Some(Mac(mac)) => mac,
+            None => MacAddr::random().map_err(|e| Refusal::host("cannot draw a MAC address", e))?,
+        };
+        self.mac = Some(Mac(mac));
+        if self.fds.numbers().is_empty() {
+            self.tap = Some(pairs.name.clone());
+        }
+        Ok(Net::new(Parts {
+            id: host.id.to_owned(),
+            pairs,
+            mac,
+            mtu: self.mtu,
+            queue_size: self.queue_size,
+            offloads: self.offloads(),
+        }))
+    }
+}
+
+/// A MAC address as an option's value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Mac(pub MacAddr);
+
+impl Value for Mac {
+    const SYNTAX: &'static str = "<mac>";
+
+    fn convert(text: &str) -> Result<Self, String> {
+        spec::grammar::dequote(text).parse().map(Mac).map_err(|e: net_util::ParseMacError| e.to_string())
+    }
+
+    fn show(&self) -> String {
+        self.0.to_string()
+    }
+}
+
+/// Open taps. Numbers written by the user name descriptors that the process inherited; those that came with an API
+/// request are owned, and closed when the last copy of the configuration goes.
+///
+/// In JSON they are printed and never read: a number in a request's body says nothing about our descriptors.
+#[derive(Clone, Debug, Default)]
+pub struct TapFds {
+    inherited: Vec<RawFd>,
+    received: Vec<Arc<OwnedFd>>,
+}
+
+impl TapFds {
+    /// Descriptors that came with a request.
+    pub fn received(fds: Vec<OwnedFd>) -> Self {
+        TapFds { inherited: Vec::new(), received: fds.into_iter().map(Arc::new).collect() }
+    }
+
+    /// The numbers, in order.
+    pub fn numbers(&self) -> Vec<RawFd> {
+        let received = self.received.iter().map(|fd| fd.as_raw_fd());
+        self.inherited.iter().copied().chain(received).collect()
+    }
+}
+
+impl PartialEq for TapFds {
+    fn eq(&self, other: &Self) -> bool {
+        self.numbers() == other.numbers()
+    }
+}
+
+impl Value for TapFds {
+    const SYNTAX: &'static str = "<list of fds>";
+
+    fn convert(text: &str) -> Result<Self, String> {
+        Ok(TapFds { inherited: spec::value::integer_list(text)?, received: Vec::new() })
+    }
+
+    fn show(&self) -> String {
+        String::new()
+    }
+
+    fn is_absent(&self) -> bool {
+        self.inherited.is_empty() && self.received.is_empty()
+    }
+}
+
+impl Serialize for TapFds {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.numbers().serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for TapFds {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        // Still checked for its shape, so that a slip is not taken in silence.
+        let written: Option<Vec<i64>> = Option::deserialize(deserializer).map_err(de::Error::custom)?;
+        if written.is_some_and(|w| !w.is_empty()) {
+            warn!(
+                "fd numbers of a network device in JSON are not used: send the descriptors with the request"
+            );
+        }
+        Ok(TapFds::default())
+    }
+}
+
+#[cfg(test)]
+mod tests;

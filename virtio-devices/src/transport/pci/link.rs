@@ -1,0 +1,139 @@
+//! The way from the device to its driver: interrupts, and the registers that change under the driver's eyes.
+//!
+//! Everything here is atomic: a device may call from any thread, with any lock of its own or of the transport held.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU16, Ordering};
+
+use device::{DriverLink, Vector};
+
+/// Device status bits (virtio 1.3 §2.1).
+pub(super) mod status {
+    pub(in crate::transport::pci) const ACKNOWLEDGE: u8 = 1;
+    pub(in crate::transport::pci) const DRIVER: u8 = 2;
+    pub(in crate::transport::pci) const DRIVER_OK: u8 = 4;
+    pub(in crate::transport::pci) const FEATURES_OK: u8 = 8;
+    pub(in crate::transport::pci) const NEEDS_RESET: u8 = 0x40;
+    pub(in crate::transport::pci) const FAILED: u8 = 0x80;
+}
+
+/// Interrupt status bits (virtio 1.3 §4.1.4.5).
+pub(super) mod isr {
+    pub(in crate::transport::pci) const QUEUE: u8 = 1;
+    pub(in crate::transport::pci) const CONFIG: u8 = 2;
+}
+
+/// "No vector" in a vector register (virtio 1.3 §4.1.5.1.2).
+pub(super) const NO_VECTOR: u16 = 0xffff;
+
+/// Registers that the device side changes.
+pub(super) struct Link {
+    vectors: Vec<Arc<dyn Vector>>,
+    config_vector: AtomicU16,
+    queue_vectors: Vec<AtomicU16>,
+    isr: AtomicU8,
+    status: AtomicU8,
+    generation: AtomicU8,
+}
+
+impl Link {
+    pub(super) fn new(vectors: Vec<Arc<dyn Vector>>, queues: usize) -> Self {
+        Link {
+            vectors,
+            config_vector: AtomicU16::new(NO_VECTOR),
+            queue_vectors: (0..queues).map(|_| AtomicU16::new(NO_VECTOR)).collect(),
+            isr: AtomicU8::new(0),
+            status: AtomicU8::new(0),
+            generation: AtomicU8::new(0),
+        }
+    }
+
+    /// Device status.
+    pub(super) fn status(&self) -> u8 {
+        self.status.load(Ordering::SeqCst)
+    }
+
+    /// Adds status bits.
+    pub(super) fn add_status(&self, bits: u8) {
+        self.status.fetch_or(bits, Ordering::SeqCst);
+    }
+
+    /// Forgets all that a driver did; the device is silent by now. The generation goes on, so that a driver which looks again
+    /// sees that time has passed.
+    pub(super) fn reset(&self) {
+        self.config_vector.store(NO_VECTOR, Ordering::Relaxed);
+        for vector in &self.queue_vectors {
+            vector.store(NO_VECTOR, Ordering::Relaxed);
+        }
+        self.isr.store(0, Ordering::SeqCst);
+        // Last: a driver that polls for zero finds everything else forgotten.
+        self.status.store(0, Ordering::SeqCst);
+    }
+
+    /// Interrupt status; reading clears it.
+    pub(super) fn take_isr(&self) -> u8 {
+        self.isr.swap(0, Ordering::SeqCst)
+    }
+
+    /// Configuration generation.
+    pub(super) fn generation(&self) -> u8 {
+        self.generation.load(Ordering::SeqCst)
+    }
+
+    /// The vector of configuration changes.
+    pub(super) fn config_vector(&self) -> u16 {
+        self.config_vector.load(Ordering::Relaxed)
+    }
+
+    /// Sets it; a vector that does not exist becomes none, which the driver reads back.
+    pub(super) fn set_config_vector(&self, vector: u16) {
+        self.config_vector.store(self.existing(vector), Ordering::Relaxed);
+    }
+
+    /// The vector of a queue.
+    pub(super) fn queue_vector(&self, queue: u16) -> u16 {
+        self.queue_vectors.get(usize::from(queue)).map_or(NO_VECTOR, |v| v.load(Ordering::Relaxed))
+    }
+
+    /// Sets it, likewise; nothing happens for a queue that does not exist.
+    pub(super) fn set_queue_vector(&self, queue: u16, vector: u16) {
+        if let Some(v) = self.queue_vectors.get(usize::from(queue)) {
+            v.store(self.existing(vector), Ordering::Relaxed);
+        }
+    }
+
+    fn existing(&self, vector: u16) -> u16 {
+        if usize::from(vector) < self.vectors.len() { vector } else { NO_VECTOR }
+    }
+
+    /// Interrupts; without a vector only the interrupt status tells, for drivers that poll it.
+    fn interrupt(&self, vector: u16, isr: u8) {
+        match self.vectors.get(usize::from(vector)) {
+            Some(vector) => vector.signal(),
+            None => {
+                self.isr.fetch_or(isr, Ordering::SeqCst);
+            }
+        }
+    }
+}
+
+impl DriverLink for Link {
+    fn queue_used(&self, queue: u16) {
+        self.interrupt(self.queue_vector(queue), isr::QUEUE);
+    }
+
+    fn config_changed(&self) {
+        self.generation.fetch_add(1, Ordering::SeqCst);
+        // A driver that has not said DRIVER_OK reads the configuration anyway (virtio 1.3 §4.1.5.3).
+        if self.status() & status::DRIVER_OK != 0 {
+            self.interrupt(self.config_vector(), isr::CONFIG);
+        }
+    }
+
+    fn needs_reset(&self) {
+        let before = self.status.fetch_or(status::NEEDS_RESET, Ordering::SeqCst);
+        if before & status::DRIVER_OK != 0 && before & status::NEEDS_RESET == 0 {
+            self.interrupt(self.config_vector(), isr::CONFIG);
+        }
+    }
+}

@@ -1,0 +1,218 @@
+//! The command line of `cloud-hypervisor`.
+//!
+//! Flags of devices come from the catalog; those of the process itself are here. Man page and completions are generated from
+//! [`command`] (`examples/docs.rs`).
+
+use std::fs::{File, OpenOptions};
+use std::os::fd::{FromRawFd, RawFd};
+use std::path::PathBuf;
+
+use catalog::VmSpec;
+use clap::{Arg, ArgAction, ArgGroup, ArgMatches, Command};
+use spec::{Options, Refusal};
+
+use crate::logger;
+
+const ABOUT: &str = "Runs a virtual machine.
+
+With --kernel, the machine described by the flags is booted at once. Without, the process waits for requests on the API socket \
+(see ch-remote). Options that take key=value pairs show their keys below; lists are written [a,b], sizes may end in K, M or G.";
+
+const EXAMPLES: &str = "Examples:
+  Boot a kernel with a disk, its console on this terminal (log out of the guest to end):
+    cloud-hypervisor --kernel vmlinux --disk path=debian.img --cmdline 'console=hvc0 root=/dev/vda1'
+
+  Two vCPUs, 2 GiB, a network card on a new tap, an API socket:
+    cloud-hypervisor --api-socket /run/vm.sock --cpus boot=2 --memory size=2G --net mac=52:54:00:12:34:56 \\
+      --kernel vmlinux --initramfs initrd.img --cmdline console=hvc0
+
+  Wait for a machine to be described over the API:
+    cloud-hypervisor --api-socket /run/vm.sock
+
+  Ask whether this host can run guests at all:
+    cloud-hypervisor --check-host";
+
+/// The command with all its flags.
+pub fn command() -> Command {
+    let command = Command::new("cloud-hypervisor")
+        .about(ABOUT)
+        .after_long_help(EXAMPLES)
+        .disable_version_flag(true)
+        .arg_required_else_help(true)
+        .next_line_help(false);
+    let process = "The process";
+    let command = VmSpec::add_flags(command)
+        .next_help_heading(process)
+        .arg(value(
+            "api-socket",
+            "path=<path>|fd=<number>",
+            "UNIX socket for requests (see ch-remote); a bare path works too",
+        ))
+        .arg(value(
+            "event-monitor",
+            "path=<path>|fd=<number>",
+            "Writes a JSON record of each event to this file",
+        ))
+        .arg(switch(
+            "no-shutdown",
+            "Keeps the process when the guest powers itself off; needs the API to go on",
+        ))
+        .arg(
+            value("seccomp", "mode", "System call filters: only false is supported yet")
+                .default_value("false"),
+        )
+        .arg(switch(
+            "check-host",
+            "Says whether this host can run guests, what is missing and how to mend it",
+        ))
+        .arg(switch("version", "Prints the version; with -v also the compiled-in features").short('V'))
+        .next_help_heading("Logging")
+        .arg(value("log-file", "path", "Logs to this file instead of standard error"))
+        .arg(value("log-format", "template", "Format of log records").default_value(logger::DEFAULT_FORMAT))
+        .arg(
+            Arg::new("v")
+                .short('v')
+                .action(ArgAction::Count)
+                .help("Logs more: once for information, twice for debugging, three times for everything"),
+        );
+    VmSpec::dependent_flags()
+        .into_iter()
+        .fold(command, |c, flag| c.mut_arg(flag, |a| a.requires("vm-payload")))
+        .group(
+            ArgGroup::new("vm-payload").args(["kernel", "firmware", "igvm", "fw-cfg-config"]).multiple(true),
+        )
+}
+
+fn value(name: &'static str, value: &'static str, help: &'static str) -> Arg {
+    Arg::new(name).long(name).value_name(value).num_args(1).help(help)
+}
+
+fn switch(name: &'static str, help: &'static str) -> Arg {
+    Arg::new(name).long(name).action(ArgAction::SetTrue).help(help)
+}
+
+/// A path or a descriptor opened by whoever started us.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Place {
+    /// A path.
+    Path(PathBuf),
+    /// A descriptor.
+    Fd(RawFd),
+}
+
+fn place(text: &str) -> Option<Place> {
+    let key = |name, syntax| spec::Key { name, syntax, default: String::new(), help: "", bare: false };
+    let options = Options::parse(text, &[key("path", "<path>"), key("fd", "<number>")]).ok()?;
+    match (options.raw("path"), options.raw("fd")) {
+        (Some(path), None) => Some(Place::Path(spec::grammar::dequote(path).into())),
+        (None, Some(fd)) => fd.parse().ok().map(Place::Fd),
+        _ => None,
+    }
+}
+
+/// Where `--api-socket` points; a text that is no `path=` or `fd=` is itself the path.
+///
+/// # Errors
+/// `fd=` without a number.
+pub fn api_socket(matches: &ArgMatches) -> Result<Option<Place>, Refusal> {
+    let Some(text) = matches.get_one::<String>("api-socket") else { return Ok(None) };
+    match place(text) {
+        Some(place) => Ok(Some(place)),
+        None if text.starts_with("fd=") => {
+            Err(Refusal::invalid(format!("Error parsing --api-socket: {text:?} names no descriptor")))
+        }
+        None => Ok(Some(Place::Path(text.into()))),
+    }
+}
+
+/// The file that `--event-monitor` names.
+///
+/// # Errors
+/// Neither `path=` nor `fd=`, or a file that cannot be created.
+pub fn event_monitor(matches: &ArgMatches) -> Result<Option<File>, Refusal> {
+    let Some(text) = matches.get_one::<String>("event-monitor") else { return Ok(None) };
+    match place(text) {
+        Some(Place::Path(path)) => {
+            OpenOptions::new().create(true).truncate(true).write(true).open(&path).map(Some).map_err(|e| {
+                Refusal::host(format!("Error creating event monitor file {}", path.display()), e)
+            })
+        }
+        Some(Place::Fd(fd)) => open_fd(fd, "--event-monitor").map(|fd| Some(File::from(fd))),
+        None => Err(Refusal::invalid(format!(
+            "Error parsing --event-monitor: expected path=<path> or fd=<number>, not {text:?}"
+        ))),
+    }
+}
+
+/// Takes over a descriptor that was opened for us.
+///
+/// # Errors
+/// It is not open, or is one of the standard streams.
+pub fn open_fd(fd: RawFd, flag: &str) -> Result<std::os::fd::OwnedFd, Refusal> {
+    let refuse = |e: std::io::Error| Refusal::host(format!("{flag}: descriptor {fd} cannot be used"), e);
+    if fd <= 2 {
+        return Err(refuse(std::io::Error::other("it is a standard stream or no descriptor")));
+    }
+    // SAFETY: fcntl with F_GETFD only asks whether the descriptor is open.
+    if unsafe { libc::fcntl(fd, libc::F_GETFD) } < 0 {
+        return Err(refuse(std::io::Error::last_os_error()));
+    }
+    // SAFETY: it is open, was passed to us by number, and nothing else in this process uses it.
+    Ok(unsafe { std::os::fd::OwnedFd::from_raw_fd(fd) })
+}
+
+/// What `--version` prints.
+pub fn version(verbose: bool) -> String {
+    let mut text =
+        format!("cloud-hypervisor {}\nMigration Protocol Versions: 0\n", crate::control::build_version());
+    if verbose {
+        text.push_str(&format!("Enabled features: {:?}\n", crate::FEATURES));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(args: &[&str]) -> ArgMatches {
+        command().try_get_matches_from(args).unwrap()
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        command().debug_assert();
+    }
+
+    #[test]
+    fn the_api_socket_may_be_a_bare_path() {
+        for (text, place) in [
+            ("/tmp/a.sock", Place::Path("/tmp/a.sock".into())),
+            ("path=/tmp/a.sock", Place::Path("/tmp/a.sock".into())),
+            ("fd=7", Place::Fd(7)),
+        ] {
+            assert_eq!(api_socket(&parse(&["x", "--api-socket", text])).unwrap(), Some(place));
+        }
+        assert!(api_socket(&parse(&["x", "--api-socket", "fd=x"])).is_err());
+    }
+
+    #[test]
+    fn flags_of_a_machine_need_a_kernel() {
+        let e = command().try_get_matches_from(["x", "--disk", "path=a"]).unwrap_err();
+        assert_eq!(e.exit_code(), 2);
+    }
+
+    #[test]
+    fn what_is_not_supported_yet_is_refused_by_name() {
+        let e =
+            VmSpec::from_matches(&parse(&["x", "--kernel", "k", "--vsock", "cid=3,socket=s"])).unwrap_err();
+        assert_eq!(e.chain(), ["--vsock is not supported yet"]);
+    }
+
+    #[test]
+    fn several_disks_may_follow_one_flag_or_many() {
+        let m = parse(&["x", "--kernel", "k", "--disk", "path=a", "path=b", "--disk", "path=c"]);
+        let spec = VmSpec::from_matches(&m).unwrap().unwrap();
+        assert_eq!(spec.disks.unwrap().len(), 3);
+    }
+}

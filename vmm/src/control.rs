@@ -1,0 +1,333 @@
+//! The control thread: it owns the machine and is the only one that changes it.
+//!
+//! It waits for three things: questions from the API, requests from devices and vCPUs, and signals.
+//!
+//! ```text
+//!   nothing ─ create → described ─ boot → running ⇄ paused
+//!      ↑                 │   ↑               │
+//!      └──── delete ─────┘   └── shutdown ───┘        reboot: running or paused → running
+//! ```
+
+use std::sync::Arc;
+
+use api::{Action, Inbox, Monitor, Reply, VmInfo, VmState, VmmPing};
+use catalog::VmSpec;
+use device::{Kept, Request};
+use hypervisor::Hypervisor;
+use spec::{Kind, Refusal};
+
+use crate::machine::Machine;
+use crate::reports::{Generation, Reports};
+use crate::signals::{Signal, Signals};
+use crate::wait::Wait;
+
+/// The version, as `--version` and `vmm.ping` tell it.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// The version with its origin.
+pub fn build_version() -> String {
+    format!("v{VERSION}")
+}
+
+/// What the control thread is given to begin with.
+pub struct Setup {
+    /// Makes machines.
+    pub hypervisor: Box<dyn Hypervisor>,
+    /// Where events are recorded.
+    pub monitor: Arc<Monitor>,
+    /// Questions from the API; absent when there is none.
+    pub inbox: Option<Inbox>,
+    /// Signals.
+    pub signals: Signals,
+    /// Keeps the process when the guest powers itself off.
+    pub no_shutdown: bool,
+}
+
+struct Running {
+    machine: Machine,
+    paused: bool,
+    generation: Generation,
+}
+
+/// See the module.
+pub struct Control {
+    setup: Setup,
+    reports: Reports,
+    spec: Option<VmSpec>,
+    running: Option<Running>,
+    kept: Kept,
+    generation: Generation,
+}
+
+/// Whether the process goes on.
+enum Next {
+    Go,
+    End,
+}
+
+impl Control {
+    /// A control thread with no machine.
+    ///
+    /// # Errors
+    /// No descriptor could be had.
+    pub fn new(setup: Setup) -> Result<Self, Refusal> {
+        let reports = Reports::new(setup.monitor.clone())
+            .map_err(|e| Refusal::host("cannot create the control thread's queue", e))?;
+        Ok(Control { setup, reports, spec: None, running: None, kept: Kept::default(), generation: 0 })
+    }
+
+    /// Takes a machine's description.
+    ///
+    /// # Errors
+    /// There is one already.
+    pub fn create(&mut self, mut spec: VmSpec) -> Result<(), Refusal> {
+        if self.spec.is_some() {
+            return Err(state("VM is already created"));
+        }
+        spec.complete();
+        self.spec = Some(spec);
+        Ok(())
+    }
+
+    /// Builds the described machine and starts it.
+    ///
+    /// # Errors
+    /// There is none, it runs already, or something it needs is not to be had.
+    pub fn boot(&mut self) -> Result<(), Refusal> {
+        if self.running.is_some() {
+            return Err(state("VM is already created"));
+        }
+        let spec = self.spec.as_mut().ok_or_else(no_vm)?;
+        self.setup.monitor.record("vm", "booting", &[]);
+        spec.check().map_err(|e| e.within("Failed to validate config"))?;
+        self.generation += 1;
+        let reporter = self.reports.reporter(self.generation);
+        let machine = match Machine::build(spec, &*self.setup.hypervisor, reporter, &self.kept) {
+            Ok(machine) => machine,
+            Err(e) => {
+                self.kept.clear();
+                return Err(e);
+            }
+        };
+        machine.resume()?;
+        self.running = Some(Running { machine, paused: false, generation: self.generation });
+        self.setup.monitor.record("vm", "booted", &[]);
+        Ok(())
+    }
+
+    /// Serves until the process should end.
+    ///
+    /// # Errors
+    /// The machine failed, or waiting did.
+    pub fn run(&mut self) -> Result<(), Refusal> {
+        let wait = Wait::new(&[
+            self.setup.signals.fd(),
+            self.reports.fd(),
+            self.setup.inbox.as_ref().map_or(-1, Inbox::fd),
+        ]);
+        loop {
+            wait.ready().map_err(|e| Refusal::host("the control thread cannot wait for events", e))?;
+            if let Next::End = self.turn()? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Handles what is waiting.
+    fn turn(&mut self) -> Result<Next, Refusal> {
+        while let Some(signal) = self.setup.signals.next() {
+            match signal {
+                Signal::End => {
+                    log::info!("ending on a signal");
+                    return Ok(Next::End);
+                }
+                Signal::Resized => {
+                    if let Some(running) = &self.running {
+                        running.machine.terminal_resized();
+                    }
+                }
+            }
+        }
+        while let Some(generation) = self.running.as_ref().map(|r| r.generation)
+            && let Some(request) = self.reports.next(generation)
+        {
+            if let Next::End = self.on_request(request)? {
+                return Ok(Next::End);
+            }
+        }
+        let calls: Vec<_> = self.setup.inbox.iter().flat_map(|i| i.drain().collect::<Vec<_>>()).collect();
+        for call in calls {
+            let ending = matches!(call.action, Action::VmmShutdown);
+            // The answer to the last question is given before the process ends.
+            let answer = if ending { Ok(Reply::Empty) } else { self.perform(call.action) };
+            if call.answer.send(answer).is_err() {
+                log::debug!("whoever asked did not wait for the answer");
+            }
+            if ending {
+                return Ok(Next::End);
+            }
+        }
+        Ok(Next::Go)
+    }
+
+    fn on_request(&mut self, request: Request) -> Result<Next, Refusal> {
+        match request {
+            Request::Reset => {
+                log::info!("the guest asked for a reboot");
+                self.reboot().map_err(|e| e.within("The guest asked for a reboot, which failed"))?;
+                Ok(Next::Go)
+            }
+            Request::PowerOff if self.setup.no_shutdown => {
+                self.shutdown()?;
+                Ok(Next::Go)
+            }
+            Request::PowerOff => {
+                log::info!("the guest powered itself off");
+                Ok(Next::End)
+            }
+            Request::Fault => Err(Refusal::new(
+                Kind::Bug,
+                "The machine cannot go on: a thread of it failed, and the log says which",
+            )),
+        }
+    }
+
+    fn perform(&mut self, action: Action) -> Result<Reply, Refusal> {
+        let (result, text) = match action {
+            Action::VmmPing => return json(&ping()),
+            Action::VmmShutdown => return Ok(Reply::Empty),
+            Action::VmInfo => (self.info(), "The VM info is not available"),
+            Action::VmCounters => (self.counters(), "The VM counters are not available"),
+            Action::VmCreate(spec) => (done(self.create(*spec)), "The VM could not be created"),
+            Action::VmBoot => (done(self.boot()), "The VM could not boot"),
+            Action::VmDelete => (done(self.delete()), "The VM could not be deleted"),
+            Action::VmPause => (done(self.pause()), "The VM could not be paused"),
+            Action::VmResume => (done(self.resume()), "The VM could not resume"),
+            Action::VmShutdown => (done(self.shutdown()), "The VM could not shutdown"),
+            Action::VmReboot => (done(self.reboot()), "The VM could not reboot"),
+            Action::VmPowerButton => {
+                (done(self.on_machine(Machine::power_button)), "Error triggering power button")
+            }
+            Action::VmNmi => (done(self.on_machine(Machine::nmi)), "Error triggering NMI"),
+        };
+        result.map_err(|e| e.within(text).within("Error from API"))
+    }
+
+    fn on_machine(&self, act: impl FnOnce(&Machine) -> Result<(), Refusal>) -> Result<(), Refusal> {
+        act(&self.running.as_ref().ok_or_else(|| self.not_running())?.machine)
+    }
+
+    fn not_running(&self) -> Refusal {
+        if self.spec.is_some() { state("VM is not running") } else { no_vm() }
+    }
+
+    fn pause(&mut self) -> Result<(), Refusal> {
+        let refusal = self.not_running();
+        let running = self.running.as_mut().ok_or(refusal)?;
+        self.setup.monitor.record("vm", "pausing", &[]);
+        if running.paused {
+            return Err(state("VM is already paused"));
+        }
+        running.machine.pause()?;
+        running.paused = true;
+        self.setup.monitor.record("vm", "paused", &[]);
+        Ok(())
+    }
+
+    fn resume(&mut self) -> Result<(), Refusal> {
+        let refusal = self.not_running();
+        let running = self.running.as_mut().ok_or(refusal)?;
+        self.setup.monitor.record("vm", "resuming", &[]);
+        if !running.paused {
+            return Err(state("VM is already running"));
+        }
+        running.machine.resume()?;
+        running.paused = false;
+        self.setup.monitor.record("vm", "resumed", &[]);
+        Ok(())
+    }
+
+    fn shutdown(&mut self) -> Result<(), Refusal> {
+        let refusal = self.not_running();
+        drop(self.running.take().ok_or(refusal)?);
+        self.kept.clear();
+        self.setup.monitor.record("vm", "shutdown", &[]);
+        Ok(())
+    }
+
+    fn reboot(&mut self) -> Result<(), Refusal> {
+        let refusal = self.not_running();
+        let running = self.running.take().ok_or(refusal)?;
+        self.setup.monitor.record("vm", "rebooting", &[]);
+        // All of the old machine goes before the new one is built: it holds the taps, locks and memory that the new one needs.
+        drop(running);
+        self.boot()?;
+        self.setup.monitor.record("vm", "rebooted", &[]);
+        Ok(())
+    }
+
+    fn delete(&mut self) -> Result<(), Refusal> {
+        if self.running.is_some() {
+            self.shutdown()?;
+        }
+        if self.spec.take().is_some() {
+            self.setup.monitor.record("vm", "deleted", &[]);
+        }
+        Ok(())
+    }
+
+    fn info(&self) -> Result<Reply, Refusal> {
+        let config = self.spec.clone().ok_or_else(no_vm)?;
+        let state = match &self.running {
+            None => VmState::Created,
+            Some(r) if r.paused => VmState::Paused,
+            Some(_) => VmState::Running,
+        };
+        json(&VmInfo {
+            memory_actual_size: config.memory.size.0,
+            config,
+            state,
+            device_tree: self.running.as_ref().map(|r| r.machine.device_tree()),
+        })
+    }
+
+    fn counters(&self) -> Result<Reply, Refusal> {
+        let running = self.running.as_ref().ok_or_else(|| self.not_running())?;
+        json(&running.machine.counters())
+    }
+
+    /// Ends the machine, if there is one, and records the end of everything.
+    pub fn end(mut self) {
+        if let Err(e) = self.delete() {
+            log::error!("cannot shut the machine down: {e}");
+        }
+        self.setup.monitor.record("vmm", "shutdown", &[]);
+    }
+}
+
+fn ping() -> VmmPing {
+    VmmPing {
+        build_version: build_version(),
+        version: VERSION.to_owned(),
+        pid: i32::try_from(std::process::id()).unwrap_or(i32::MAX),
+        features: crate::FEATURES.iter().map(|f| (*f).to_owned()).collect(),
+    }
+}
+
+fn json<T: serde::Serialize>(value: &T) -> Result<Reply, Refusal> {
+    serde_json::to_string(value)
+        .map(Reply::Json)
+        .map_err(|e| Refusal::new(Kind::Bug, "cannot write the answer as JSON").because(e))
+}
+
+fn done(result: Result<(), Refusal>) -> Result<Reply, Refusal> {
+    result.map(|()| Reply::Done)
+}
+
+fn state(message: &str) -> Refusal {
+    Refusal::new(Kind::State, message)
+}
+
+fn no_vm() -> Refusal {
+    Refusal::new(Kind::Absent, "VM is not created")
+}

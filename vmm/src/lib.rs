@@ -1,0 +1,20 @@
+//! The virtual machine monitor: options and wiring around the crates below.
+//!
+//! [`machine`] puts a machine together and takes it apart, [`control`] owns it, [`cli`] is the command line. Devices, tables, boot
+//! protocols and the hypervisor live in crates of their own.
+
+pub mod api_socket;
+pub mod cli;
+pub mod control;
+pub mod core_scheduling;
+pub mod gate;
+pub mod logger;
+pub mod machine;
+pub mod ram;
+pub mod reports;
+pub mod signals;
+pub mod vcpus;
+pub mod wait;
+
+/// Compiled-in features, as `--version -v` and `vmm.ping` tell them.
+pub const FEATURES: &[&str] = &["io_uring", "kvm"];

@@ -1,0 +1,297 @@
+//! Log records by a template, to standard error or a file (contract `cli.md` §2.5).
+//!
+//! The template is parsed once; a record is formatted into one buffer and written with one call, so that lines of several threads do
+//! not mix. When a level is off its records cost one comparison.
+
+use std::fmt::Write as _;
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
+
+use chrono::{DateTime, Datelike, Local, TimeZone, Timelike, Utc};
+use log::{LevelFilter, Log, Metadata, Record};
+use thiserror::Error;
+
+/// The template when none is given.
+pub const DEFAULT_FORMAT: &str = "cloud-hypervisor: {boottime}s: <{thread}> {level}:{location} -- {msg}";
+
+/// Why logging could not be set up.
+#[derive(Debug, Error)]
+pub enum LogError {
+    /// A token that does not exist.
+    #[error("Unknown format token '{{{0}}}'")]
+    UnknownToken(String),
+    /// A brace that does not close.
+    #[error("Unterminated '{{' in format string")]
+    Unterminated,
+    /// A brace that was not opened.
+    #[error("Unmatched '}}' in format string")]
+    Unmatched,
+    /// The file cannot be written.
+    #[error("Error creating log file {path}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What the host answered.
+        #[source]
+        source: io::Error,
+    },
+    /// Set up twice.
+    #[error("Error setting up logger")]
+    Twice,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Token {
+    BootTime,
+    WallClock,
+    Glog { local: bool },
+    Pid,
+    Tid,
+    Thread,
+    Level,
+    LevelChar,
+    Location,
+    Message,
+    Clock { part: Part, local: bool },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Part {
+    Year,
+    Month,
+    Day,
+    Hour,
+    Minute,
+    Second,
+    Micros,
+    Offset,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Piece {
+    Text(String),
+    Token(Token),
+}
+
+/// A parsed template.
+#[derive(Debug, PartialEq, Eq)]
+struct Template(Vec<Piece>);
+
+impl Template {
+    fn parse(text: &str) -> Result<Self, LogError> {
+        let mut pieces = Vec::new();
+        let mut plain = String::new();
+        let mut chars = text.chars().peekable();
+        while let Some(c) = chars.next() {
+            match c {
+                '{' | '}' if chars.peek() == Some(&c) => {
+                    chars.next();
+                    plain.push(c);
+                }
+                '{' => {
+                    let mut name = String::new();
+                    loop {
+                        match chars.next() {
+                            Some('}') => break,
+                            Some(c) => name.push(c),
+                            None => return Err(LogError::Unterminated),
+                        }
+                    }
+                    if !plain.is_empty() {
+                        pieces.push(Piece::Text(std::mem::take(&mut plain)));
+                    }
+                    pieces.push(Piece::Token(token(&name).ok_or(LogError::UnknownToken(name))?));
+                }
+                '}' => return Err(LogError::Unmatched),
+                c => plain.push(c),
+            }
+        }
+        if !plain.is_empty() {
+            pieces.push(Piece::Text(plain));
+        }
+        Ok(Template(pieces))
+    }
+}
+
+fn token(name: &str) -> Option<Token> {
+    let (local, rest) = match name.strip_prefix("local") {
+        Some(rest) => (true, rest),
+        None => (false, name),
+    };
+    let part = match rest {
+        "glog" => return Some(Token::Glog { local }),
+        "year" => Part::Year,
+        "month" => Part::Month,
+        "day" => Part::Day,
+        "hour" => Part::Hour,
+        "minute" => Part::Minute,
+        "second" => Part::Second,
+        "micros" => Part::Micros,
+        "offset" => Part::Offset,
+        _ => {
+            return Some(match name {
+                "boottime" => Token::BootTime,
+                "wallclock" => Token::WallClock,
+                "pid" => Token::Pid,
+                "tid" => Token::Tid,
+                "thread" => Token::Thread,
+                "level" => Token::Level,
+                "levelchar" => Token::LevelChar,
+                "location" => Token::Location,
+                "msg" => Token::Message,
+                _ => return None,
+            });
+        }
+    };
+    Some(Token::Clock { part, local })
+}
+
+struct Logger {
+    begun: Instant,
+    template: Template,
+    output: Mutex<Box<dyn Write + Send>>,
+}
+
+/// Sets logging up: verbosity 0 shows warnings, 1 also information, 2 debugging, more everything.
+///
+/// # Errors
+/// A bad template, a file that cannot be created.
+pub fn init(verbosity: u8, file: Option<&Path>, format: &str) -> Result<(), LogError> {
+    let output: Box<dyn Write + Send> = match file {
+        Some(path) => {
+            Box::new(File::create(path).map_err(|source| LogError::File { path: path.to_owned(), source })?)
+        }
+        None => Box::new(io::stderr()),
+    };
+    let logger =
+        Logger { begun: Instant::now(), template: Template::parse(format)?, output: Mutex::new(output) };
+    log::set_max_level(match verbosity {
+        0 => LevelFilter::Warn,
+        1 => LevelFilter::Info,
+        2 => LevelFilter::Debug,
+        _ => LevelFilter::Trace,
+    });
+    log::set_boxed_logger(Box::new(logger)).map_err(|_| LogError::Twice)
+}
+
+impl Log for Logger {
+    fn enabled(&self, _: &Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        let mut line = String::with_capacity(160);
+        let now = Utc::now();
+        for piece in &self.template.0 {
+            // Writing to a String cannot fail.
+            let _ = match piece {
+                Piece::Text(text) => line.write_str(text),
+                Piece::Token(token) => self.show(*token, record, now, &mut line),
+            };
+        }
+        line.push_str("\r\n");
+        // There is nowhere left to report that the log itself cannot be written.
+        let _ = self.output.lock().unwrap_or_else(PoisonError::into_inner).write_all(line.as_bytes());
+    }
+
+    fn flush(&self) {}
+}
+
+impl Logger {
+    fn show(
+        &self,
+        token: Token,
+        record: &Record<'_>,
+        now: DateTime<Utc>,
+        out: &mut String,
+    ) -> std::fmt::Result {
+        match token {
+            Token::BootTime => write!(out, "{:>10.6}", self.begun.elapsed().as_secs_f64()),
+            Token::WallClock => write!(out, "{}", now.format("%Y-%m-%dT%H:%M:%S%.6fZ")),
+            Token::Glog { local: false } => write!(out, "{}", now.format("%m%d %H:%M:%S%.6f")),
+            Token::Glog { local: true } => {
+                write!(out, "{}", now.with_timezone(&Local).format("%m%d %H:%M:%S%.6f"))
+            }
+            Token::Pid => write!(out, "{}", std::process::id()),
+            // SAFETY: gettid has no preconditions.
+            Token::Tid => write!(out, "{}", unsafe { libc::gettid() }),
+            Token::Thread => out.write_str(std::thread::current().name().unwrap_or("anonymous")),
+            Token::Level => out.write_str(record.level().as_str()),
+            Token::LevelChar => out.write_str(&record.level().as_str()[..1]),
+            Token::Location => match (record.file(), record.line()) {
+                (Some(file), Some(line)) => write!(out, "{file}:{line}"),
+                _ => out.write_str(record.target()),
+            },
+            Token::Message => out.write_fmt(*record.args()),
+            Token::Clock { part, local: false } => clock(part, &now, out),
+            Token::Clock { part, local: true } => clock(part, &now.with_timezone(&Local), out),
+        }
+    }
+}
+
+fn clock<Z: TimeZone>(part: Part, time: &DateTime<Z>, out: &mut String) -> std::fmt::Result
+where
+    Z::Offset: std::fmt::Display,
+{
+    match part {
+        Part::Year => write!(out, "{:04}", time.year()),
+        Part::Month => write!(out, "{:02}", time.month()),
+        Part::Day => write!(out, "{:02}", time.day()),
+        Part::Hour => write!(out, "{:02}", time.hour()),
+        Part::Minute => write!(out, "{:02}", time.minute()),
+        Part::Second => write!(out, "{:02}", time.second()),
+        Part::Micros => write!(out, "{:06}", time.nanosecond() / 1000 % 1_000_000),
+        Part::Offset => write!(out, "{}", time.format("%:z")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn show(format: &str) -> String {
+        let logger = Logger {
+            begun: Instant::now(),
+            template: Template::parse(format).unwrap(),
+            output: Mutex::new(Box::new(io::sink())),
+        };
+        let mut out = String::new();
+        let now = Utc.with_ymd_and_hms(2026, 1, 2, 3, 4, 5).unwrap();
+        for piece in &logger.template.0 {
+            match piece {
+                Piece::Text(t) => out.push_str(t),
+                Piece::Token(t) => {
+                    let record = Record::builder()
+                        .level(log::Level::Warn)
+                        .file(Some("a.rs"))
+                        .line(Some(7))
+                        .args(format_args!("hello"))
+                        .build();
+                    logger.show(*t, &record, now, &mut out).unwrap();
+                }
+            }
+        }
+        out
+    }
+
+    #[test]
+    fn tokens_are_replaced_and_doubled_braces_kept() {
+        assert_eq!(show("{{{level}}} {levelchar}:{location} -- {msg}"), "{WARN} W:a.rs:7 -- hello");
+        assert_eq!(show("{wallclock} {glog}"), "2026-01-02T03:04:05.000000Z 0102 03:04:05.000000");
+        assert_eq!(
+            show("{year}{month}{day}{hour}{minute}{second}.{micros}{offset}"),
+            "20260102030405.000000+00:00"
+        );
+    }
+
+    #[test]
+    fn bad_templates_are_refused_in_the_contracts_words() {
+        let refuse = |t: &str| Template::parse(t).unwrap_err().to_string();
+        assert_eq!(refuse("{nope}"), "Unknown format token '{nope}'");
+        assert_eq!(refuse("{msg"), "Unterminated '{' in format string");
+        assert_eq!(refuse("msg}"), "Unmatched '}' in format string");
+    }
+}

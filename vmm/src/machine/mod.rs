@@ -1,0 +1,163 @@
+//! A machine: put together from top to bottom, run, paused, and taken apart by dropping it.
+//!
+//! The order of fields is the order of taking apart: vCPUs end first, then devices with their threads, then memory, then the
+//! hypervisor's VM.
+
+mod board;
+mod exits;
+mod firmware;
+mod glue;
+mod processors;
+mod tree;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use api::DeviceNode;
+use arch::x86_64::boot::{self, Backing, Initramfs, Kernel};
+use arch::x86_64::layout::{self, MemoryMap};
+use catalog::VmSpec;
+use device::{Counters, Events, Kept, Span};
+use hypervisor::{Hypervisor, VmOptions};
+use spec::{Kind, Refusal};
+
+use crate::core_scheduling::Cookie;
+use crate::ram;
+use crate::vcpus::Vcpus;
+use board::Board;
+use exits::GuestExits;
+use processors::Processors;
+
+/// See the module.
+pub struct Machine {
+    vcpus: Vcpus,
+    board: Board,
+    _slots: ram::Slots,
+}
+
+impl Machine {
+    /// Builds the machine; nothing of it runs yet. What was chosen automatically is written back into `spec`.
+    ///
+    /// # Errors
+    /// The first thing that could not be had; what was built before is gone again.
+    pub fn build(
+        spec: &mut VmSpec,
+        hypervisor: &dyn Hypervisor,
+        events: Arc<dyn Events>,
+        kept: &Kept,
+    ) -> Result<Machine, Refusal> {
+        let payload = spec.payload.clone().unwrap_or_default();
+        let kernel = payload.kernel.as_deref().ok_or_else(catalog::payload::nothing_to_boot)?;
+        let kernel = Kernel::open(kernel).map_err(|e| boot_error("Cannot load the kernel", e))?;
+        let initramfs = payload
+            .initramfs
+            .as_deref()
+            .map(Initramfs::open)
+            .transpose()
+            .map_err(|e| boot_error("Cannot load the initramfs", e))?;
+
+        let supported = hypervisor
+            .supported_cpuid()
+            .map_err(|e| Refusal::host("Cannot ask the hypervisor for CPUID", e))?;
+        let host_bits = hypervisor
+            .physical_address_bits()
+            .map_err(|e| Refusal::host("Cannot ask the hypervisor for its address width", e))?;
+        let phys_bits = host_bits.min(spec.cpus.max_phys_bits);
+        let map = MemoryMap::new(spec.memory.size.0, phys_bits)
+            .map_err(|e| Refusal::invalid("Memory configuration is not valid").because(e))?;
+        let processors = Processors::plan(&spec.cpus, hypervisor, &supported, phys_bits)?;
+
+        let options = VmOptions { x2apic_32bit_ids: processors.wide_ids() };
+        let vm = hypervisor.create_vm(&options).map_err(|e| Refusal::host("Cannot create the VM", e))?;
+        let spans: Vec<Span> = map.ram().collect();
+        let memory =
+            ram::map(&spec.memory, &spans).map_err(|e| Refusal::host("Cannot set up guest memory", e))?;
+        let slots = ram::Slots::map(vm.clone(), &memory)
+            .map_err(|e| Refusal::host("Cannot set up guest memory", e))?;
+
+        let capabilities = hypervisor.capabilities();
+        let mut board = Board::new(vm.clone(), capabilities, &map, memory.clone(), events.clone())?;
+        board.add_platform(spec.memory.size.0)?;
+        board.add_devices(spec, kept)?;
+
+        firmware::write(&board, &processors, spec.platform.as_ref(), &memory.map())?;
+        let plan = boot::plan(
+            &kernel,
+            initramfs.as_ref(),
+            payload.cmdline.unwrap_or_default().as_bytes(),
+            &map,
+            Some(layout::RSDP),
+        )
+        .map_err(|e| boot_error("Cannot load the kernel", e))?;
+        let backing = if spec.memory.is_shared() { Backing::Other } else { Backing::PrivateAnonymous };
+        let loaded =
+            plan.load(&*memory.map(), backing).map_err(|e| boot_error("Cannot load the kernel", e))?;
+        log::debug!("boot files: {} bytes mapped, {} bytes copied", loaded.mapped, loaded.copied);
+
+        let ready = processors.create(&*vm, plan.entry, &spec.cpus)?;
+        let exits = Arc::new(GuestExits::new(&board, events.clone()));
+        let vcpus = Vcpus::start(ready, exits, events, Cookie::new(spec.cpus.core_scheduling))
+            .map_err(|e| Refusal::host("Cannot start the vCPUs", e))?;
+        Ok(Machine { vcpus, board, _slots: slots })
+    }
+
+    /// Lets devices and vCPUs run: at first and after a pause.
+    ///
+    /// # Errors
+    /// A device could not be started.
+    pub fn resume(&self) -> Result<(), Refusal> {
+        self.board.start()?;
+        self.vcpus.resume();
+        Ok(())
+    }
+
+    /// Stops vCPUs and devices; when it returns, nothing changes guest memory any more.
+    ///
+    /// # Errors
+    /// A device could not be stopped; the machine runs on.
+    pub fn pause(&self) -> Result<(), Refusal> {
+        self.vcpus.pause();
+        let stopped = self.board.stop();
+        if stopped.is_err() {
+            self.resume()?;
+        }
+        stopped
+    }
+
+    /// Presses the ACPI power button.
+    ///
+    /// # Errors
+    /// The machine has none.
+    pub fn power_button(&self) -> Result<(), Refusal> {
+        self.board.press_power_button()
+    }
+
+    /// Sends every vCPU a non-maskable interrupt.
+    ///
+    /// # Errors
+    /// None today; a machine of another architecture may have no such interrupt.
+    pub fn nmi(&self) -> Result<(), Refusal> {
+        self.vcpus.nmi();
+        Ok(())
+    }
+
+    /// The user's terminal has another size.
+    pub fn terminal_resized(&self) {
+        self.board.terminal_resized();
+    }
+
+    /// What each device counted, by its id.
+    pub fn counters(&self) -> BTreeMap<String, Counters> {
+        self.board.counters()
+    }
+
+    /// The devices and what they occupy.
+    pub fn device_tree(&self) -> BTreeMap<String, DeviceNode> {
+        self.board.tree()
+    }
+}
+
+/// A refusal over boot files: what is wrong with the file is the user's, what the host refuses is the host's.
+fn boot_error(message: &str, e: arch::Error) -> Refusal {
+    Refusal::new(Kind::Invalid, message).because(e)
+}

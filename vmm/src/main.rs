@@ -1,0 +1,149 @@
+//! `cloud-hypervisor`: reads the options, wires the parts, and tells how it ended.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use api::Monitor;
+use catalog::VmSpec;
+use clap::ArgMatches;
+use clap::error::ErrorKind;
+use hypervisor::kvm::Kvm;
+use spec::Refusal;
+use vmm::api_socket::ApiSocket;
+use vmm::cli;
+use vmm::control::{Control, Setup};
+use vmm::logger;
+use vmm::signals::Signals;
+
+fn main() -> ExitCode {
+    let matches = match cli::command().try_get_matches() {
+        Ok(matches) => matches,
+        Err(e) => {
+            // Nothing can be done about a closed standard stream.
+            let _ = e.print();
+            return match e.kind() {
+                ErrorKind::DisplayHelp => ExitCode::SUCCESS,
+                _ => ExitCode::from(2),
+            };
+        }
+    };
+    if matches.get_flag("version") {
+        print!("{}", cli::version(matches.get_count("v") > 0));
+        return ExitCode::SUCCESS;
+    }
+    if matches.get_flag("check-host") {
+        return check_host();
+    }
+    let result = run(&matches);
+    terminal::restore_all();
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            report(&e);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Runs until the machine or the process is asked to end.
+fn run(matches: &ArgMatches) -> Result<(), Refusal> {
+    let text = |name| matches.get_one::<String>(name).map(String::as_str);
+    logger::init(
+        matches.get_count("v"),
+        text("log-file").map(std::path::Path::new),
+        text("log-format").unwrap_or(logger::DEFAULT_FORMAT),
+    )
+    .map_err(|e| Refusal::host("Error setting up logging", e))?;
+    refuse_seccomp(text("seccomp").unwrap_or("false"))?;
+
+    // Sockets and files that we make are the owner's alone.
+    // SAFETY: umask takes an integer and cannot fail.
+    unsafe { libc::umask(0o077) };
+    let signals = Signals::take().map_err(|e| Refusal::host("Error setting up signals", e))?;
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        // The message is of no use in a terminal that is still raw.
+        terminal::restore_all();
+        hook(info);
+    }));
+
+    let monitor = Monitor::new(cli::event_monitor(matches)?)
+        .map_err(|e| Refusal::host("Error opening event monitor", e))?;
+    let monitor = Arc::new(monitor);
+    monitor.record("vmm", "starting", &[]);
+
+    let spec = VmSpec::from_matches(matches).map_err(|e| e.within("Error parsing config"))?;
+    if let Some(spec) = &spec {
+        spec.check().map_err(|e| e.within("Failed to validate config").within("Error parsing config"))?;
+    }
+    let socket = cli::api_socket(matches)?.map(ApiSocket::open).transpose()?;
+    if spec.is_none() && socket.is_none() {
+        return Err(Refusal::invalid(
+            "Nothing to do: give --kernel to boot a machine, or --api-socket to wait for requests",
+        ));
+    }
+    let hypervisor = Kvm::open().map_err(|e| {
+        Refusal::host("Failed to open hypervisor interface (is hypervisor interface available?)", e)
+    })?;
+
+    let mut inbox = None;
+    if let Some(socket) = &socket {
+        let (caller, queue) =
+            api::calls::queue().map_err(|e| Refusal::host("cannot create the API's queue", e))?;
+        api::server::start(socket.listener()?, caller)
+            .map_err(|e| Refusal::host("cannot start the API's thread", e))?;
+        inbox = Some(queue);
+    }
+    let mut control = Control::new(Setup {
+        hypervisor: Box::new(hypervisor),
+        monitor,
+        inbox,
+        signals,
+        no_shutdown: matches.get_flag("no-shutdown"),
+    })?;
+    let mut started = Ok(());
+    if let Some(spec) = spec {
+        started = control
+            .create(spec)
+            .map_err(|e| e.within("Error creating VM"))
+            .and_then(|()| control.boot().map_err(|e| e.within("Error booting VM")));
+    }
+    let result = started.and_then(|()| control.run());
+    control.end();
+    result
+}
+
+/// Filters come with confinement; until then a filter that was asked for is refused rather than pretended.
+fn refuse_seccomp(mode: &str) -> Result<(), Refusal> {
+    match mode {
+        "false" => Ok(()),
+        "true" | "log" | "errno" => Err(Refusal::unsupported(format!("--seccomp {mode}"))),
+        other => Err(Refusal::invalid(format!(
+            "Error parsing --seccomp: expected true, false, log or errno, not {other:?}"
+        ))),
+    }
+}
+
+/// Tells why the process ended, once and in full.
+fn report(error: &Refusal) {
+    let chain = error.chain();
+    if let [message] = chain.as_slice() {
+        eprintln!("Error: Cloud Hypervisor exited with the following error:\n  {message}");
+    } else {
+        eprintln!("Error: Cloud Hypervisor exited with the following chain of errors:");
+        for (depth, message) in chain.iter().enumerate() {
+            eprintln!("  {depth}: {message}");
+        }
+    }
+    log::error!("Fatal error: {error:?}");
+}
+
+/// Prints what the host can do; success means that it can run stock guests.
+fn check_host() -> ExitCode {
+    let report = hypervisor::check::check_host();
+    print!("{report}");
+    match report.verdict() {
+        hypervisor::check::Verdict::NotReady => ExitCode::FAILURE,
+        _ => ExitCode::SUCCESS,
+    }
+}
