@@ -4,10 +4,12 @@ Every wait is bounded, and a wait that fails says what was on the console instea
 """
 
 import os
+import pty
 import re
-import selectors
+import select
 import subprocess
 import time
+import tty
 
 from .common import Failure
 
@@ -16,22 +18,30 @@ NOISE = re.compile(rb"\x1b\[[0-9;?]*[A-Za-z]|\x1b[()][A-Z0-9]|\x1b\][^\x07]*\x07
 
 
 class Console:
-    """A process whose standard input and output are a guest's console."""
+    """A process whose standard input and output are a guest's console. It sees a terminal, raw from the start."""
 
     def __init__(self, argv, mirror=None, **options):
-        self.process = subprocess.Popen([str(word) for word in argv], stdin=subprocess.PIPE,
-                                        stdout=subprocess.PIPE, bufsize=0, **options)
+        self.master, slave = pty.openpty()
+        try:
+            tty.setraw(slave)
+            self.process = subprocess.Popen([str(word) for word in argv], stdin=slave, stdout=slave,
+                                            start_new_session=True, **options)
+        except BaseException:
+            os.close(self.master)
+            raise
+        finally:
+            os.close(slave)
         self.mirror = mirror
         self.seen = b""
-        os.set_blocking(self.process.stdout.fileno(), False)
-        self.selector = selectors.DefaultSelector()
-        self.selector.register(self.process.stdout, selectors.EVENT_READ)
 
     def read(self, limit):
         """Takes in what comes within `limit` seconds; returns False at the end of the stream."""
-        if not self.selector.select(limit):
+        if not select.select([self.master], [], [], limit)[0]:
             return True
-        data = os.read(self.process.stdout.fileno(), 65536)
+        try:
+            data = os.read(self.master, 65536)
+        except OSError:  # EIO: nobody holds the other side any more
+            return False
         if data and self.mirror:
             self.mirror.write(data)
             self.mirror.flush()
@@ -56,7 +66,7 @@ class Console:
 
     def send(self, line):
         """Types a line."""
-        self.process.stdin.write(line.encode() + b"\n")
+        os.write(self.master, line.encode() + b"\n")
 
     def ask(self, line, limit=60):
         """Runs a line of shell at a root prompt; returns its output and fails if it does."""
@@ -87,3 +97,4 @@ class Console:
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait(5)
+        os.close(self.master)

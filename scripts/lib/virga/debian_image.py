@@ -5,10 +5,9 @@ needs to be is set: root logged in by itself on the console, a fixed machine id,
 """
 
 import os
-import shutil
 
 from . import debian, kernels
-from .common import SCRIPTS, Failure, building, cache_dir, locked, run, say, step
+from .common import SCRIPTS, building, cache_dir, locked, need, run, say, step
 from .outer import fingerprint
 
 SIZE = 900 << 20  # bytes of the file system; the file is sparse and holds about half of that
@@ -47,19 +46,6 @@ def image():
                     if old != path:
                         old.unlink(missing_ok=True)
     return path
-
-
-def need(program, package):
-    """Makes sure of a program that has to be installed on the host; says so if it installs it."""
-    if shutil.which(program, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin"):
-        return
-    argv = ["apt-get", "install", "-y", "--no-install-recommends", package]
-    if os.geteuid() != 0:
-        argv.insert(0, "sudo")
-        if not shutil.which("sudo"):
-            raise Failure(f"{program} is needed: install the package {package}")
-    with step(f"installing {package} on this machine"):
-        run(argv, limit=600, env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"})
 
 
 def build(path):
