@@ -127,6 +127,27 @@ def remove(path):
         path.unlink(missing_ok=True)
 
 
+def need(program, package):
+    """Makes sure of a program that has to be installed on the host; says so if it installs it."""
+    if not shutil.which(program, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin"):
+        install(package)
+
+
+def install(*packages):
+    """Installs packages of the host's own distribution, as root or by sudo; says so."""
+    argv = ["env", "DEBIAN_FRONTEND=noninteractive", "apt-get"]
+    if os.geteuid() != 0:
+        if not shutil.which("sudo"):
+            raise Failure(f"packages are needed and there is no sudo: as root, apt-get install {' '.join(packages)}")
+        argv.insert(0, "sudo")
+    with step(f"installing {' '.join(packages)} on this machine with apt-get"):
+        try:
+            run([*argv, "install", "-y", "--no-install-recommends", *packages], limit=900)
+        except Failure:  # lists may be absent or old on a fresh machine
+            run([*argv, "update"], limit=600)
+            run([*argv, "install", "-y", "--no-install-recommends", *packages], limit=900)
+
+
 def main(function):
     """Runs a program's main function and turns its failures into messages and exit statuses.
 

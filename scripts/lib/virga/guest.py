@@ -9,7 +9,7 @@ from .debian import tools
 from .outer import fingerprint
 
 # Loaded at boot, in this order, if the kernel has them as modules.
-MODULES = "virtio_pci virtio_blk virtio_net virtio_console virtio_rng virtio_balloon".split()
+MODULES = "virtio_pci virtio_blk virtio_net virtio_console virtio_rng virtio_balloon button evdev".split()
 # There to be loaded by a test: modprobe NAME.
 SPARE = """
     virtio_mem virtio_pmem virtio_vsock vsock nd_virtio nvme e1000e virtiofs overlay vfat pvpanic_pci

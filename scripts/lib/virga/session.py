@@ -113,7 +113,7 @@ class Lab:
         # The machine's own limit is for the case that we are killed without a word.
         words = ["/lab/exec", name, str(int(limit) + 30 if limit else 0)]
         line = shlex.join([*words, script(command, extra, directory or os.getcwd())])
-        process = subprocess.Popen(self.ssh(line, options=("-t",) if terminal else ("-T",)), cwd=self.directory)
+        process = subprocess.Popen(self.ssh(line, options=("-tt",) if terminal else ("-T",)), cwd=self.directory)
         ended = False
         try:
             status = process.wait(limit)
