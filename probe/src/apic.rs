@@ -36,6 +36,16 @@ impl LocalApic {
         apic
     }
 
+    /// The same in x2APIC mode, which cannot be left again; `None` if CPUID does not know it.
+    pub(crate) fn enable_x2apic() -> Option<LocalApic> {
+        LocalApic::enable();
+        if trap::cpuid(1, 0)[2] & 1 << 21 == 0 {
+            return None;
+        }
+        trap::wrmsr(APIC_BASE_MSR, trap::rdmsr(APIC_BASE_MSR) | APIC_BASE_X2APIC);
+        Some(LocalApic::enable())
+    }
+
     pub(crate) fn is_x2apic(&self) -> bool {
         self.page.is_none()
     }
@@ -65,6 +75,26 @@ impl LocalApic {
             Some(page) => page.write32(0x300, 1 << 18 | u32::from(vector)),
             None => trap::wrmsr(0x83f, u64::from(vector)),
         }
+    }
+
+    fn send(&self, id: u32, command: u32) {
+        match self.page {
+            Some(page) => {
+                page.write32(0x310, id << 24);
+                page.write32(0x300, command);
+            }
+            None => trap::wrmsr(0x830, u64::from(id) << 32 | u64::from(command)),
+        }
+    }
+
+    /// Sends INIT to the processor with APIC id `id`.
+    pub(crate) fn send_init(&self, id: u32) {
+        self.send(id, 0x4500);
+    }
+
+    /// Sends SIPI: start in real mode at `page` times 4096.
+    pub(crate) fn send_startup(&self, id: u32, page: u8) {
+        self.send(id, 0x4600 | u32::from(page));
     }
 
     /// One timer interrupt as `vector` after `count` bus clocks.

@@ -60,6 +60,7 @@ long_mode:
 
     .section .data.boot, "aw"
     .balign 8
+    .global gdt
 gdt:
     .quad 0
     .quad 0x00af9b000000ffff    # 08 ring 0 code, 64-bit
@@ -69,6 +70,7 @@ gdt:
 gdt_tss:
     .quad 0x0000890000002069    # 28 available 64-bit TSS, limit 0x68 + 8193
     .quad 0
+    .quad 0x00cf9b000000ffff    # 38 ring 0 code, 32-bit, for other processors' way up
 gdt_pointer:
     .word gdt_pointer - gdt - 1
     .quad gdt

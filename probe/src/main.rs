@@ -31,6 +31,7 @@ mod msix;
 mod paging;
 mod pci;
 mod power;
+mod processors;
 mod start;
 mod tests;
 mod trap;

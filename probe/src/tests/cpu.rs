@@ -2,6 +2,7 @@
 
 use super::Machine;
 use crate::apic::LocalApic;
+use crate::processors;
 use crate::text::Text;
 use crate::trap;
 use crate::verdict::Outcome;
@@ -82,4 +83,41 @@ pub(super) fn apic(machine: &mut Machine) -> Outcome {
     apic.stop_timer();
     check!(came, "the timer did not wake a halted CPU");
     Ok(text!("id={} x2apic={}", apic.id(), apic.is_x2apic()))
+}
+
+/// The same in x2APIC mode. There is no way back but a reset, so it is not among the tests that always run.
+pub(super) fn x2apic(machine: &mut Machine) -> Outcome {
+    if LocalApic::enable_x2apic().is_none() {
+        skip!("CPUID knows no x2APIC");
+    }
+    apic(machine)
+}
+
+/// Every processor that the MADT enables comes up on INIT and SIPI, with the APIC id that the table gives it.
+pub(super) fn processors(machine: &mut Machine) -> Outcome {
+    let Some(acpi) = machine.acpi else { skip!("no MADT to find processors") };
+    let own = LocalApic::enable();
+    let apic = LocalApic::enable_x2apic().unwrap_or(own);
+    let (mut started, mut listed) = (1, 0);
+    for (kind, entry) in acpi.madt_entries() {
+        let (id, flags) = match kind {
+            0 => (u32::from(entry.read8(3)), entry.read32(4)),
+            9 => (entry.read32(4), entry.read32(8)),
+            _ => continue,
+        };
+        if flags & 1 == 0 {
+            continue;
+        }
+        listed += 1;
+        if id == apic.id() {
+            continue;
+        }
+        match processors::start(&apic, &machine.clock, id) {
+            None => fail!("processor {id} does not start"),
+            Some(said) => check!(said == u64::from(id & 0xff), "processor {id} calls itself {said}"),
+        }
+        started += 1;
+    }
+    check!(started == listed, "{started} processors run, {listed} are enabled");
+    Ok(text!("started={started}"))
 }

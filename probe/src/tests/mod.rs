@@ -82,6 +82,8 @@ static TESTS: &[Entry] = &[
     test("pci-ports", pci::ports),
     test("msix-registers", pci::msix_registers),
     test("msix-interrupt", interrupts::msix),
+    test("event-idx", interrupts::event_idx),
+    test("blk-queues", interrupts::queues),
     test("serial-loopback", ports::serial_loopback),
     test("serial-fifo", ports::serial_fifo),
     test("serial-string", ports::serial_string),
@@ -121,6 +123,8 @@ static TESTS: &[Entry] = &[
     on_demand("exits", bench::exits),
     on_demand("bench-blk", bench::disk),
     on_demand("bench-net", bench::network),
+    on_demand("x2apic", cpu::x2apic),
+    on_demand("processors", cpu::processors),
     on_demand("hang", platform::hang),
 ];
 
