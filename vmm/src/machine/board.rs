@@ -10,8 +10,8 @@ use arch::x86_64::acpi::PciSegment;
 use arch::x86_64::layout::{self, MemoryMap, PlatformArea};
 use catalog::VmSpec;
 use device::{
-    BarKind, Built, Bus, Counters, Device, Events, Grant, Host, Kept, Line, LineNeed, Naming, Needs, Placed,
-    Ram, Region, Space, Span, TableSink, Virtio, VirtioKind, Workers,
+    BarKind, Built, Bus, Counters, Device, Events, Grant, Host, Kept, Line, Naming, Needs, Placed, Ram,
+    Region, Space, Span, TableSink, Virtio, VirtioKind, Workers,
 };
 use hypervisor::{Capabilities, Vm};
 use pci::{
@@ -226,12 +226,7 @@ impl Board {
             Some(place) => (place.vectors(), place.doorbells().map_err(|e| failed(e.into()))?),
             None => (Vec::new(), Vec::new()),
         };
-        let line = |need: &LineNeed| {
-            let no_pin =
-                || Refusal::new(Kind::Bug, format!("Device {id:?} needs interrupt pin {}", need.pin));
-            self.ioapic.line(need.pin).ok_or_else(no_pin)
-        };
-        let lines: Vec<Arc<dyn Line>> = needs.lines.iter().map(line).collect::<Result<_, _>>()?;
+        let lines = needs.lines.iter().map(|l| -> Arc<dyn Line> { self.ioapic.line(l.pin) }).collect();
         let grant = Grant {
             ram: self.ram.clone(),
             vectors,
