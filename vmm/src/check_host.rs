@@ -15,7 +15,7 @@ pub fn check_host() -> Report {
     let root = Path::new("/");
     report.findings.extend([
         tun(root),
-        vhost(root, "vhost-net", "for networks whose packets the host's kernel moves (--net vhost=on)"),
+        vhost(root, "vhost-net", "for taps whose packets the host's kernel moves"),
         vhost(root, "vhost-vsock", "for sockets served by the host's kernel"),
         vfio(root),
         hugepages(root),

@@ -140,7 +140,7 @@ fn report(error: &Refusal) {
 
 /// Prints what the host can do; success means that it can run stock guests.
 fn check_host() -> ExitCode {
-    let report = hypervisor::check::check_host();
+    let report = vmm::check_host::check_host();
     print!("{report}");
     match report.verdict() {
         hypervisor::check::Verdict::NotReady => ExitCode::FAILURE,

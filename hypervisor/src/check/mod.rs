@@ -176,7 +176,6 @@ fn kernel_mode_finding(hypervisor: &dyn Hypervisor) -> Finding {
             return Finding::new(WHAT, State::Missing, format!("no test machine: {error}{cause}"));
         }
     };
-    let speed = kernel_mode.millions_per_second;
     if !kernel_mode.sound() {
         let list: Vec<_> = kernel_mode
             .refused
@@ -196,7 +195,7 @@ fn kernel_mode_finding(hypervisor: &dyn Hypervisor) -> Finding {
         detail += &format!(" (no time was left for {} more)", kernel_mode.left);
     }
     if kernel_mode.emulated() {
-        detail += &format!(", but emulated, {speed:.1} million a second");
+        detail += &format!(", but emulated, {:.1} million a second", kernel_mode.kernel_speed);
         return Finding::new(WHAT, State::Degraded, detail).with_remedy(REMEDY);
     }
     Finding::ok(WHAT, detail)
@@ -217,7 +216,7 @@ fn capability_findings(capabilities: &Capabilities) -> Vec<Finding> {
             capabilities.readonly_ram,
             State::NotNeeded,
             "read-only memory",
-            "for pmem devices with discard_writes=on",
+            "for memory that the guest may only read",
         ),
         (
             capabilities.x2apic_32bit_ids,

@@ -122,6 +122,10 @@ pub(super) fn msrs() -> [MsrEntry; 3] {
 const _: () = assert!(HANDLER == 0x9000 && USER_CODE == 0xa000 && OTHER_PML4 == 0xb000);
 const _: () = assert!(USER_STACK_TOP == 0xe000 && TASK == 0x28);
 
+/// To ring 3: `push 0x1b; push USER_STACK_TOP; push 2; push 0x23; push USER_CODE; iretq`.
+pub(super) const ENTER_USER: &[u8] =
+    &[0x6a, 0x1b, 0x68, 0x00, 0xe0, 0, 0, 0x6a, 0x02, 0x6a, 0x23, 0x68, 0x00, 0xa0, 0, 0, 0x48, 0xcf];
+
 /// All trials; first those that a kernel without hardware beneath is least likely to pass. `e6 f4` is `out 0xf4, al`.
 pub(super) const TRIALS: &[Trial] = &[
     // push 8; lea rax, [rip + 3]; push rax; retfq
@@ -141,15 +145,11 @@ pub(super) const TRIALS: &[Trial] = &[
     trial("a page fault", &[0xa0, 0, 0, 0, 0x40, 0, 0, 0, 0]).ends(End::Exception(14)),
     // sti; hlt; jmp $ (the handler ends it)
     Trial { interrupt: true, ..trial("an interrupt", &[0xfb, 0xf4, 0xeb, 0xfe]).handled_by(&[0xe6, 0xf4]) },
-    // push 0x1b; push USER_STACK_TOP; push 2; push 0x23; push USER_CODE; iretq
     // The handler of both system calls: inc byte [rdi]; cmp byte [rdi], 2; je +3; sysretq; out
     Trial {
         user: &[0x0f, 0x05, 0x0f, 0x05],
-        ..trial(
-            "syscall, sysretq",
-            &[0x6a, 0x1b, 0x68, 0x00, 0xe0, 0, 0, 0x6a, 0x02, 0x6a, 0x23, 0x68, 0x00, 0xa0, 0, 0, 0x48, 0xcf],
-        )
-        .handled_by(&[0xfe, 0x07, 0x80, 0x3f, 0x02, 0x74, 0x03, 0x48, 0x0f, 0x07, 0xe6, 0xf4])
+        ..trial("syscall, sysretq", ENTER_USER)
+            .handled_by(&[0xfe, 0x07, 0x80, 0x3f, 0x02, 0x74, 0x03, 0x48, 0x0f, 0x07, 0xe6, 0xf4])
     },
     trial("cpuid", &[0x31, 0xc0, 0x0f, 0xa2]),
     trial("rdtsc", &[0x0f, 0x31]),

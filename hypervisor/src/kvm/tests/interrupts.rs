@@ -153,7 +153,7 @@ fn the_end_of_a_level_interrupt_is_reported() {
 }
 
 #[test]
-fn dropped_routes_come_back_and_the_limit_holds() {
+fn dropped_routes_come_back() {
     let kvm = Kvm::open().unwrap();
     let vm = kvm.create_vm(&VmOptions::default()).unwrap();
     let first = vm.msi_route().unwrap();
@@ -162,6 +162,28 @@ fn dropped_routes_come_back_and_the_limit_holds() {
     first.update(Some(TO_CPU_0)).unwrap();
     drop(first);
     assert_eq!(vm.msi_route().unwrap().gsi(), 24);
+}
+
+#[test]
+fn all_routes_can_be_in_use() {
+    let kvm = Kvm::open().unwrap();
+    let vm = kvm.create_vm(&VmOptions::default()).unwrap();
+    let count = kvm.capabilities().interrupt_routes - 24;
+    // As many as the limit on descriptors allows; beyond it there is an error, too.
+    let mut routes = Vec::new();
+    let error = loop {
+        match vm.msi_route() {
+            Ok(route) => routes.push(route),
+            Err(error) => break error,
+        }
+    };
+    match error {
+        Error::RoutesExhausted(limit) => assert_eq!((limit, routes.len()), (count, count as usize)),
+        Error::Refused { operation: "make an eventfd", .. } => assert!(routes.len() < count as usize),
+        other => panic!("{other}"),
+    }
+    routes.truncate(10);
+    assert_eq!(vm.msi_route().unwrap().gsi(), 34);
 }
 
 #[test]
