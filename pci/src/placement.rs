@@ -56,7 +56,7 @@ impl Reservation {
             return Err(foreign);
         }
         for (need, (index, kind, span)) in this.pci.bars.clone().iter().zip(&placed.bars) {
-            let aligned = span.length.is_power_of_two() && span.base % span.length == 0;
+            let aligned = span.length.is_power_of_two() && span.base.is_multiple_of(span.length);
             if (need.index, need.kind, need.size) != (*index, *kind, span.length) || !aligned {
                 return Err(foreign);
             }
@@ -172,7 +172,7 @@ fn check(pci: &PciNeeds) -> Result<(), PciError> {
     let vectors = u64::from(need.vectors);
     let table = Span { base: need.table.into(), length: regs::msix::ENTRY as u64 * vectors };
     let pending = Span { base: need.pending.into(), length: 8 * vectors.div_ceil(64) };
-    let fits = |s: Span| s.base % 8 == 0 && s.base + s.length <= size;
+    let fits = |s: Span| s.base.is_multiple_of(8) && s.base + s.length <= size;
     let apart = table.base + table.length <= pending.base || pending.base + pending.length <= table.base;
     let possible = (1..=regs::msix::VECTORS).contains(&need.vectors);
     if possible && fits(table) && fits(pending) && apart {

@@ -202,9 +202,10 @@ impl Segment {
     pub(crate) fn unplug(&self, slot: u8) {
         let mut map = self.map();
         self.show(slot, None);
-        let (gone, stay) = std::mem::take(&mut map.bars).into_iter().partition(|b| b.slot == slot);
+        let bars = std::mem::take(&mut map.bars).into_iter();
+        let (gone, stay): (Vec<_>, Vec<_>) = bars.partition(|b| b.slot == slot);
         map.bars = stay;
-        for mut bar in Vec::<Held>::from(gone) {
+        for mut bar in gone {
             self.withdraw(&mut bar);
             if let Some(span) = bar.reserved {
                 map.free(span);

@@ -262,7 +262,7 @@ impl Wired {
     /// starts.
     fn ring(&self, at: usize) {
         let multiplier = layout::NOTIFY_MULTIPLIER as usize;
-        if let Some(doorbell) = self.doorbells.get(at / multiplier).filter(|_| at % multiplier == 0)
+        if let Some(doorbell) = self.doorbells.get(at / multiplier).filter(|_| at.is_multiple_of(multiplier))
             && let Err(e) = doorbell.write(1)
         {
             guest_warn!(ODD, "cannot kick queue {}: {e}", at / multiplier);

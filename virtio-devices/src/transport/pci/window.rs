@@ -43,7 +43,7 @@ impl Window {
         let width = u32::from_le_bytes(self.word(pci_cfg::LENGTH));
         let valid = self.body[pci_cfg::BAR] == BAR
             && matches!(width, 1 | 2 | 4)
-            && at % width == 0
+            && at.is_multiple_of(width)
             && u64::from(at) < BAR_SIZE;
         valid.then(|| Asked { offset: at.into(), length: width as usize, data: self.word(pci_cfg::DATA) })
     }

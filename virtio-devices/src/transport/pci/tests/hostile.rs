@@ -188,7 +188,7 @@ fn several_vcpus_and_the_board_at_once_do_not_upset_the_device() {
                         4 => g.w16(0x6000 + 4 * (dice.roll() % 3), 0),
                         5 => g.vector(dice.roll() % 3, 0x40),
                         6 => {
-                            let base = if dice.roll() % 2 == 0 { g.base } else { 0xd000_0000 };
+                            let base = if dice.roll().is_multiple_of(2) { g.base } else { 0xd000_0000 };
                             g.write_at(super::guest::ECAM + (1 << 15) + 0x10, &(base as u32).to_le_bytes());
                         }
                         _ => {
