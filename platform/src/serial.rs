@@ -1,5 +1,6 @@
 //! COM1: a 16550A at port 0x3f8, interrupt 4.
 
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use acpi_tables::aml;
@@ -19,6 +20,8 @@ const BASE: u16 = 0x3f8;
 const LENGTH: u8 = 8;
 /// Interrupt controller input.
 const PIN: u8 = 4;
+/// Input is not asked for in smaller pieces.
+const SMALLEST: usize = 16;
 
 spec::spec! {
     /// The serial port: a 16550A UART at port 0x3f8.
@@ -77,12 +80,21 @@ struct Core {
     uart: Mutex<Uart>,
     line: OnceLock<Arc<dyn Line>>,
     terminal: Terminal,
+    // Used by the terminal's thread alone: the room last offered, and whether all of it was taken.
+    offered: AtomicUsize,
+    goes_on: AtomicBool,
 }
 
 impl Serial {
     /// A serial port that leads to this terminal.
     pub fn new(terminal: Terminal) -> Self {
-        let core = Core { uart: Mutex::new(Uart::default()), line: OnceLock::new(), terminal };
+        let core = Core {
+            uart: Mutex::new(Uart::default()),
+            line: OnceLock::new(),
+            terminal,
+            offered: AtomicUsize::new(0),
+            goes_on: AtomicBool::new(false),
+        };
         Serial { core: Arc::new(core), workers: None, session: Mutex::new(None) }
     }
 
@@ -135,13 +147,20 @@ impl Core {
 
 impl Input for Core {
     fn room(&self) -> usize {
-        self.uart().room()
+        let room = self.uart().room();
+        // Small pieces would tear what arrives as one, and a torn-off newline could not be told from a typed one.
+        let room = if room < SMALLEST { 0 } else { room };
+        self.offered.store(room, Ordering::Relaxed);
+        room
     }
 
     fn put(&self, bytes: &[u8]) {
+        // Whoever fills the room has more to say.
+        let goes_on =
+            self.goes_on.swap(bytes.len() == self.offered.load(Ordering::Relaxed), Ordering::Relaxed);
         let mut uart = self.uart();
-        // Whoever presses Enter on a raw terminal, or sends a line by hand, means carriage return.
-        uart.receive(if bytes == b"\n" { b"\r" } else { bytes });
+        // Whoever presses Enter, or sends an empty line by hand, means carriage return.
+        uart.receive(if bytes == b"\n" && !goes_on { b"\r" } else { bytes });
         self.update_line(&uart);
     }
 }

@@ -19,8 +19,9 @@ use crate::socket::Listener;
 use crate::tty::{self, Raw};
 use crate::{ConsoleMode, Input, Mode, TerminalError, pty};
 
-/// How long the last output may take to be taken, when a terminal goes.
+/// When a terminal goes, how long its last output is offered to somebody who takes none of it, and to somebody who is slow.
 const PARTING: Duration = Duration::from_secs(1);
+const PARTING_TOTAL: Duration = Duration::from_secs(10);
 
 /// The host side of one console. Cheap to clone; everything goes with the last clone.
 #[derive(Clone)]
@@ -325,13 +326,17 @@ impl Shared {
 impl Drop for Shared {
     fn drop(&mut self) {
         let out = self.out.get_mut().unwrap_or_else(PoisonError::into_inner);
-        let end = Instant::now() + PARTING;
+        let last = Instant::now() + PARTING_TOTAL;
+        let mut end = Instant::now() + PARTING;
         while let Some(outlet) = &out.to
             && !out.ring.is_empty()
         {
-            let left = end.saturating_duration_since(Instant::now());
+            let left = end.min(last).saturating_duration_since(Instant::now());
             match outlet.ready(left).and_then(|_| outlet.write(out.ring.front())) {
-                Ok(count) => out.ring.consume(count),
+                Ok(count) => {
+                    out.ring.consume(count);
+                    end = Instant::now() + PARTING;
+                }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock && !left.is_zero() => {}
                 Err(e) => {
                     log::warn!("the end of a console's output is lost: {e}");

@@ -122,10 +122,14 @@ fn start(role: &str, stdin: Stdio, stdout: Stdio) -> Child {
 fn read_until(from: &mut File, end: &[u8]) -> Vec<u8> {
     let mut heard = Vec::new();
     let limit = Instant::now() + Duration::from_secs(20);
-    while !heard.windows(end.len()).any(|w| w == end) {
-        assert!(Instant::now() < limit, "heard {:?}", String::from_utf8_lossy(&heard));
+    let mut looked_at = 0_usize;
+    while !heard[looked_at.saturating_sub(end.len())..].windows(end.len()).any(|w| w == end) {
+        looked_at = heard.len();
         let mut buffer = [0; 4096];
         let count = from.read(&mut buffer).unwrap();
+        let tail = || String::from_utf8_lossy(&heard[looked_at.saturating_sub(200)..]).into_owned();
+        assert!(count != 0, "ended after {looked_at} bytes: {}", tail());
+        assert!(Instant::now() < limit, "still not there after {looked_at} bytes: {}", tail());
         heard.extend_from_slice(&buffer[..count]);
     }
     heard
