@@ -2,6 +2,7 @@
 //!
 //! A device implements [`device::Virtio`] and knows no registers; [`transport`] knows registers and no device.
 
+pub mod block;
 pub mod buffers;
 pub mod console;
 pub mod net;
