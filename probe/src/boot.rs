@@ -22,6 +22,8 @@ pvh_entry:
     movl %cr4, %eax
     orl $0x620, %eax            # PAE | OSFXSR | OSXMMEXCPT
     movl %eax, %cr4
+    movl $pdpt + 7, pml4        # 7: present, writable, user
+    movl $first_gib + 7, pdpt
     movl $pml4, %eax
     movl %eax, %cr3
     movl $0xc0000080, %ecx      # EFER
@@ -41,6 +43,10 @@ long_mode:
     movl %eax, %ss
     movl %eax, %ds
     movl %eax, %es
+    # The I/O permission bitmap starts at 0x68: all clear, every port allowed, closed by bytes of ones.
+    movl $interrupt_stack_top, tss + 4
+    movw $0x68, tss + 102
+    movw $0xffff, tss + 0x68 + 8192
     movl $tss, %eax             # the base is scattered over the descriptor
     movw %ax, gdt_tss + 2
     shrl $16, %eax
@@ -78,25 +84,7 @@ idt_pointer:
     .word 256 * 16 - 1
     .quad idt
 
-    # The I/O permission bitmap starts at 0x68: all clear, every port allowed, closed by one byte of ones.
     .balign 4096
-tss:
-    .long 0
-    .quad interrupt_stack_top
-    .fill 90, 1, 0
-    .word 0x68
-    .fill 8192, 1, 0
-    .byte 0xff, 0xff
-
-    .balign 4096
-    .global pml4
-pml4:
-    .quad pdpt + 7              # present, writable, user
-    .fill 511, 8, 0
-    .global pdpt
-pdpt:
-    .quad first_gib + 7
-    .fill 511, 8, 0
 first_gib:
     .set page, 0
     .rept 512
@@ -109,6 +97,15 @@ first_gib:
     .global idt
 idt:
     .skip 256 * 16
+    .global pml4
+pml4:
+    .skip 4096
+    .global pdpt
+pdpt:
+    .skip 4096
+tss:
+    .skip 0x68 + 8194
+    .balign 4096
     .skip 4096
 interrupt_stack_top:
     .skip 128 * 1024

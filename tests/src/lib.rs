@@ -6,3 +6,4 @@ pub mod image;
 pub mod probe;
 pub mod programs;
 pub mod scratch;
+pub mod terminal;

@@ -7,6 +7,7 @@
 
 use std::fs::File;
 use std::io::Read;
+use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -14,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use crate::programs;
 use crate::scratch::Scratch;
+use crate::terminal::Terminal;
 
 /// How long a guest may take to its end before it counts as hung.
 const PATIENCE: Duration = Duration::from_secs(90);
@@ -28,6 +30,7 @@ pub struct Guest {
     cpus: String,
     console: String,
     private_network: bool,
+    terminal: Option<(OwnedFd, OwnedFd)>,
 }
 
 impl Guest {
@@ -41,6 +44,7 @@ impl Guest {
             cpus: "boot=1".to_string(),
             console: "off".to_string(),
             private_network: false,
+            terminal: None,
         }
     }
 
@@ -85,6 +89,12 @@ impl Guest {
         self
     }
 
+    /// Gives the VMM `terminal` for its standard input and output.
+    pub fn on(mut self, terminal: &Terminal) -> Guest {
+        self.terminal = Some((terminal.program_end(), terminal.program_end()));
+        self
+    }
+
     /// A file in the guest's own scratch directory.
     pub fn file(&self, name: &str) -> PathBuf {
         self.scratch.file(name)
@@ -106,9 +116,12 @@ impl Guest {
             .args(["--cmdline", &self.cmdline, "--memory", &self.memory, "--cpus", &self.cpus])
             .args(["--console", &self.console, "--serial", &format!("file={}", serial.display())])
             .args(&self.arguments)
-            .stdin(Stdio::piped())
+            .stdin(Stdio::null())
             .stdout(File::create(self.scratch.file("stdout")).expect("the scratch directory takes files"))
             .stderr(File::create(&messages).expect("the scratch directory takes files"));
+        if let Some((input, output)) = self.terminal {
+            command.stdin(input).stdout(output);
+        }
         if self.private_network {
             // SAFETY: unshare is a plain system call, safe between fork and exec.
             unsafe {
@@ -139,11 +152,6 @@ impl Running {
         read(&self.serial)
     }
 
-    /// The VMM's standard input.
-    pub fn stdin(&mut self) -> &mut std::process::ChildStdin {
-        self.child.stdin.as_mut().expect("it was started with a pipe")
-    }
-
     /// The VMM's process id.
     pub fn id(&self) -> u32 {
         self.child.id()
@@ -171,10 +179,10 @@ impl Running {
         }
     }
 
-    /// Asks the VMM to end, as `kill` does.
-    pub fn terminate(&self) {
-        // SAFETY: a signal to our own child, which has not been waited for.
-        unsafe { libc::kill(self.child.id() as libc::pid_t, libc::SIGTERM) };
+    /// Sends the VMM a signal.
+    pub fn signal(&self, signal: i32) {
+        // SAFETY: to our own child, which has not been waited for.
+        unsafe { libc::kill(self.child.id() as libc::pid_t, signal) };
     }
 
     /// Waits for the VMM's end and reads the report.

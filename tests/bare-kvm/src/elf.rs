@@ -60,3 +60,53 @@ fn pvh_entry(notes: &[u8]) -> Result<Option<u32>, Error> {
     }
     Ok(None)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An ELF with one segment of four bytes at 0x1000 and a PVH note that says entry 0x1000.
+    fn image() -> Vec<u8> {
+        let mut file = vec![0; 0x200];
+        let mut put = |at: usize, bytes: &[u8]| file[at..at + bytes.len()].copy_from_slice(bytes);
+        put(0, b"\x7fELF\x02\x01");
+        put(32, &64u64.to_le_bytes());
+        put(54, &56u16.to_le_bytes());
+        put(56, &2u16.to_le_bytes());
+        for (at, kind, offset, address, len) in
+            [(64, PT_LOAD, 0x100u64, 0x1000u64, 4u64), (120, PT_NOTE, 0x180, 0, 24)]
+        {
+            put(at, &kind.to_le_bytes());
+            put(at + 8, &offset.to_le_bytes());
+            put(at + 24, &address.to_le_bytes());
+            put(at + 32, &len.to_le_bytes());
+        }
+        put(0x100, &[0xf4; 4]);
+        for (i, word) in
+            [4u32, 8, XEN_ELFNOTE_PHYS32_ENTRY, u32::from_le_bytes(*b"Xen\0"), 0x1000, 0].iter().enumerate()
+        {
+            put(0x180 + i * 4, &word.to_le_bytes());
+        }
+        file
+    }
+
+    #[test]
+    fn a_segment_is_copied_and_the_entry_found() {
+        let mut memory = vec![0; 0x2000];
+        assert_eq!(load(&image(), &mut memory).unwrap(), 0x1000);
+        assert_eq!(memory[0x1000..0x1005], [0xf4, 0xf4, 0xf4, 0xf4, 0]);
+    }
+
+    #[test]
+    fn no_truncation_is_taken_for_a_guest() {
+        for len in 0..0x198 {
+            assert!(load(&image()[..len], &mut vec![0; 0x2000]).is_err(), "{len} bytes are taken");
+        }
+    }
+
+    #[test]
+    fn a_segment_outside_of_memory_is_refused() {
+        let error = load(&image(), &mut vec![0; 0x1002]).unwrap_err();
+        assert_eq!(error.to_string(), "a segment lies outside the guest's memory");
+    }
+}

@@ -3,8 +3,9 @@
 //!
 //! This is the yardstick of the benchmarks, so it makes no system call that a guest start could do without: a split
 //! irqchip, one memory slot, one vCPU on the main thread. It has no devices: unclaimed ports read all-ones. It ends when the guest
-//! halts with interrupts off, powers off or resets through port 0x600, or faults three times.
-//! Exit status: 0 power-off or halt, 2 reset, 3 triple fault, 1 for an error of its own.
+//! powers off or resets through port 0x600, or faults three times. A guest that halts stays halted, in the kernel, as the split
+//! irqchip has it: kill the process.
+//! Exit status: 0 power-off, 2 reset, 3 triple fault, 1 for an error of its own.
 
 mod elf;
 

@@ -1,9 +1,8 @@
 //! PCI as such, and the devices that are streams of bytes.
 
-use std::io::Write;
-
 use tests::image;
 use tests::probe::Guest;
+use tests::terminal::Terminal;
 
 /// A guest with a disk, an rng and a console.
 pub(crate) fn with_devices(tests: &str) -> Guest {
@@ -32,7 +31,7 @@ fn registers_follow_a_bar_that_moves() {
 
 #[test]
 fn interrupts_are_delivered_masked_and_pending() {
-    with_devices("msix-registers,msix-interrupt").run().all_passed();
+    with_devices("msix-registers,msix-interrupt,event-idx,blk-queues").run().all_passed();
 }
 
 #[test]
@@ -49,11 +48,13 @@ fn the_console_writes_to_its_file() {
 }
 
 #[test]
-fn the_console_takes_lines_from_standard_input() {
-    let mut running = Guest::new("console-echo").console("tty").start();
+fn the_console_takes_lines_from_the_terminal_and_leaves_it_as_it_was() {
+    let mut terminal = Terminal::new();
+    let mut running = Guest::new("console-echo").console("tty").on(&terminal).start();
     running.wait_for("# console ready", 1);
-    running.stdin().write_all(b"a line for the guest\n").expect("the VMM takes its input");
-    let report = running.finish();
-    report.all_passed();
-    assert!(report.stdout.contains("A LINE FOR THE GUEST"), "{:?}\n{report}", report.stdout);
+    assert!(!terminal.is_cooked(), "the terminal is not raw while a guest has it");
+    terminal.type_in("a line for the guest\n");
+    assert!(terminal.shows("A LINE FOR THE GUEST"), "{}", running.serial());
+    running.finish().all_passed();
+    assert!(terminal.is_cooked(), "the terminal was left raw");
 }
