@@ -25,7 +25,7 @@ MASKED = """
     systemd-binfmt.service systemd-modules-load.service systemd-remount-fs.service kmod-static-nodes.service
     modprobe@drm.service modprobe@efi_pstore.service modprobe@fuse.service modprobe@configfs.service
     modprobe@dm_mod.service modprobe@loop.service dev-hugepages.mount dev-mqueue.mount sys-kernel-debug.mount
-    sys-kernel-tracing.mount sys-kernel-config.mount sys-fs-fuse-connections.mount getty@tty1.service
+    sys-kernel-tracing.mount sys-kernel-config.mount sys-fs-fuse-connections.mount getty@tty1.service getty-static.service
     proc-sys-fs-binfmt_misc.automount proc-sys-fs-binfmt_misc.mount
 """.split()
 
@@ -71,6 +71,8 @@ def build(path):
                 "--dpkgopt=path-exclude=/usr/share/locale/*", "--dpkgopt=path-exclude=/usr/share/info/*",
                 *hooks(), debian.SUITE, root, listing,
             ], limit=1800)
+        # After mmdebstrap, which removes it: without one, systemd would preset every unit at the first boot.
+        run([*enter, "sh", "-c", 'echo 5669726761207465737420677565737f > "$1/etc/machine-id"', "sh", root])
         with step("writing the disk image"):
             with open(path, "wb") as file:
                 file.truncate(SIZE)
@@ -94,8 +96,6 @@ def hooks():
         'chroot "$1" systemctl --quiet enable acpid.service',
         'chroot "$1" systemctl --quiet set-default multi-user.target',
         f'chroot "$1" systemctl --quiet mask {" ".join(MASKED)}',
-        # A machine id there is not to be: without one systemd would preset every unit at the first boot.
-        'echo 5669726761207465737420677565737f > "$1/etc/machine-id"',
         'rm -rf "$1"/var/lib/apt/lists/* "$1"/var/cache/apt/* "$1"/var/log/*',
         # Their stamps must not be older than /usr, or systemd runs its updates at each first boot.
         'touch "$1/etc/.updated" "$1/var/.updated"',
