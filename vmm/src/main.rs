@@ -2,8 +2,10 @@
 
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use api::Monitor;
+use api::server::Server;
 use catalog::VmSpec;
 use clap::ArgMatches;
 use clap::error::ErrorKind;
@@ -44,6 +46,9 @@ fn main() -> ExitCode {
         }
     }
 }
+
+/// How long a client may take to read the last answer.
+const LAST_ANSWER: Duration = Duration::from_secs(1);
 
 /// Runs until the machine or the process is asked to end.
 fn run(matches: &ArgMatches) -> Result<(), Refusal> {
@@ -86,12 +91,13 @@ fn run(matches: &ArgMatches) -> Result<(), Refusal> {
         Refusal::host("Failed to open hypervisor interface (is hypervisor interface available?)", e)
     })?;
 
-    let mut inbox = None;
+    let (mut server, mut inbox) = (None, None);
     if let Some(socket) = &socket {
         let (caller, queue) =
             api::calls::queue().map_err(|e| Refusal::host("cannot create the API's queue", e))?;
-        api::server::start(socket.listener()?, caller)
+        let started = Server::start(socket.listener()?, caller)
             .map_err(|e| Refusal::host("cannot start the API's thread", e))?;
+        server = Some(started);
         inbox = Some(queue);
     }
     let mut control = Control::new(Setup {
@@ -110,6 +116,9 @@ fn run(matches: &ArgMatches) -> Result<(), Refusal> {
     }
     let result = started.and_then(|()| control.run());
     control.end();
+    if let Some(server) = server {
+        server.finish(LAST_ANSWER);
+    }
     result
 }
 
