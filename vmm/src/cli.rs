@@ -1,7 +1,7 @@
 //! The command line of `cloud-hypervisor`.
 //!
 //! Flags of devices come from the catalog; those of the process itself are here. Man page and completions are generated from
-//! [`command`] (`examples/docs.rs`).
+//! [`command`] by the crate `docs-gen`.
 
 use std::fs::{File, OpenOptions};
 use std::os::fd::{FromRawFd, RawFd};
