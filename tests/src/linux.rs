@@ -159,7 +159,13 @@ impl Linux {
         };
         let (wire, theirs) = Wire::pty();
         let mut command = Command::new(programs::cloud_hypervisor());
-        command.arg("--api-socket").arg(&socket).arg("--kernel").arg(kernel).arg("--initramfs").arg(initramfs);
+        command
+            .arg("--api-socket")
+            .arg(&socket)
+            .arg("--kernel")
+            .arg(kernel)
+            .arg("--initramfs")
+            .arg(initramfs);
         command.args(["--cmdline", &self.cmdline, "--cpus", &self.cpus, "--memory", &self.memory]);
         command.args(["--serial", &self.serial, "--console"]);
         command.arg(if self.line == Line::Pty { "pty" } else { "tty" }).args(&self.arguments);
@@ -175,8 +181,17 @@ impl Linux {
         let begun = Instant::now();
         let child = command.spawn().expect("the VMM starts");
         let description = format!("{} by {:?}, --cpus {}", self.kernel, self.format, self.cpus);
-        let mut running =
-            Running { child, wire, terminal: None, socket, messages, root: self.root, ended: None, description, begun };
+        let mut running = Running {
+            child,
+            wire,
+            terminal: None,
+            socket,
+            messages,
+            root: self.root,
+            ended: None,
+            description,
+            begun,
+        };
         drop(command); // with our copy of the terminal's other side
         if self.line == Line::Pty {
             let pty = running.info()["config"]["console"]["file"].as_str().map(PathBuf::from);

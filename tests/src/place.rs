@@ -99,7 +99,8 @@ fn path_with_sbin() -> String {
 fn needs_lab() -> bool {
     static ANSWER: OnceLock<bool> = OnceLock::new();
     *ANSWER.get_or_init(|| {
-        let output = Command::new(programs::cloud_hypervisor()).arg("--check-host").stdin(Stdio::null()).output();
+        let output =
+            Command::new(programs::cloud_hypervisor()).arg("--check-host").stdin(Stdio::null()).output();
         !output.expect("the VMM starts").status.success()
     })
 }
@@ -109,7 +110,8 @@ struct Slot(#[expect(dead_code, reason = "holds the lock")] File);
 
 impl Slot {
     fn take(lab: bool) -> Slot {
-        let count = if lab { LAB_SLOTS } else { std::thread::available_parallelism().map_or(1, |n| n.get() / 2) };
+        let count =
+            if lab { LAB_SLOTS } else { std::thread::available_parallelism().map_or(1, |n| n.get() / 2) };
         // SAFETY: geteuid has no preconditions.
         let user = unsafe { libc::geteuid() };
         loop {

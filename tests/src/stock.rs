@@ -48,7 +48,8 @@ impl Stock {
 
     /// As `NAME=VALUE` for the environment of a story elsewhere.
     pub fn variables(&self) -> [String; 1] {
-        let pairs: Vec<String> = self.0.iter().map(|(name, path)| format!("{name}={}", path.display())).collect();
+        let pairs: Vec<String> =
+            self.0.iter().map(|(name, path)| format!("{name}={}", path.display())).collect();
         [format!("{VARIABLE}={}", pairs.join("\n"))]
     }
 
