@@ -77,7 +77,9 @@ mod tests {
         let files = files().unwrap();
         let page = |name: &str| String::from_utf8(files[Path::new(name)].clone()).unwrap();
         let flags = page("man/cloud-hypervisor.1").replace('\\', "");
-        for flag in vmm::cli::command().get_arguments().filter(|a| !a.is_hide_set()).filter_map(|a| a.get_long()) {
+        for flag in
+            vmm::cli::command().get_arguments().filter(|a| !a.is_hide_set()).filter_map(|a| a.get_long())
+        {
             assert!(flags.contains(&format!("--{flag}")), "{flag}");
         }
         for command in ch_remote::command().get_subcommands() {
