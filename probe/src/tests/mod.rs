@@ -41,7 +41,11 @@ impl Machine {
         let arena = Arena::new(&start)?;
         let acpi = Acpi::find(start.rsdp);
         let clock = Clock::find(start.number("khz"), acpi.as_ref());
-        Some(Machine { start, acpi, bus: Bus::scan(acpi.as_ref()), clock, arena })
+        let bus = Bus::scan(acpi.as_ref());
+        if let Some(base) = start.number("bars") {
+            bus.place(base);
+        }
+        Some(Machine { start, acpi, bus, clock, arena })
     }
 }
 
