@@ -44,11 +44,7 @@ impl Flag {
             let default =
                 if key.default.is_empty() { String::new() } else { format!(" [default: {}]", key.default) };
             let mut lines = wrap(&format!("{}{default}", sentence(key.help)), WIDTH - LEFT).into_iter();
-            let first = if left.len() + 2 > LEFT {
-                String::new()
-            } else {
-                lines.next().unwrap_or_default()
-            };
+            let first = if left.len() + 2 > LEFT { String::new() } else { lines.next().unwrap_or_default() };
             // Writing to a String cannot fail.
             let _ = write!(text, "\n  {}", format!("{left:<LEFT$}{first}").trim_end());
             for line in lines {
@@ -168,14 +164,25 @@ mod tests {
 
     #[test]
     fn a_table_of_keys_fits_its_columns() {
-        let key = |name, syntax, help, default: &str| Key { name, syntax, help, default: default.into(), bare: false };
+        let key = |name, syntax, help, default: &str| Key {
+            name,
+            syntax,
+            help,
+            default: default.into(),
+            bare: false,
+        };
         let flag = Flag {
             name: "x",
             about: "",
             keys: vec![
                 key("a", "<size>", " Short.", "1M"),
                 key("hidden", "", "", ""),
-                key("much_longer_name", "first|second|third", " Many words: a b c d e f g h i j k l m n o p q r s t u v w x.", ""),
+                key(
+                    "much_longer_name",
+                    "first|second|third",
+                    " Many words: a b c d e f g h i j k l m n o p q r s t u v w x.",
+                    "",
+                ),
             ],
             many: false,
         };

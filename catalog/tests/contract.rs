@@ -155,7 +155,10 @@ fn what_cannot_work_is_refused_in_the_words_of_the_contract() {
         (r#"{"console":{"mode":"File"}}"#, "Path missing when using file console mode"),
         (r#"{"serial":{"mode":"File"}}"#, "Path missing when using file console mode"),
         (r#"{"cpus":{"boot_vcpus":4,"max_vcpus":2}}"#, "Max CPUs (2) lower than boot CPUs (4)"),
-        (r#"{"cpus":{"boot_vcpus":1,"max_vcpus":8193}}"#, "Too many CPUs: specified 8193 but 8192 is the limit"),
+        (
+            r#"{"cpus":{"boot_vcpus":1,"max_vcpus":8193}}"#,
+            "Too many CPUs: specified 8193 but 8192 is the limit",
+        ),
         // Rows 15 to 17, 19.
         (r#"{"disks":[{"path":"/d","num_queues":2}]}"#, "Queue count (2) must not exceed boot vCPUs (1)"),
         (r#"{"net":[{"num_queues":4}]}"#, "Queue count (2) must not exceed boot vCPUs (1)"),
@@ -170,7 +173,10 @@ fn what_cannot_work_is_refused_in_the_words_of_the_contract() {
         // Rows 20, 23 to 25.
         (r#"{"net":[{"num_queues":1}]}"#, "Number of queues (1) to virtio_net should be higher than 2"),
         (r#"{"net":[{"num_queues":0}]}"#, "Number of queues (0) to virtio_net should be higher than 2"),
-        (r#"{"net":[{"mtu":1279}]}"#, "Provided MTU 1279 is lower than 1280 (expected by VIRTIO specification)"),
+        (
+            r#"{"net":[{"mtu":1279}]}"#,
+            "Provided MTU 1279 is lower than 1280 (expected by VIRTIO specification)",
+        ),
         (r#"{"net":[{"offload_csum":false}]}"#, OFFLOADS),
         (r#"{"net":[{"offload_csum":false,"offload_tso":false}]}"#, OFFLOADS),
         (r#"{"net":[{"mask":"255.0.0.0"}]}"#, "Mask provided without an IP"),
@@ -190,7 +196,10 @@ fn what_cannot_work_is_refused_in_the_words_of_the_contract() {
         ),
         // Rows 27, 28.
         (r#"{"memory":{"hugepage_size":2097152}}"#, "Huge page size specified but huge pages not enabled"),
-        (r#"{"memory":{"hugepages":true,"hugepage_size":3000000}}"#, "Huge page size is not power of 2: 3000000"),
+        (
+            r#"{"memory":{"hugepages":true,"hugepage_size":3000000}}"#,
+            "Huge page size is not power of 2: 3000000",
+        ),
         (
             r#"{"memory":{"shared":true,"mergeable":true}}"#,
             "Invalid to set both 'mergeable' and 'shared' for memory",
@@ -204,7 +213,10 @@ fn what_cannot_work_is_refused_in_the_words_of_the_contract() {
         ),
         // Rows 40, 42.
         (r#"{"rng":{"pci_segment":1}}"#, "Invalid PCI segment id: 1"),
-        (r#"{"rng":{"pci_device_id":32}}"#, "Given PCI device ID (32) is out of the supported range of 0..32"),
+        (
+            r#"{"rng":{"pci_device_id":32}}"#,
+            "Given PCI device ID (32) is out of the supported range of 0..32",
+        ),
         (r#"{"net":[{"pci_device_id":0}]}"#, "Given PCI device ID (0) is reserved"),
         (r#"{"disks":[{"path":"/d","id":"__x"}]}"#, "Identifier __x is not valid"),
     ] {

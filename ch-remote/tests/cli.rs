@@ -99,7 +99,14 @@ fn a_machine_is_described_by_a_file_or_by_standard_input() {
     std::fs::write(s.0.join("vm.json"), body).unwrap();
     assert_eq!(s.told(&["create", "vm.json"], ""), (0, String::new(), String::new()));
     let (code, _, e) = s.told(&["create", "none.json"], "");
-    assert_eq!((code, e.as_str()), (1, format!("{CHAIN}  0: Cannot read none.json\n  1: No such file or directory (os error 2)\n").as_str()));
+    assert_eq!(
+        (code, e.as_str()),
+        (
+            1,
+            format!("{CHAIN}  0: Cannot read none.json\n  1: No such file or directory (os error 2)\n")
+                .as_str()
+        )
+    );
     let (code, _, e) = s.told(&["create"], "{");
     assert_eq!(code, 1);
     assert!(e.starts_with(&format!("{CHAIN}  0: http client error\n  1: Server responded with BadRequest\n  2: Failed to deserialize JSON\n  3: EOF")), "{e}");
@@ -113,10 +120,21 @@ fn a_refusal_is_told_as_a_numbered_chain() {
     let s = serve();
     assert_eq!(
         s.told(&["boot"], ""),
-        (1, String::new(), format!("{CHAIN}  0: http client error\n  1: Server responded with Conflict\n  2: Error from API\n  3: The VM could not boot\n  4: Failed to validate config\n  5: Identifier d0 is not unique\n"))
+        (
+            1,
+            String::new(),
+            format!(
+                "{CHAIN}  0: http client error\n  1: Server responded with Conflict\n  2: Error from API\n  3: The VM could not boot\n  4: Failed to validate config\n  5: Identifier d0 is not unique\n"
+            )
+        )
     );
     let (_, _, e) = s.told(&["pause"], "");
-    assert_eq!(e, format!("{CHAIN}  0: http client error\n  1: Server responded with MethodNotAllowed\n  2: VM is not running\n"));
+    assert_eq!(
+        e,
+        format!(
+            "{CHAIN}  0: http client error\n  1: Server responded with MethodNotAllowed\n  2: VM is not running\n"
+        )
+    );
 }
 
 #[test]
@@ -135,7 +153,8 @@ fn a_server_that_is_gone_or_never_was_is_told() {
 
 #[test]
 fn wrong_usage_is_told_before_anything_is_asked() {
-    let run = |arguments: &[&str]| Command::new(env!("CARGO_BIN_EXE_ch-remote")).args(arguments).output().unwrap();
+    let run =
+        |arguments: &[&str]| Command::new(env!("CARGO_BIN_EXE_ch-remote")).args(arguments).output().unwrap();
     let output = run(&["info"]);
     assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&output.stderr).contains("--api-socket <path>"));

@@ -7,14 +7,14 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use clap::Command;
+use clap::{ArgGroup, Command};
 use clap_complete::Shell;
 use clap_mangen::Man;
 
 /// Everything that is generated, by its path below `docs/`.
 fn files() -> io::Result<BTreeMap<PathBuf, Vec<u8>>> {
     let mut files = BTreeMap::new();
-    for command in [vmm::cli::command(), ch_remote::command()] {
+    for command in [visible(vmm::cli::command()), ch_remote::command()] {
         let name = command.get_name().to_owned();
         for shell in [Shell::Bash, Shell::Fish, Shell::Zsh] {
             let mut text = Vec::new();
@@ -31,6 +31,41 @@ fn files() -> io::Result<BTreeMap<PathBuf, Vec<u8>>> {
     Ok(files)
 }
 
+/// The command without the flags that are known only to be refused: completions would offer them.
+fn visible(full: Command) -> Command {
+    let mut command = Command::new(full.get_name().to_owned())
+        .version(env!("CARGO_PKG_VERSION"))
+        .disable_version_flag(true)
+        .args(full.get_arguments().filter(|a| !a.is_hide_set()).cloned())
+        // What flags of a machine require.
+        .group(ArgGroup::new("vm-payload").arg("kernel"));
+    if let Some(about) = full.get_about() {
+        command = command.about(about.clone());
+    }
+    if let Some(about) = full.get_long_about() {
+        command = command.long_about(about.clone());
+    }
+    if let Some(help) = full.get_after_long_help() {
+        command = command.after_long_help(help.clone());
+    }
+    command
+}
+
+/// Keeps the lines of tables, which are indented, from being filled.
+fn unfilled(page: &str) -> String {
+    let mut text = String::with_capacity(page.len());
+    let mut table = false;
+    for line in page.lines() {
+        if line.starts_with("  ") != table {
+            table = !table;
+            text.push_str(if table { ".nf\n" } else { ".fi\n" });
+        }
+        text.push_str(line);
+        text.push('\n');
+    }
+    text
+}
+
 /// The page of a command, and one for each of its subcommands.
 fn pages(command: Command, name: &str, files: &mut BTreeMap<PathBuf, Vec<u8>>) -> io::Result<()> {
     for subcommand in command.get_subcommands().filter(|c| !c.is_hide_set()) {
@@ -40,7 +75,8 @@ fn pages(command: Command, name: &str, files: &mut BTreeMap<PathBuf, Vec<u8>>) -
     }
     let mut text = Vec::new();
     Man::new(command.disable_help_subcommand(true)).render(&mut text)?;
-    files.insert(PathBuf::from(format!("man/{name}.1")), text);
+    let text = unfilled(&String::from_utf8_lossy(&text));
+    files.insert(PathBuf::from(format!("man/{name}.1")), text.into_bytes());
     Ok(())
 }
 
@@ -77,7 +113,9 @@ mod tests {
         let files = files().unwrap();
         let page = |name: &str| String::from_utf8(files[Path::new(name)].clone()).unwrap();
         let flags = page("man/cloud-hypervisor.1").replace('\\', "");
-        for flag in vmm::cli::command().get_arguments().filter(|a| !a.is_hide_set()).filter_map(|a| a.get_long()) {
+        for flag in
+            vmm::cli::command().get_arguments().filter(|a| !a.is_hide_set()).filter_map(|a| a.get_long())
+        {
             assert!(flags.contains(&format!("--{flag}")), "{flag}");
         }
         for command in ch_remote::command().get_subcommands() {

@@ -36,7 +36,8 @@ const EXAMPLES: &str = "Examples:
 /// The command with all its flags.
 pub fn command() -> Command {
     let command = Command::new("cloud-hypervisor")
-        .about(ABOUT)
+        .about("Runs a virtual machine")
+        .long_about(ABOUT)
         .after_long_help(EXAMPLES)
         .disable_version_flag(true)
         .arg_required_else_help(true)

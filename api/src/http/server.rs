@@ -8,8 +8,8 @@ use std::convert::Infallible;
 use std::io::{self, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::rc::Rc;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
@@ -49,7 +49,8 @@ impl Server {
 
     pub(super) fn start_with(listener: UnixListener, caller: Caller, patience: Duration) -> io::Result<Self> {
         let server = Server(Arc::default());
-        let shared = Arc::new(Shared { caller, patience, open: AtomicUsize::new(0), unsent: server.0.clone() });
+        let shared =
+            Arc::new(Shared { caller, patience, open: AtomicUsize::new(0), unsent: server.0.clone() });
         let accept = move || {
             for stream in listener.incoming() {
                 match stream {
@@ -217,7 +218,10 @@ async fn answer(
         Ok(body) => body.to_bytes(),
         Err(e) if e.is::<LengthLimitError>() => return too_large(),
         Err(e) => {
-            return messages(StatusCode::BAD_REQUEST, &["Bad Request", &format!("Cannot read the body: {e}")]);
+            return messages(
+                StatusCode::BAD_REQUEST,
+                &["Bad Request", &format!("Cannot read the body: {e}")],
+            );
         }
     };
     let action = match route(&head.method, head.uri.path(), &body) {

@@ -93,11 +93,14 @@ fn response(stream: &mut UnixStream) -> String {
     let mut text = Vec::new();
     while !text.ends_with(b"\r\n\r\n") {
         let mut byte = [0];
-        stream.read_exact(&mut byte).unwrap_or_else(|e| panic!("{e} after {:?}", String::from_utf8_lossy(&text)));
+        stream
+            .read_exact(&mut byte)
+            .unwrap_or_else(|e| panic!("{e} after {:?}", String::from_utf8_lossy(&text)));
         text.push(byte[0]);
     }
     let head = String::from_utf8(text.clone()).unwrap();
-    let length = head.lines().find_map(|l| l.strip_prefix("Content-Length: ")).map_or(0, |l| l.parse().unwrap());
+    let length =
+        head.lines().find_map(|l| l.strip_prefix("Content-Length: ")).map_or(0, |l| l.parse().unwrap());
     let mut body = vec![0; length];
     stream.read_exact(&mut body).unwrap();
     head + &String::from_utf8(body).unwrap()
@@ -254,7 +257,11 @@ fn wrong_paths_methods_and_bodies_are_refused() {
         ("POST /api/v1/vm.create HTTP/1.1\r\nContent-Length: 2\r\n\r\n{}".into(), 400, bad),
         (put("vm.boot", "{}"), 400, r#"["Bad Request","This request takes no body"]"#),
         (put("vm.create", ""), 400, r#"["Bad Request","This request needs a body"]"#),
-        ("PUT /api/v1/vm.create HTTP/1.1\r\n\r\n".into(), 400, r#"["Bad Request","This request needs a body"]"#),
+        (
+            "PUT /api/v1/vm.create HTTP/1.1\r\n\r\n".into(),
+            400,
+            r#"["Bad Request","This request needs a body"]"#,
+        ),
         (put("vm.snapshot", "{}"), 501, r#"["Error from API","vm.snapshot is not supported yet"]"#),
     ] {
         assert_eq!(s.exchange(&request), with_body(status, body), "{request}");
@@ -265,7 +272,10 @@ fn wrong_paths_methods_and_bodies_are_refused() {
     assert!(s.exchange(&put("vm.create", "{\"of_tomorrow\":{\"a\":[1]}}")).starts_with("HTTP/1.1 204 "));
     // Deeply nested JSON is refused, and does not end the thread.
     assert!(s.exchange(&put("vm.create", &"[".repeat(1 << 20))).starts_with("HTTP/1.1 400 \r\n"));
-    assert!(s.exchange(&put("vm.create", &("{\"numa\":".to_owned() + &"[".repeat(1 << 20)))).starts_with("HTTP/1.1 400 \r\n"));
+    assert!(
+        s.exchange(&put("vm.create", &("{\"numa\":".to_owned() + &"[".repeat(1 << 20))))
+            .starts_with("HTTP/1.1 400 \r\n")
+    );
 }
 
 #[test]
@@ -273,16 +283,27 @@ fn what_is_no_http_is_refused_without_a_reason_phrase_and_hung_up_on() {
     let s = start();
     let long = format!("GET /{} HTTP/1.1\r\n\r\n", "a".repeat(100_000));
     let many = format!("GET / HTTP/1.1\r\n{}\r\n", "A: b\r\n".repeat(1000));
-    for garbage in ["NONSENSE\r\n\r\n", "\0\u{1}\u{2}\r\n\r\n", "GET / HTTP/9.9\r\n\r\n", "GET / HTTP/1.1\r\nno colon\r\n\r\n",
-        "PUT /api/v1/vm.create HTTP/1.1\r\nContent-Length: -1\r\n\r\n", &long, &many]
-    {
+    for garbage in [
+        "NONSENSE\r\n\r\n",
+        "\0\u{1}\u{2}\r\n\r\n",
+        "GET / HTTP/9.9\r\n\r\n",
+        "GET / HTTP/1.1\r\nno colon\r\n\r\n",
+        "PUT /api/v1/vm.create HTTP/1.1\r\nContent-Length: -1\r\n\r\n",
+        &long,
+        &many,
+    ] {
         let mut stream = s.connect();
         // The server may hang up before it has read all.
         let _ = stream.write_all(garbage.as_bytes());
         let answer = response(&mut stream);
         let start: String = garbage.chars().take(40).collect();
         assert!(answer.starts_with("HTTP/1.1 400 \r\nServer: Cloud Hypervisor API\r\n"), "{start}: {answer}");
-        assert!(answer.ends_with("{ \"error\": \"Malformed request\\nAll previous unanswered requests will be dropped.\" }"), "{start}: {answer}");
+        assert!(
+            answer.ends_with(
+                "{ \"error\": \"Malformed request\\nAll previous unanswered requests will be dropped.\" }"
+            ),
+            "{start}: {answer}"
+        );
         assert!(is_closed(&mut stream), "{start}");
     }
     // Also on a connection that was answered before.
@@ -302,7 +323,10 @@ fn the_eleventh_connection_is_sent_away_until_another_ends() {
     response(&mut idle[MAX_CONNECTIONS - 1]);
     let mut eleventh = s.connect();
     let answer = response(&mut eleventh);
-    assert!(answer.starts_with("HTTP/1.1 503 \r\n") && answer.ends_with("[\"Too many open connections\"]"), "{answer}");
+    assert!(
+        answer.starts_with("HTTP/1.1 503 \r\n") && answer.ends_with("[\"Too many open connections\"]"),
+        "{answer}"
+    );
     assert!(is_closed(&mut eleventh));
     idle.pop();
     let limit = Instant::now() + Duration::from_secs(10);

@@ -47,7 +47,8 @@ STAGES = [
     Stage("probe", "the machine's devices, driven by the probe guest", whole("bare_kvm"), whole("probe")),
     Stage("api", "ch-remote and other clients against a running machine", whole("api")),
     Stage("bad_input", "what must be refused, and how", whole("bad_input")),
-    Stage("lab", "stock Debian kernels, old and new", whole("lab"), prepare=lab_ready),
+    Stage("lab", "stock Debian kernels, old and new, and the examples of the README",
+          whole("lab"), whole("readme"), prepare=lab_ready),
 ]
 
 
