@@ -5,6 +5,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::os::fd::{FromRawFd, RawFd};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::PathBuf;
 
 use catalog::VmSpec;
@@ -119,9 +120,10 @@ pub fn api_socket(matches: &ArgMatches) -> Result<Option<Place>, Refusal> {
     let Some(text) = matches.get_one::<String>("api-socket") else { return Ok(None) };
     match place(text) {
         Some(place) => Ok(Some(place)),
-        None if text.starts_with("fd=") => {
-            Err(Refusal::invalid(format!("Error parsing --api-socket: {text:?} names no descriptor")))
-        }
+        // Nobody means a file of such a name.
+        None if text.is_empty() || text.starts_with("fd=") || text.starts_with("path=") => Err(Refusal::invalid(
+            format!("Error parsing --api-socket: expected <path>, path=<path> or fd=<number>, not {text:?}"),
+        )),
         None => Ok(Some(Place::Path(text.into()))),
     }
 }
@@ -134,7 +136,11 @@ pub fn event_monitor(matches: &ArgMatches) -> Result<Option<File>, Refusal> {
     let Some(text) = matches.get_one::<String>("event-monitor") else { return Ok(None) };
     match place(text) {
         Some(Place::Path(path)) => {
-            OpenOptions::new().create(true).truncate(true).write(true).open(&path).map(Some).map_err(|e| {
+            let mut how = OpenOptions::new();
+            how.create(true).truncate(true).write(true).custom_flags(libc::O_NONBLOCK);
+            // A FIFO whose reader is still to come is not waited for; it keeps what fits until then.
+            let fifo = std::fs::metadata(&path).is_ok_and(|m| m.file_type().is_fifo());
+            how.read(fifo).open(&path).map(Some).map_err(|e| {
                 Refusal::host(format!("Error creating event monitor file {}", path.display()), e)
             })
         }
@@ -194,7 +200,9 @@ mod tests {
         ] {
             assert_eq!(api_socket(&parse(&["x", "--api-socket", text])).unwrap(), Some(place));
         }
-        assert!(api_socket(&parse(&["x", "--api-socket", "fd=x"])).is_err());
+        for text in ["", "fd=x", "fd=", "path=", "path=a,fd=7", "path=a,mode=b"] {
+            assert!(api_socket(&parse(&["x", "--api-socket", text])).is_err(), "{text}");
+        }
     }
 
     #[test]
