@@ -53,7 +53,13 @@ fn done(seen: &[u8]) -> bool {
 }
 
 impl Setting<'_> {
-    fn start(&self, subject: &Subject, test: &str, options: &str, extra: Extra<'_>) -> Result<Process, Error> {
+    fn start(
+        &self,
+        subject: &Subject,
+        test: &str,
+        options: &str,
+        extra: Extra<'_>,
+    ) -> Result<Process, Error> {
         let cmdline =
             format!("probe.run={test} probe.millis={} probe.khz={} {options}", self.millis, self.khz);
         Process::start(subject.run(self.probe, &cmdline, extra))
@@ -116,11 +122,12 @@ impl Setting<'_> {
                     for depth in [1, 32] {
                         for subject in subjects.iter().filter(|s| s.has_devices()) {
                             let name = block_row(op, depth, direct);
-                            let options = format!("probe.op={op} probe.depth={depth} probe.seed={}", round + 1);
+                            let options =
+                                format!("probe.op={op} probe.depth={depth} probe.seed={}", round + 1);
                             let extra = Extra::Disk { path: &image.0, direct };
-                            let iops = self
-                                .run(subject, "bench-blk", &options, extra)
-                                .and_then(|f| f.get("iops").copied().ok_or_else(|| Error::other("no figure")));
+                            let iops = self.run(subject, "bench-blk", &options, extra).and_then(|f| {
+                                f.get("iops").copied().ok_or_else(|| Error::other("no figure"))
+                            });
                             match iops {
                                 Ok(n) => rows.note(
                                     (&name, "/s", Better::More),

@@ -34,7 +34,10 @@ fn command() -> Command {
     };
     Command::new("bench")
         .about("Measures VMMs side by side; see scripts/bench, which calls this")
-        .arg(path("programs", "Directory with cloud-hypervisor, bare-kvm, probe and first-byte").required(true))
+        .arg(
+            path("programs", "Directory with cloud-hypervisor, bare-kvm, probe and first-byte")
+                .required(true),
+        )
         .arg(path("scratch", "Directory for a disk image of 256 MiB").required(true))
         .arg(
             Arg::new("qemu")
@@ -45,7 +48,12 @@ fn command() -> Command {
                 .help("A word of the command that starts QEMU; give it as often as there are words"),
         )
         .arg(Arg::new("runs").long("runs").value_parser(value_parser!(u16).range(1..)).default_value("15"))
-        .arg(Arg::new("millis").long("millis").value_parser(value_parser!(u64).range(10..)).default_value("500"))
+        .arg(
+            Arg::new("millis")
+                .long("millis")
+                .value_parser(value_parser!(u64).range(10..))
+                .default_value("500"),
+        )
         .arg(
             Arg::new("only")
                 .long("only")
@@ -87,8 +95,7 @@ fn run(matches: &ArgMatches) -> Result<bool, Error> {
         .collect();
     let yardstick = if subjects.iter().any(|s| s.name == QEMU) { QEMU } else { OURS };
     let probe = programs.join("probe");
-    let setting =
-        Setting { probe: &probe, scratch: &scratch, runs, millis, yardstick, khz: load::tsc_khz() };
+    let setting = Setting { probe: &probe, scratch: &scratch, runs, millis, yardstick, khz: load::tsc_khz() };
     let first_byte = programs.join("first-byte");
 
     let mut rows = Rows::default();
@@ -182,7 +189,11 @@ fn print(rows: &Rows, verdicts: &[targets::Verdict]) {
             let ratio = row.ratio(program, &row.yardstick).map_or("-".into(), |r| format!("{r:.2} x"));
             let spread = format!("{} - {}", figure(s.p10), figure(s.p90));
             let short = program.rsplit('/').next().unwrap_or(program);
-            println!("{name:<44} {short:<20} {:>9} {spread:>19} {:>9}  {ratio:>7}", figure(s.median), figure(best));
+            println!(
+                "{name:<44} {short:<20} {:>9} {spread:>19} {:>9}  {ratio:>7}",
+                figure(s.median),
+                figure(best)
+            );
         }
     }
     if !verdicts.is_empty() {

@@ -92,7 +92,16 @@ impl Subject {
                     _ => "q35,kernel-irqchip=split",
                 };
                 // Some hosts' KVM reports an ARCH_CAPABILITIES that it does not accept back.
-                command.args(["-M", machine, "-accel", "kvm", "-cpu", "host,-arch-capabilities", "-m", "512"]);
+                command.args([
+                    "-M",
+                    machine,
+                    "-accel",
+                    "kvm",
+                    "-cpu",
+                    "host,-arch-capabilities",
+                    "-m",
+                    "512",
+                ]);
                 command.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
                 command.args(["-serial", "stdio", "-bios", "qboot.rom"]);
                 command.arg("-kernel").arg(kernel).args(["-append", &format!("{QEMU_BARS} {cmdline}")]);
@@ -111,7 +120,8 @@ impl Subject {
                     }
                     Extra::Net { tap } => {
                         let netdev = format!("tap,id=net,ifname={tap},script=no,downscript=no,vhost=off");
-                        let device = format!("virtio-net-pci,netdev=net,mac={MAC},disable-legacy=on,romfile=");
+                        let device =
+                            format!("virtio-net-pci,netdev=net,mac={MAC},disable-legacy=on,romfile=");
                         command.args(["-netdev", &netdev, "-device", &device]);
                     }
                 }
@@ -132,8 +142,23 @@ impl Subject {
                 command.args(["--serial", "off", "--console", "tty"]);
             }
             Dialect::Qemu(_) => {
-                command.args(["-M", "microvm,rtc=on,isa-serial=off,pcie=off", "-accel", "kvm", "-cpu", "host"]);
-                command.args(["-m", "512", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
+                command.args([
+                    "-M",
+                    "microvm,rtc=on,isa-serial=off,pcie=off",
+                    "-accel",
+                    "kvm",
+                    "-cpu",
+                    "host",
+                ]);
+                command.args([
+                    "-m",
+                    "512",
+                    "-nodefaults",
+                    "-no-user-config",
+                    "-display",
+                    "none",
+                    "-no-reboot",
+                ]);
                 command.args(["-bios", "qboot.rom", "-global", "virtio-mmio.force-legacy=false"]);
                 command.args(["-device", "virtio-serial-device", "-chardev", "stdio,id=c,signal=off"]);
                 command.args(["-device", "virtconsole,chardev=c", "-device", "virtio-rng-device"]);
