@@ -30,29 +30,60 @@ impl Flag {
         let arg = Arg::new(self.name)
             .long(self.name)
             .value_name("key=value,…")
-            .help(about.clone())
-            .long_help(format!("{about}\n{}", self.table()));
+            .help(first_sentence(&about).to_owned())
+            .long_help(format!("{}\n{}", wrap(&about, WIDTH).join("\n"), self.table()));
         if self.many { arg.num_args(1..).action(ArgAction::Append) } else { arg.num_args(1) }
     }
 
-    /// The keys with their syntax, defaults and meaning, a line each.
+    /// The keys with their syntax, meaning and defaults, for help texts: in two columns, or the meaning on a line of its own
+    /// where the syntax is long.
     pub fn table(&self) -> String {
         let mut text = String::new();
         for key in self.keys.iter().filter(|k| !k.help.is_empty()) {
             let left = if key.bare { key.name.to_owned() } else { format!("{}={}", key.name, key.syntax) };
             let default =
                 if key.default.is_empty() { String::new() } else { format!(" [default: {}]", key.default) };
+            let mut lines = wrap(&format!("{}{default}", sentence(key.help)), WIDTH - LEFT).into_iter();
+            let first = if left.len() + 2 > LEFT { String::new() } else { lines.next().unwrap_or_default() };
             // Writing to a String cannot fail.
-            let _ = write!(text, "\n  {left:<28} {}{default}", sentence(key.help));
+            let _ = write!(text, "\n  {}", format!("{left:<LEFT$}{first}").trim_end());
+            for line in lines {
+                let _ = write!(text, "\n  {:LEFT$}{line}", "");
+            }
         }
         text
     }
 }
 
-/// A doc comment as one line, without the full stop that help texts do not have.
+/// Columns of a table of keys; clap indents it by ten.
+const WIDTH: usize = 88;
+/// Columns of its left side.
+const LEFT: usize = 26;
+
+/// Breaks a text into lines of at most `width` characters, if its words allow.
+fn wrap(text: &str, width: usize) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for word in text.split_whitespace() {
+        match lines.last_mut() {
+            Some(line) if line.chars().count() + 1 + word.chars().count() <= width => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => lines.push(word.to_owned()),
+        }
+    }
+    lines
+}
+
+/// A doc comment as one line, without the full stop and the marks of code that help texts do not have.
 pub fn sentence(doc: &str) -> String {
     let words: Vec<_> = doc.split_whitespace().collect();
-    words.join(" ").trim_end_matches('.').to_owned()
+    words.join(" ").trim_end_matches('.').replace('`', "")
+}
+
+/// What summaries show.
+fn first_sentence(text: &str) -> &str {
+    text.split_once(". ").map_or(text, |(first, _)| first)
 }
 
 /// The specification after a flag that is given at most once.
@@ -130,4 +161,45 @@ pub fn refuse_unsupported(matches: &ArgMatches) -> Result<(), Refusal> {
 /// The keys of an option group, for tests that hold the contract against them.
 pub fn key_names<P: Part>() -> Vec<&'static str> {
     P::keys().into_iter().map(|k| k.name).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_of_keys_fits_its_columns() {
+        let key = |name, syntax, help, default: &str| Key {
+            name,
+            syntax,
+            help,
+            default: default.into(),
+            bare: false,
+        };
+        let flag = Flag {
+            name: "x",
+            about: "",
+            keys: vec![
+                key("a", "<size>", " Short.", "1M"),
+                key("hidden", "", "", ""),
+                key(
+                    "much_longer_name",
+                    "first|second|third",
+                    " Many words: a b c d e f g h i j k l m n o p q r s t u v w x.",
+                    "",
+                ),
+            ],
+            many: false,
+        };
+        assert_eq!(
+            flag.table(),
+            "\n  a=<size>                  Short [default: 1M]\
+             \n  much_longer_name=first|second|third\
+             \n                            Many words: a b c d e f g h i j k l m n o p q r s t u v w x"
+        );
+        assert_eq!(wrap("aa bb cc", 5), ["aa bb", "cc"]);
+        assert_eq!(wrap("", 5), [""; 0]);
+        assert_eq!(sentence(" Use `a`.\n Or b."), "Use a. Or b");
+        assert_eq!(first_sentence("Use a. Or b"), "Use a");
+    }
 }

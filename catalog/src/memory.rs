@@ -30,6 +30,7 @@ spec::spec! {
             "hotplug_size" => hotplug_size,
             "hotplugged_size" => hotplugged_size,
             "zones" => zones,
+            "file" => file,
         }
     }
 }

@@ -7,6 +7,7 @@
 //! probe.run=hello,pci-list,blk-read    tests to run, in order; `all` for every one that needs no partner
 //! probe.end=off                        off, reset, i8042, cmos, triple, halt, spin
 //! probe.list                           name the tests instead
+//! probe.bars=0xc0000000                place virtio BARs that firmware left at 0 from here on
 //! ```
 //!
 //! One line a test on COM1 (`PASS name facts`, `FAIL name: why`, `SKIP name: why`), then `DONE pass=n fail=n skip=n`. Lines that

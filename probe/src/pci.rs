@@ -262,6 +262,18 @@ impl Bus {
         }
     }
 
+    /// Gives virtio functions' memory BARs addresses from `base` on where firmware has left them without: small firmware does.
+    pub(crate) fn place(&self, base: u64) {
+        let mut next = base;
+        for function in self.iter().filter(|f| f.vendor() == 0x1af4) {
+            for bar in function.bars().filter(|b| !b.is_port && b.address == 0) {
+                let address = next.next_multiple_of(bar.len);
+                function.move_bar(bar, address);
+                next = address + bar.len;
+            }
+        }
+    }
+
     pub(crate) fn iter(&self) -> impl Iterator<Item = Function> + '_ {
         self.functions.iter().flatten().copied()
     }

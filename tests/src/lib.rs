@@ -2,8 +2,13 @@
 //!
 //! The tests themselves are in `tests/tests/`, a file or a directory a subject.
 
+pub mod cpio;
 pub mod image;
+pub mod linux;
+pub mod place;
 pub mod probe;
 pub mod programs;
 pub mod scratch;
+pub mod stock;
 pub mod terminal;
+pub mod wire;

@@ -11,7 +11,7 @@ use hyper::client::conn::http1;
 use hyper::{Request, StatusCode};
 use thiserror::Error;
 
-use super::io::Io;
+use super::io::{Client, Io, Patience};
 use crate::action::{ROOT, Route, Verb};
 
 /// Why a question has no good answer.
@@ -57,7 +57,7 @@ const PATIENCE: Duration = Duration::from_secs(600);
 pub fn ask(socket: &Path, route: &Route, body: Option<String>) -> Result<String, ClientError> {
     let stream = UnixStream::connect(socket)
         .map_err(|source| ClientError::Connect { path: socket.to_owned(), source })?;
-    let (io, driver) = Io::new(stream).map_err(ClientError::Talk)?;
+    let (io, driver) = Io::new(stream, Client).map_err(ClientError::Talk)?;
     let method = match route.verb {
         Verb::Get => "GET",
         Verb::Put => "PUT",
@@ -96,7 +96,7 @@ pub fn ask(socket: &Path, route: &Route, body: Option<String>) -> Result<String,
         })
         .await
     };
-    let (status, body) = driver.run(exchange, Some(PATIENCE)).map_err(ClientError::Talk)??;
+    let (status, body) = driver.run(exchange, Patience::Silence(PATIENCE)).map_err(ClientError::Talk)??;
     let body = String::from_utf8_lossy(&body).into_owned();
     if status.is_success() { Ok(body) } else { Err(ClientError::Refused { status, body }) }
 }

@@ -1,14 +1,16 @@
 //! A UNIX socket for hyper, and the loop that drives a future which waits for that socket only.
 
+use std::cell::Cell;
 use std::future::Future;
 use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::pin::{Pin, pin};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI16, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hyper::rt;
 
@@ -25,18 +27,69 @@ impl Wake for Interest {
     }
 }
 
-/// A non-blocking stream that notes what it waits for.
-pub(super) struct Io {
-    stream: UnixStream,
-    interest: Arc<Interest>,
+/// Where a connection is between one request and the next; shared by its stream, its service and its driver.
+#[derive(Default)]
+pub(super) struct Turn {
+    since: Cell<Option<Instant>>,
+    answered: Cell<bool>,
 }
 
-impl Io {
-    pub(super) fn new(stream: UnixStream) -> io::Result<(Self, Driver)> {
+impl Turn {
+    /// The service has an answer; what is written from now on is that.
+    pub(super) fn answer(&self) {
+        self.since.set(Some(Instant::now()));
+        self.answered.set(true);
+    }
+
+    fn began(&self) {
+        if self.since.get().is_none() {
+            self.since.set(Some(Instant::now()));
+        }
+    }
+
+    /// Everything is written. True if that was an answer.
+    fn flushed(&self) -> bool {
+        let answered = self.answered.replace(false);
+        if answered {
+            self.since.set(None);
+        }
+        answered
+    }
+}
+
+/// What a server does with its side of a connection; a client has nothing to do here.
+pub(super) trait Side {
+    /// Looks at bytes that hyper wants to write, and may say something else in their place.
+    fn instead_of(&self, _bytes: &[u8], _answered: bool) -> Option<&'static str> {
+        None
+    }
+
+    /// An answer was handed to the kernel.
+    fn answer_sent(&self) {}
+}
+
+/// A client's side.
+pub(super) struct Client;
+
+impl Side for Client {}
+
+/// A non-blocking stream that notes what it waits for.
+///
+/// It reads without asking for ancillary data, so descriptors that come along are closed by the kernel.
+pub(super) struct Io<S> {
+    stream: UnixStream,
+    interest: Arc<Interest>,
+    turn: Rc<Turn>,
+    side: S,
+}
+
+impl<S> Io<S> {
+    pub(super) fn new(stream: UnixStream, side: S) -> io::Result<(Self, Driver)> {
         stream.set_nonblocking(true)?;
         let interest = Arc::new(Interest::default());
-        let driver = Driver { stream: stream.try_clone()?, interest: interest.clone() };
-        Ok((Io { stream, interest }, driver))
+        let turn = Rc::new(Turn::default());
+        let driver = Driver { stream: stream.try_clone()?, interest: interest.clone(), turn: turn.clone() };
+        Ok((Io { stream, interest, turn, side }, driver))
     }
 
     fn wait<T>(&self, events: i16, result: io::Result<T>) -> Poll<io::Result<T>> {
@@ -54,7 +107,7 @@ impl Io {
     }
 }
 
-impl rt::Read for Io {
+impl<S: Unpin> rt::Read for Io<S> {
     fn poll_read(
         self: Pin<&mut Self>,
         _: &mut Context<'_>,
@@ -63,16 +116,27 @@ impl rt::Read for Io {
         let mut bytes = [0; 8192];
         let room = buffer.remaining().min(bytes.len());
         let result = (&self.stream).read(&mut bytes[..room]);
+        if result.as_ref().is_ok_and(|count| *count > 0) {
+            self.turn.began();
+        }
         self.wait(libc::POLLIN, result.map(|count| buffer.put_slice(&bytes[..count])))
     }
 }
 
-impl rt::Write for Io {
+impl<S: Side + Unpin> rt::Write for Io<S> {
     fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        self.wait(libc::POLLOUT, (&self.stream).write(bytes))
+        let result = match self.side.instead_of(bytes, self.turn.answered.get()) {
+            // It is short: were there no room for all of it, the client would not have read its earlier answers.
+            Some(text) => (&self.stream).write(text.as_bytes()).map(|_| bytes.len()),
+            None => (&self.stream).write(bytes),
+        };
+        self.wait(libc::POLLOUT, result)
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.turn.flushed() {
+            self.side.answer_sent();
+        }
         Poll::Ready(Ok(()))
     }
 
@@ -85,14 +149,29 @@ impl rt::Write for Io {
 pub(super) struct Driver {
     stream: UnixStream,
     interest: Arc<Interest>,
+    turn: Rc<Turn>,
+}
+
+/// How long a driver waits for the other side.
+#[derive(Clone, Copy)]
+pub(super) enum Patience {
+    /// For the next bytes.
+    Silence(Duration),
+    /// For a whole request from its first byte on, and for an answer to be read; between requests without end.
+    Turn(Duration),
 }
 
 impl Driver {
+    /// Where the connection is.
+    pub(super) fn turn(&self) -> &Turn {
+        &self.turn
+    }
+
     /// Polls `future`, and between polls waits until the socket is ready for what it wants.
     ///
     /// # Errors
-    /// The socket was silent for `patience`, or cannot be waited for.
-    pub(super) fn run<F: Future>(&self, future: F, patience: Option<Duration>) -> io::Result<F::Output> {
+    /// The other side took too long, or the socket cannot be waited for.
+    pub(super) fn run<F: Future>(&self, future: F, patience: Patience) -> io::Result<F::Output> {
         let mut future = pin!(future);
         let waker = Waker::from(self.interest.clone());
         let mut context = Context::from_waker(&waker);
@@ -103,18 +182,26 @@ impl Driver {
                 return Ok(output);
             }
             if !self.interest.woken.load(Ordering::Relaxed) {
-                self.sleep(patience)?;
+                self.sleep(self.limit(patience))?;
             }
         }
     }
 
-    fn sleep(&self, patience: Option<Duration>) -> io::Result<()> {
+    /// How long to wait now.
+    fn limit(&self, patience: Patience) -> Option<Duration> {
+        match patience {
+            Patience::Silence(limit) => Some(limit),
+            Patience::Turn(limit) => self.turn.since.get().map(|since| limit.saturating_sub(since.elapsed())),
+        }
+    }
+
+    fn sleep(&self, limit: Option<Duration>) -> io::Result<()> {
         let events = match self.interest.events.load(Ordering::Relaxed) {
             0 => libc::POLLIN,
             events => events,
         };
         let mut fd = libc::pollfd { fd: self.stream.as_raw_fd(), events, revents: 0 };
-        let limit = patience.map_or(-1, |p| i32::try_from(p.as_millis()).unwrap_or(i32::MAX));
+        let limit = limit.map_or(-1, |p| i32::try_from(p.as_millis()).unwrap_or(i32::MAX));
         // SAFETY: one valid entry, and the descriptor is open as long as the stream is held.
         match unsafe { libc::poll(&mut fd, 1, limit) } {
             0 => Err(io::ErrorKind::TimedOut.into()),

@@ -4,3 +4,5 @@
 pub mod client;
 mod io;
 pub mod server;
+#[cfg(test)]
+mod tests;

@@ -3,21 +3,23 @@
 //! Among them are clients that take everything between `HTTP/1.1 ` and the end of the line for the status, so no reason phrase is
 //! sent, and clients that look for `Content-Length: ` in exactly these letters.
 
+use std::cell::Cell;
 use std::convert::Infallible;
 use std::io::{self, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::sync::Arc;
+use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
-use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::{Bytes, Incoming};
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper::body::{Body as _, Bytes, Incoming};
 use hyper::ext::ReasonPhrase;
 use hyper::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, SERVER};
-use hyper::{Method, Request, Response, StatusCode, server::conn::http1, service::service_fn};
+use hyper::{Method, Request, Response, StatusCode, Version, server::conn::http1, service::service_fn};
 use spec::{Kind, Refusal};
 
-use super::io::Io;
+use super::io::{Io, Patience, Side};
 use crate::action::{Action, Body, ROOT, ROUTES, UNSUPPORTED, Verb};
 use crate::{Caller, Reply};
 
@@ -26,53 +28,102 @@ pub const MAX_CONNECTIONS: usize = 10;
 /// Largest body in bytes.
 pub const MAX_BODY: usize = 4 << 20;
 
-/// Starts a thread that accepts connections until the process ends.
-///
-/// # Errors
-/// No thread could be had.
-pub fn start(listener: UnixListener, caller: Caller) -> io::Result<()> {
-    let accept = move || {
-        let open = Arc::new(AtomicUsize::new(0));
-        for stream in listener.incoming() {
-            match stream {
-                Ok(stream) => admit(stream, &caller, &open),
-                Err(e) => {
-                    log::warn!("API: cannot accept a connection: {e}");
-                    // Out of descriptors, most likely; trying again at once would only burn a CPU.
-                    std::thread::sleep(Duration::from_millis(100));
-                }
-            }
-        }
-    };
-    std::thread::Builder::new().name("http-server".into()).stack_size(STACK).spawn(accept).map(drop)
-}
-
+/// Longest time that a request may take to arrive once it began, and an answer to be read.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Largest head (request line and headers) in bytes.
+const MAX_HEAD: usize = 64 << 10;
 /// Parsing a JSON body nests no deeper than serde_json's limit of 128; this is ample.
 const STACK: usize = 512 << 10;
 
-/// A place among the connections, given back when dropped.
-struct Place(Arc<AtomicUsize>);
+/// A running server. It serves until the process ends.
+pub struct Server(Arc<Unsent>);
 
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::SeqCst);
+impl Server {
+    /// Starts a thread that accepts connections.
+    ///
+    /// # Errors
+    /// No thread could be had.
+    pub fn start(listener: UnixListener, caller: Caller) -> io::Result<Self> {
+        Server::start_with(listener, caller, PATIENCE)
+    }
+
+    pub(super) fn start_with(listener: UnixListener, caller: Caller, patience: Duration) -> io::Result<Self> {
+        let server = Server(Arc::default());
+        let shared =
+            Arc::new(Shared { caller, patience, open: AtomicUsize::new(0), unsent: server.0.clone() });
+        let accept = move || {
+            for stream in listener.incoming() {
+                match stream {
+                    Ok(stream) => admit(stream, &shared),
+                    Err(e) => {
+                        log::warn!("API: cannot accept a connection: {e}");
+                        // Out of descriptors, most likely; trying again at once would only burn a CPU.
+                        std::thread::sleep(Duration::from_millis(100));
+                    }
+                }
+            }
+        };
+        std::thread::Builder::new().name("http-server".into()).stack_size(STACK).spawn(accept)?;
+        Ok(server)
+    }
+
+    /// Waits until every answer that was given is sent, so that the process can end: the last one is that to `vmm.shutdown`.
+    /// A client that does not read its answer is waited for no longer than `limit`.
+    pub fn finish(&self, limit: Duration) {
+        self.0.wait(limit);
     }
 }
 
-fn admit(mut stream: UnixStream, caller: &Caller, open: &Arc<AtomicUsize>) {
-    let place = Place(open.clone());
-    if open.fetch_add(1, Ordering::SeqCst) >= MAX_CONNECTIONS {
-        let text = "Too many open connections";
-        let answer = format!("HTTP/1.1 503 \r\nContent-Length: {}\r\n\r\n{text}", text.len());
-        if let Err(e) = stream.write_all(answer.as_bytes()) {
+/// Requests under way: asked, and not yet answered or the answer not yet sent.
+#[derive(Default)]
+struct Unsent {
+    count: Mutex<usize>,
+    changed: Condvar,
+}
+
+impl Unsent {
+    fn add(&self) {
+        *self.count.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+    }
+
+    fn remove(&self) {
+        *self.count.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        self.changed.notify_all();
+    }
+
+    fn wait(&self, limit: Duration) {
+        let count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(self.changed.wait_timeout_while(count, limit, |count| *count > 0));
+    }
+}
+
+/// What connections share.
+struct Shared {
+    caller: Caller,
+    patience: Duration,
+    open: AtomicUsize,
+    unsent: Arc<Unsent>,
+}
+
+/// A place among the connections, given back when dropped.
+struct Place(Arc<Shared>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+fn admit(mut stream: UnixStream, shared: &Arc<Shared>) {
+    let place = Place(shared.clone());
+    if shared.open.fetch_add(1, Ordering::SeqCst) >= MAX_CONNECTIONS {
+        if let Err(e) = stream.write_all(TOO_MANY.as_bytes()) {
             log::debug!("API: {e}");
         }
         return;
     }
-    let caller = caller.clone();
     let serve = move || {
-        let _place = place;
-        if let Err(e) = serve(stream, &caller) {
+        if let Err(e) = serve(stream, &place.0) {
             log::debug!("API: connection ended: {e}");
         }
     };
@@ -82,24 +133,95 @@ fn admit(mut stream: UnixStream, caller: &Caller, open: &Arc<AtomicUsize>) {
     }
 }
 
-fn serve(stream: UnixStream, caller: &Caller) -> io::Result<()> {
-    let (io, driver) = Io::new(stream)?;
-    let service = service_fn(|request| async { Ok::<_, Infallible>(answer(request, caller).await) });
+/// To a connection that finds no place.
+const TOO_MANY: &str = "HTTP/1.1 503 \r\nServer: Cloud Hypervisor API\r\nConnection: close\r\nContent-Type: application/json\r\n\
+                        Content-Length: 29\r\n\r\n[\"Too many open connections\"]";
+
+/// To what is no HTTP, in the form that clients know.
+const MALFORMED: &str = "HTTP/1.1 400 \r\nServer: Cloud Hypervisor API\r\nConnection: close\r\nContent-Type: application/json\r\n\
+                         Content-Length: 83\r\n\r\n\
+                         { \"error\": \"Malformed request\\nAll previous unanswered requests will be dropped.\" }";
+
+/// The server's side of one connection.
+struct Connection {
+    shared: Arc<Shared>,
+    asked: Rc<Cell<bool>>,
+}
+
+impl Side for Connection {
+    fn instead_of(&self, bytes: &[u8], answered: bool) -> Option<&'static str> {
+        // hyper refuses what it cannot parse by itself, and with a reason phrase, on which old clients choke.
+        (!answered && !bytes.starts_with(b"HTTP/1.1 100 ")).then_some(MALFORMED)
+    }
+
+    fn answer_sent(&self) {
+        if self.asked.replace(false) {
+            self.shared.unsent.remove();
+        }
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.answer_sent();
+    }
+}
+
+fn serve(stream: UnixStream, shared: &Arc<Shared>) -> io::Result<()> {
+    let asked = Rc::new(Cell::new(false));
+    let (io, driver) = Io::new(stream, Connection { shared: shared.clone(), asked: asked.clone() })?;
+    let ask = |action| {
+        shared.unsent.add();
+        asked.set(true);
+        shared.caller.ask(action)
+    };
+    let service = service_fn(async |request: Request<Incoming>| {
+        let close = wants_close(&request);
+        let mut response = answer(request, &ask).await;
+        let connection = HeaderValue::from_static(if close { "close" } else { "keep-alive" });
+        response.headers_mut().insert(CONNECTION, connection);
+        driver.turn().answer();
+        Ok::<_, Infallible>(response)
+    });
     let connection = http1::Builder::new()
         .title_case_headers(true)
         .auto_date_header(false)
         .half_close(true)
+        .max_buf_size(MAX_HEAD)
         .serve_connection(io, service);
-    driver.run(connection, None)?.map_err(io::Error::other)
+    driver.run(connection, Patience::Turn(shared.patience))?.map_err(io::Error::other)
 }
 
-async fn answer(request: Request<Incoming>, caller: &Caller) -> Response<Full<Bytes>> {
+/// Whether the client wants no second request: it says so, or speaks HTTP/1.0 and does not say otherwise.
+fn wants_close<B>(request: &Request<B>) -> bool {
+    let says = |word: &str| {
+        let values = request.headers().get_all(CONNECTION).into_iter().filter_map(|v| v.to_str().ok());
+        values.flat_map(|v| v.split(',')).any(|v| v.trim().eq_ignore_ascii_case(word))
+    };
+    says("close") || request.version() == Version::HTTP_10 && !says("keep-alive")
+}
+
+async fn answer(
+    request: Request<Incoming>,
+    ask: &impl Fn(Action) -> Result<Reply, Refusal>,
+) -> Response<Full<Bytes>> {
     let (head, body) = request.into_parts();
+    let too_large = || {
+        let text = format!("The body is larger than {MAX_BODY} bytes");
+        messages(StatusCode::BAD_REQUEST, &["Bad Request", &text])
+    };
+    // A client that waits for "100 Continue" learns at once that it need not send it.
+    if body.size_hint().lower() > MAX_BODY as u64 {
+        return too_large();
+    }
     let body = match Limited::new(body, MAX_BODY).collect().await {
         Ok(body) => body.to_bytes(),
+        Err(e) if e.is::<LengthLimitError>() => return too_large(),
         Err(e) => {
-            let text = format!("cannot read the body (at most {MAX_BODY} bytes): {e}");
-            return messages(StatusCode::BAD_REQUEST, &["Bad Request", &text]);
+            return messages(
+                StatusCode::BAD_REQUEST,
+                &["Bad Request", &format!("Cannot read the body: {e}")],
+            );
         }
     };
     let action = match route(&head.method, head.uri.path(), &body) {
@@ -107,13 +229,13 @@ async fn answer(request: Request<Incoming>, caller: &Caller) -> Response<Full<By
         Err(response) => return *response,
     };
     log::debug!("API: {} {}", head.method, head.uri.path());
-    match caller.ask(action) {
+    match ask(action) {
         Ok(Reply::Done) => respond(StatusCode::NO_CONTENT, None),
         Ok(Reply::Empty) => respond(StatusCode::OK, Some(String::new())),
         Ok(Reply::Json(text)) => respond(StatusCode::OK, Some(text)),
         Err(refusal) => {
-            log::warn!("API: {} refused: {}", head.uri.path(), refusal.chain().join(": "));
             let chain = refusal.chain();
+            log::warn!("API: {} refused: {}", head.uri.path(), chain.join(": "));
             messages(status(&refusal), &chain.iter().map(String::as_str).collect::<Vec<_>>())
         }
     }
@@ -147,9 +269,9 @@ fn route(method: &Method, path: &str, body: &[u8]) -> Result<Action, Box<Respons
     match route.body {
         Body::Ignored(make) => Ok(make()),
         Body::None(make) if body.is_empty() => Ok(make()),
-        Body::None(_) => refuse(StatusCode::BAD_REQUEST, &["Bad Request", "this request takes no body"]),
+        Body::None(_) => refuse(StatusCode::BAD_REQUEST, &["Bad Request", "This request takes no body"]),
         Body::Json(_) if body.is_empty() => {
-            refuse(StatusCode::BAD_REQUEST, &["Bad Request", "this request needs a body"])
+            refuse(StatusCode::BAD_REQUEST, &["Bad Request", "This request needs a body"])
         }
         Body::Json(parse) => parse(body)
             .or_else(|e| refuse(StatusCode::BAD_REQUEST, &["Failed to deserialize JSON", &e.to_string()])),

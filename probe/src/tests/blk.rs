@@ -304,6 +304,7 @@ pub(super) fn full_ring(machine: &mut Machine) -> Outcome {
 
 /// Write-zeroes and discard of a few sectors, where offered: zeroes read back, neighbours stay.
 pub(super) fn zeroes(machine: &mut Machine) -> Outcome {
+    const FIRST: u64 = 16;
     let mut disk = open_with(machine, Disk::USUAL | blk::F_WRITE_ZEROES | blk::F_DISCARD)?;
     let offered = disk.device.features;
     if disk.read_only() || offered & blk::F_WRITE_ZEROES == 0 {
@@ -313,12 +314,13 @@ pub(super) fn zeroes(machine: &mut Machine) -> Outcome {
     let data = machine.arena.take(32 * SECTOR, 4096);
     let range = machine.arena.take(16, 16);
     data.fill(0xee);
-    disk.transfer(blk::T_OUT, 0, data).map_err(Stop::Fail)?;
-    range.write64(0, 8);
+    // Not at the very start: a disk whose format was guessed takes no write there.
+    disk.transfer(blk::T_OUT, FIRST, data).map_err(Stop::Fail)?;
+    range.write64(0, FIRST + 8);
     range.write32(8, 8);
     let (status, _) = disk.request(blk::T_WRITE_ZEROES, 0, &[Buffer::readable(range)]).map_err(Stop::Fail)?;
     check!(status == blk::OK, "write-zeroes: status {status}");
-    disk.transfer(blk::T_IN, 0, data).map_err(Stop::Fail)?;
+    disk.transfer(blk::T_IN, FIRST, data).map_err(Stop::Fail)?;
     let hole = 8 * SECTOR..16 * SECTOR;
     let wrong = (0..data.len()).find(|i| data.read8(*i) != if hole.contains(i) { 0 } else { 0xee });
     if let Some(i) = wrong {
@@ -341,4 +343,33 @@ pub(super) fn zeroes(machine: &mut Machine) -> Outcome {
         check!(status != blk::OK, "request {kind} of {count} at {sector:#x} flags {flags:#x} succeeded");
     }
     Ok(text!("discard={}", offered & blk::F_DISCARD != 0))
+}
+
+/// Writes sector 0, and sectors 0 and 1 in one request, as a guest would to put another format's header there. `probe.expect=taken` or
+/// `refused` says what should come of it; refused writes leave the sector alone.
+pub(super) fn first_sector(machine: &mut Machine) -> Outcome {
+    let mut disk = open_writable(machine)?;
+    let taken = match machine.start.option("expect") {
+        Some("taken") => true,
+        Some("refused") => false,
+        other => fail!("probe.expect is {other:?}"),
+    };
+    let before = machine.arena.take(2 * SECTOR, 4096);
+    let data = machine.arena.take(2 * SECTOR, 4096);
+    let after = machine.arena.take(2 * SECTOR, 4096);
+    disk.transfer(blk::T_IN, 0, before).map_err(Stop::Fail)?;
+    data.store(0, b"QFI\xfb\0\0\0\x03");
+    for len in [SECTOR, 2 * SECTOR] {
+        let buffer = Buffer::readable(data.part(0, len));
+        let (status, _) = disk.request(blk::T_OUT, 0, &[buffer]).map_err(Stop::Fail)?;
+        let wanted = if taken { blk::OK } else { blk::IO_ERROR };
+        check!(status == wanted, "a write of {len} bytes: status {status}, not {wanted}");
+    }
+    disk.transfer(blk::T_IN, 0, after).map_err(Stop::Fail)?;
+    let wanted = if taken { data } else { before };
+    check!(
+        (0..2 * SECTOR).all(|i| after.read8(i) == wanted.read8(i)),
+        "the sectors do not hold what they should"
+    );
+    Ok(text!(""))
 }

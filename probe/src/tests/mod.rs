@@ -41,7 +41,11 @@ impl Machine {
         let arena = Arena::new(&start)?;
         let acpi = Acpi::find(start.rsdp);
         let clock = Clock::find(start.number("khz"), acpi.as_ref());
-        Some(Machine { start, acpi, bus: Bus::scan(acpi.as_ref()), clock, arena })
+        let bus = Bus::scan(acpi.as_ref());
+        if let Some(base) = start.number("bars") {
+            bus.place(base);
+        }
+        Some(Machine { start, acpi, bus, clock, arena })
     }
 }
 
@@ -102,10 +106,11 @@ static TESTS: &[Entry] = &[
     test("blk-full-ring", blk::full_ring),
     test("blk-hostile", hostile::disk_chains),
     test("blk-reset", hostile::reset_in_flight),
-    // These three write to the disk.
+    // These write to the disk.
     on_demand("blk-write", blk::write),
     on_demand("blk-range", blk::out_of_range),
     on_demand("blk-zeroes", blk::zeroes),
+    on_demand("blk-first-sector", blk::first_sector),
     test("blk-readonly", blk::read_only),
     test("net-info", net::info),
     test("net-arp", net::arp),

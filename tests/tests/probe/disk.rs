@@ -90,3 +90,15 @@ fn queues_are_as_many_and_as_long_as_asked() {
     assert_eq!(report.fact("blk-info", "queues"), "2", "{report}");
     assert_eq!(report.fact("blk-info", "size"), "64", "{report}");
 }
+
+#[test]
+fn a_disk_whose_format_was_guessed_takes_no_header_from_the_guest() {
+    let (guest, _) = with_disk("blk-first-sector", "");
+    guest.option("probe.expect=refused").run().all_passed();
+}
+
+#[test]
+fn a_disk_that_is_raw_by_order_takes_any_write() {
+    let (guest, _) = with_disk("blk-first-sector", ",image_type=raw");
+    guest.option("probe.expect=taken").run().all_passed();
+}

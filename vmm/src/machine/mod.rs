@@ -65,7 +65,7 @@ impl Machine {
         let phys_bits = host_bits.min(spec.cpus.max_phys_bits);
         let map = MemoryMap::new(spec.memory.size.0, phys_bits)
             .map_err(|e| Refusal::invalid("Memory configuration is not valid").because(e))?;
-        let processors = Processors::plan(&spec.cpus, hypervisor, &supported, phys_bits)?;
+        let processors = Processors::plan(&spec.cpus, hypervisor, supported, phys_bits)?;
 
         let options = VmOptions { x2apic_32bit_ids: processors.wide_ids() };
         let vm = hypervisor.create_vm(&options).map_err(|e| Refusal::host("Cannot create the VM", e))?;

@@ -1,5 +1,7 @@
 //! The machine's vCPUs: their ids and CPUID, and the state in which they start.
 
+use std::sync::Arc;
+
 use arch::x86_64::acpi::Cpu;
 use arch::x86_64::boot::Entry;
 use arch::x86_64::cpuid::{Config, Cpuid, HostCpu};
@@ -17,9 +19,9 @@ const LAST_NARROW_ID: u32 = 254;
 
 /// What the vCPUs will be.
 pub(super) struct Processors {
-    cpuid: Cpuid,
+    supported: Arc<[CpuidEntry]>,
+    config: Config,
     ids: Vec<u32>,
-    boot: u32,
 }
 
 impl Processors {
@@ -27,7 +29,7 @@ impl Processors {
     pub(super) fn plan(
         spec: &CpusSpec,
         hypervisor: &dyn Hypervisor,
-        supported: &[CpuidEntry],
+        supported: Arc<[CpuidEntry]>,
         phys_bits: u8,
     ) -> Result<Self, Refusal> {
         let capabilities = hypervisor.capabilities();
@@ -58,12 +60,12 @@ impl Processors {
             phys_bits,
             tsc_deadline: capabilities.tsc_deadline_timer,
             extended_dest_id: capabilities.x2apic_32bit_ids && highest > LAST_NARROW_ID,
+            // Only a vCPU knows it.
             tsc_khz: None,
             nested: spec.nested,
             amx: spec.features.amx,
         };
-        let cpuid = Cpuid::new(supported, &HostCpu::read(), &config);
-        Ok(Processors { cpuid, ids, boot })
+        Ok(Processors { supported, config, ids })
     }
 
     /// Whether ids beyond 8 bits occur.
@@ -82,26 +84,42 @@ impl Processors {
     }
 
     /// Creates the vCPUs present at boot, the first of them ready to enter the kernel.
-    pub(super) fn create(self, vm: &dyn Vm, entry: Entry, spec: &CpusSpec) -> Result<Vec<Ready>, Refusal> {
+    pub(super) fn create(
+        mut self,
+        vm: &dyn Vm,
+        entry: Entry,
+        spec: &CpusSpec,
+    ) -> Result<Vec<Ready>, Refusal> {
+        let create = |(index, id): (u32, &u32)| {
+            let vcpu = vm.create_vcpu(*id).map_err(|e| failed(index, e))?;
+            Ok(Ready { vcpu, host_cpus: spec.host_cpus(index).to_vec() })
+        };
+        let ready: Vec<Ready> = (0..).zip(&self.ids).map(create).collect::<Result<_, _>>()?;
+        if let Some(first) = ready.first() {
+            self.config.tsc_khz = first.vcpu.x86_64().tsc_khz().map_err(|e| failed(0, e))?;
+        }
+        let cpuid = Cpuid::new(&self.supported, &HostCpu::read(), &self.config);
         let msrs = registers::msrs();
-        (0..self.boot)
-            .map(|index| {
-                let create = || -> hypervisor::Result<Ready> {
-                    let vcpu = vm.create_vcpu(self.ids[index as usize])?;
-                    let state = vcpu.x86_64();
-                    state.set_cpuid(&self.cpuid.for_vcpu(index))?;
-                    state.set_msrs(&msrs)?;
-                    state.set_lapic(&registers::lapic(state.lapic()?))?;
-                    if index == 0 {
-                        state.set_fpu(&registers::boot_fpu())?;
-                        let reset = state.special_registers()?;
-                        state.set_special_registers(&registers::boot_special_registers(reset))?;
-                        state.set_registers(&registers::boot_registers(entry))?;
-                    }
-                    Ok(Ready { vcpu, host_cpus: spec.host_cpus(index).to_vec() })
-                };
-                create().map_err(|e| Refusal::host(format!("Cannot create vCPU {index}"), e))
-            })
-            .collect()
+        for (index, Ready { vcpu, .. }) in (0..).zip(&ready) {
+            let prepare = || -> hypervisor::Result<()> {
+                let state = vcpu.x86_64();
+                state.set_cpuid(&cpuid.for_vcpu(index))?;
+                state.set_msrs(&msrs)?;
+                state.set_lapic(&registers::lapic(state.lapic()?))?;
+                if index == 0 {
+                    state.set_fpu(&registers::boot_fpu())?;
+                    let reset = state.special_registers()?;
+                    state.set_special_registers(&registers::boot_special_registers(reset))?;
+                    state.set_registers(&registers::boot_registers(entry))?;
+                }
+                Ok(())
+            };
+            prepare().map_err(|e| failed(index, e))?;
+        }
+        Ok(ready)
     }
+}
+
+fn failed(index: u32, e: hypervisor::Error) -> Refusal {
+    Refusal::host(format!("Cannot create vCPU {index}"), e)
 }

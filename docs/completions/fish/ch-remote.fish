@@ -1,0 +1,83 @@
+# Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
+function __fish_ch_remote_global_optspecs
+    string join \n api-socket= h/help V/version
+end
+
+function __fish_ch_remote_needs_command
+    # Figure out if the current invocation already has a command.
+    set -l cmd (commandline -opc)
+    set -e cmd[1]
+    argparse -s (__fish_ch_remote_global_optspecs) -- $cmd 2>/dev/null
+    or return
+    if set -q argv[1]
+        # Also print the command, so this can be used to figure out what it is.
+        echo $argv[1]
+        return 1
+    end
+    return 0
+end
+
+function __fish_ch_remote_using_subcommand
+    set -l cmd (__fish_ch_remote_needs_command)
+    test -z "$cmd"
+    and return 1
+    contains -- $cmd[1] $argv
+end
+
+complete -c ch-remote -n "__fish_ch_remote_needs_command" -l api-socket -d 'UNIX socket that cloud-hypervisor was started with' -r
+complete -c ch-remote -n "__fish_ch_remote_needs_command" -s h -l help -d 'Print help'
+complete -c ch-remote -n "__fish_ch_remote_needs_command" -s V -l version -d 'Print version'
+complete -c ch-remote -n "__fish_ch_remote_needs_command" -f -a "ping" -d 'Ask the VMM for its version and process id'
+complete -c ch-remote -n "__fish_ch_remote_needs_command" -f -a "info" -d 'Show the machine: its description, state and devices'
+complete -c ch-remote -n "__fish_ch_remote_needs_command" -f -a "counters" -d 'Show what the machine\'s devices counted'
+complete -c ch-remote -n "__fish_ch_remote_needs_command" -f -a "create" -d 'Describe a machine, from a JSON file or standard input; boot starts it'
+complete -c ch-remote -n "__fish_ch_remote_needs_command" -f -a "boot" -d 'Build the described machine and start it'
+complete -c ch-remote -n "__fish_ch_remote_needs_command" -f -a "pause" -d 'Stop the machine\'s vCPUs and I/O until resume'
+complete -c ch-remote -n "__fish_ch_remote_needs_command" -f -a "resume" -d 'Let a paused machine continue'
+complete -c ch-remote -n "__fish_ch_remote_needs_command" -f -a "power-button" -d 'Press the power button; the guest decides what to do'
+complete -c ch-remote -n "__fish_ch_remote_needs_command" -f -a "nmi" -d 'Send every vCPU a non-maskable interrupt'
+complete -c ch-remote -n "__fish_ch_remote_needs_command" -f -a "reboot" -d 'Replace the machine by a new one of the same description'
+complete -c ch-remote -n "__fish_ch_remote_needs_command" -f -a "shutdown" -d 'Stop the machine at once; its description stays'
+complete -c ch-remote -n "__fish_ch_remote_needs_command" -f -a "delete" -d 'Stop the machine and forget its description'
+complete -c ch-remote -n "__fish_ch_remote_needs_command" -f -a "shutdown-vmm" -d 'End the VMM\'s process, stopping the machine first'
+complete -c ch-remote -n "__fish_ch_remote_needs_command" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c ch-remote -n "__fish_ch_remote_using_subcommand ping" -l api-socket -d 'UNIX socket that cloud-hypervisor was started with' -r
+complete -c ch-remote -n "__fish_ch_remote_using_subcommand ping" -s h -l help -d 'Print help'
+complete -c ch-remote -n "__fish_ch_remote_using_subcommand info" -l api-socket -d 'UNIX socket that cloud-hypervisor was started with' -r
+complete -c ch-remote -n "__fish_ch_remote_using_subcommand info" -s h -l help -d 'Print help'
+complete -c ch-remote -n "__fish_ch_remote_using_subcommand counters" -l api-socket -d 'UNIX socket that cloud-hypervisor was started with' -r
+complete -c ch-remote -n "__fish_ch_remote_using_subcommand counters" -s h -l help -d 'Print help'
+complete -c ch-remote -n "__fish_ch_remote_using_subcommand create" -l api-socket -d 'UNIX socket that cloud-hypervisor was started with' -r
+complete -c ch-remote -n "__fish_ch_remote_using_subcommand create" -s h -l help -d 'Print help'
+complete -c ch-remote -n "__fish_ch_remote_using_subcommand boot" -l api-socket -d 'UNIX socket that cloud-hypervisor was started with' -r
+complete -c ch-remote -n "__fish_ch_remote_using_subcommand boot" -s h -l help -d 'Print help'
+complete -c ch-remote -n "__fish_ch_remote_using_subcommand pause" -l api-socket -d 'UNIX socket that cloud-hypervisor was started with' -r
+complete -c ch-remote -n "__fish_ch_remote_using_subcommand pause" -s h -l help -d 'Print help'
+complete -c ch-remote -n "__fish_ch_remote_using_subcommand resume" -l api-socket -d 'UNIX socket that cloud-hypervisor was started with' -r
+complete -c ch-remote -n "__fish_ch_remote_using_subcommand resume" -s h -l help -d 'Print help'
+complete -c ch-remote -n "__fish_ch_remote_using_subcommand power-button" -l api-socket -d 'UNIX socket that cloud-hypervisor was started with' -r
+complete -c ch-remote -n "__fish_ch_remote_using_subcommand power-button" -s h -l help -d 'Print help'
+complete -c ch-remote -n "__fish_ch_remote_using_subcommand nmi" -l api-socket -d 'UNIX socket that cloud-hypervisor was started with' -r
+complete -c ch-remote -n "__fish_ch_remote_using_subcommand nmi" -s h -l help -d 'Print help'
+complete -c ch-remote -n "__fish_ch_remote_using_subcommand reboot" -l api-socket -d 'UNIX socket that cloud-hypervisor was started with' -r
+complete -c ch-remote -n "__fish_ch_remote_using_subcommand reboot" -s h -l help -d 'Print help'
+complete -c ch-remote -n "__fish_ch_remote_using_subcommand shutdown" -l api-socket -d 'UNIX socket that cloud-hypervisor was started with' -r
+complete -c ch-remote -n "__fish_ch_remote_using_subcommand shutdown" -s h -l help -d 'Print help'
+complete -c ch-remote -n "__fish_ch_remote_using_subcommand delete" -l api-socket -d 'UNIX socket that cloud-hypervisor was started with' -r
+complete -c ch-remote -n "__fish_ch_remote_using_subcommand delete" -s h -l help -d 'Print help'
+complete -c ch-remote -n "__fish_ch_remote_using_subcommand shutdown-vmm" -l api-socket -d 'UNIX socket that cloud-hypervisor was started with' -r
+complete -c ch-remote -n "__fish_ch_remote_using_subcommand shutdown-vmm" -s h -l help -d 'Print help'
+complete -c ch-remote -n "__fish_ch_remote_using_subcommand help; and not __fish_seen_subcommand_from ping info counters create boot pause resume power-button nmi reboot shutdown delete shutdown-vmm help" -f -a "ping" -d 'Ask the VMM for its version and process id'
+complete -c ch-remote -n "__fish_ch_remote_using_subcommand help; and not __fish_seen_subcommand_from ping info counters create boot pause resume power-button nmi reboot shutdown delete shutdown-vmm help" -f -a "info" -d 'Show the machine: its description, state and devices'
+complete -c ch-remote -n "__fish_ch_remote_using_subcommand help; and not __fish_seen_subcommand_from ping info counters create boot pause resume power-button nmi reboot shutdown delete shutdown-vmm help" -f -a "counters" -d 'Show what the machine\'s devices counted'
+complete -c ch-remote -n "__fish_ch_remote_using_subcommand help; and not __fish_seen_subcommand_from ping info counters create boot pause resume power-button nmi reboot shutdown delete shutdown-vmm help" -f -a "create" -d 'Describe a machine, from a JSON file or standard input; boot starts it'
+complete -c ch-remote -n "__fish_ch_remote_using_subcommand help; and not __fish_seen_subcommand_from ping info counters create boot pause resume power-button nmi reboot shutdown delete shutdown-vmm help" -f -a "boot" -d 'Build the described machine and start it'
+complete -c ch-remote -n "__fish_ch_remote_using_subcommand help; and not __fish_seen_subcommand_from ping info counters create boot pause resume power-button nmi reboot shutdown delete shutdown-vmm help" -f -a "pause" -d 'Stop the machine\'s vCPUs and I/O until resume'
+complete -c ch-remote -n "__fish_ch_remote_using_subcommand help; and not __fish_seen_subcommand_from ping info counters create boot pause resume power-button nmi reboot shutdown delete shutdown-vmm help" -f -a "resume" -d 'Let a paused machine continue'
+complete -c ch-remote -n "__fish_ch_remote_using_subcommand help; and not __fish_seen_subcommand_from ping info counters create boot pause resume power-button nmi reboot shutdown delete shutdown-vmm help" -f -a "power-button" -d 'Press the power button; the guest decides what to do'
+complete -c ch-remote -n "__fish_ch_remote_using_subcommand help; and not __fish_seen_subcommand_from ping info counters create boot pause resume power-button nmi reboot shutdown delete shutdown-vmm help" -f -a "nmi" -d 'Send every vCPU a non-maskable interrupt'
+complete -c ch-remote -n "__fish_ch_remote_using_subcommand help; and not __fish_seen_subcommand_from ping info counters create boot pause resume power-button nmi reboot shutdown delete shutdown-vmm help" -f -a "reboot" -d 'Replace the machine by a new one of the same description'
+complete -c ch-remote -n "__fish_ch_remote_using_subcommand help; and not __fish_seen_subcommand_from ping info counters create boot pause resume power-button nmi reboot shutdown delete shutdown-vmm help" -f -a "shutdown" -d 'Stop the machine at once; its description stays'
+complete -c ch-remote -n "__fish_ch_remote_using_subcommand help; and not __fish_seen_subcommand_from ping info counters create boot pause resume power-button nmi reboot shutdown delete shutdown-vmm help" -f -a "delete" -d 'Stop the machine and forget its description'
+complete -c ch-remote -n "__fish_ch_remote_using_subcommand help; and not __fish_seen_subcommand_from ping info counters create boot pause resume power-button nmi reboot shutdown delete shutdown-vmm help" -f -a "shutdown-vmm" -d 'End the VMM\'s process, stopping the machine first'
+complete -c ch-remote -n "__fish_ch_remote_using_subcommand help; and not __fish_seen_subcommand_from ping info counters create boot pause resume power-button nmi reboot shutdown delete shutdown-vmm help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'

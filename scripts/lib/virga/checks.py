@@ -1,0 +1,131 @@
+"""The stages of scripts/test: what each runs, and the sum of it all."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+
+from . import guest, kernels, toolchain
+from .common import CHECKOUT, Failure, say
+
+PROBE = ["--manifest-path", "probe/Cargo.toml", "--target-dir", "target/probe"]
+UNITS = ["cargo", "test", "--locked", "--workspace", "--exclude", "tests"]
+RESULT = re.compile(r"^test result: \w+\. (\d+) passed; (\d+) failed; (\d+) ignored", re.M)
+SKIPPED = re.compile(r"^SKIPPED", re.M)
+
+
+def whole(name):
+    """The command that runs one of the tests of the whole."""
+    return ["cargo", "test", "--locked", "-p", "tests", "--test", name, "--", "--nocapture"]
+
+
+class Stage:
+    """A name, what it is for, and the commands that must all succeed."""
+
+    def __init__(self, name, about, *commands, prepare=None):
+        self.name, self.about, self.commands, self.prepare = name, about, commands, prepare
+
+
+def lab_ready():
+    """Fetches and builds what the lab's tests need, so that no test's time limit pays for it."""
+    for name in kernels.GUEST_KERNELS:
+        guest.initramfs(name)
+
+
+STAGES = [
+    Stage("format", "rustfmt, on the project and on the probe",
+          ["cargo", "fmt", "--all", "--check"],
+          ["cargo", "fmt", "--manifest-path", "probe/Cargo.toml", "--check"]),
+    Stage("lints", "clippy with warnings as errors",
+          ["cargo", "clippy", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings"],
+          ["cargo", "clippy", "--locked", "--release", *PROBE, "--", "-D", "warnings"]),
+    Stage("units", "each crate's own tests, on the real /dev/kvm, taps, terminals and sockets",
+          UNITS, whole("floors")),
+    Stage("programs", "builds the programs and the probe guest",
+          ["cargo", "build", "--locked", "-p", "vmm", "-p", "ch-remote", "-p", "bare-kvm"], ["scripts/build-probe"]),
+    Stage("probe", "the machine's devices, driven by the probe guest", whole("bare_kvm"), whole("probe")),
+    Stage("api", "ch-remote and other clients against a running machine", whole("api")),
+    Stage("bad_input", "what must be refused, and how", whole("bad_input")),
+    Stage("lab", "stock Debian kernels, old and new, and the examples of the README",
+          whole("lab"), whole("readme"), prepare=lab_ready),
+]
+
+
+class Outcome:
+    """What one stage came to."""
+
+    def __init__(self, stage):
+        self.stage, self.passed, self.failed, self.skipped, self.seconds = stage, 0, 0, 0, 0.0
+
+    def add(self, status, output):
+        """Counts the tests that a command reports; a command without any counts as one."""
+        results = RESULT.findall(output)
+        for passed, failed, ignored in results:
+            self.passed += int(passed)
+            self.failed += int(failed)
+            self.skipped += int(ignored)
+        self.skipped += len(SKIPPED.findall(output))
+        if not results:
+            self.passed += status == 0
+        if status and not any(int(failed) for _, failed, _ in results):
+            self.failed += 1
+
+
+def execute(argv):
+    """Runs a command, showing its output as it comes; returns exit status and output."""
+    print(f"test: $ {' '.join(argv)}", flush=True)
+    child = subprocess.Popen(argv, cwd=CHECKOUT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                             stderr=subprocess.STDOUT, text=True, errors="replace",
+                             env={**os.environ, "CARGO_TERM_COLOR": "never"})
+    lines = []
+    try:
+        for line in child.stdout:
+            lines.append(line)
+            sys.stdout.write(line)
+            sys.stdout.flush()
+        return child.wait(), "".join(lines)
+    finally:
+        if child.poll() is None:
+            child.terminate()
+            child.wait()
+
+
+def run(stage):
+    """Runs all commands of a stage, whether or not one fails."""
+    outcome = Outcome(stage)
+    begin = time.monotonic()
+    try:
+        if stage.prepare:
+            stage.prepare()
+        for argv in stage.commands:
+            outcome.add(*execute(argv))
+    except Failure as failure:
+        say(f"{stage.name}: {failure}")
+        outcome.failed += 1
+    outcome.seconds = time.monotonic() - begin
+    return outcome
+
+
+def go(options):
+    """Runs the stages asked for; returns the exit status."""
+    names = [stage.name for stage in STAGES]
+    for name in [*options.stage, *options.without]:
+        if name not in names:
+            raise Failure(f"there is no stage {name}: it is one of {', '.join(names)}")
+    if options.list:
+        for stage in STAGES:
+            print(f"{stage.name:<10} {stage.about}")
+        return 0
+    chosen = [s for s in STAGES if (not options.stage or s.name in options.stage) and s.name not in options.without]
+    toolchain.prepare()
+    outcomes = [run(stage) for stage in chosen]
+
+    print(f"\n{'stage':<10} {'passed':>7} {'failed':>7} {'skipped':>8} {'seconds':>8}")
+    for o in outcomes:
+        print(f"{o.stage.name:<10} {o.passed:>7} {o.failed:>7} {o.skipped:>8} {o.seconds:>8.1f}")
+    passed, failed, skipped = (sum(getattr(o, what) for o in outcomes) for what in ("passed", "failed", "skipped"))
+    seconds = sum(o.seconds for o in outcomes)
+    print(f"all of it took {seconds / 60:.1f} minutes\n")
+    print(f"{passed} passed, {failed} failed, {skipped} skipped", flush=True)
+    return 1 if failed or not passed else 0

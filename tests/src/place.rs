@@ -1,0 +1,134 @@
+//! Where stories with stock kernels run: on the host if its KVM can run them, else in the lab's outer machine.
+//!
+//! A story begins with [`elsewhere!`](crate::elsewhere). In the test's own process that runs the same test once more, in a process of
+//! its own in the right place, as root of a network and a scratch directory that are gone when the process is; it
+//! returns when that has ended. So a story itself can make taps and leave files, here as there.
+
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+
+use crate::programs;
+use crate::scratch::Scratch;
+use crate::stock::Stock;
+
+/// Set in the process that does run the story: the scratch directory.
+const PLACE: &str = "VIRGA_STORY_PLACE";
+/// Seconds that a story may take.
+const LIMIT: u64 = 900;
+/// Stories at once in the lab, whose outer machine has two CPUs.
+const LAB_SLOTS: usize = 2;
+
+/// Returns from the test if its story has been run in a process elsewhere. To be the first line of the test.
+#[macro_export]
+macro_rules! elsewhere {
+    () => {
+        fn here() {}
+        if $crate::place::ran_elsewhere(std::any::type_name_of_val(&here)) {
+            return;
+        }
+    };
+}
+
+/// Whether this process was to have the story run by another, which has been done; see [`elsewhere!`](crate::elsewhere). `here` is the path of
+/// a function within the test.
+///
+/// # Panics
+/// If the story failed there, with all it said.
+pub fn ran_elsewhere(here: &str) -> bool {
+    if std::env::var_os(PLACE).is_some() {
+        return false;
+    }
+    let (_, test) = here.split_once("::").expect("a path begins with its crate");
+    let test = test.strip_suffix("::here").expect("the macro's function is called so");
+    let scratch = Scratch::new();
+    let lab = needs_lab();
+    let _slot = Slot::take(lab);
+    let mut command = if lab { in_lab() } else { Command::new("env") };
+    // In a user namespace only where that is what it takes to have a network of our own.
+    // SAFETY: geteuid has no preconditions.
+    let root = lab || unsafe { libc::geteuid() } == 0;
+    command.args(["unshare", if root { "-mn" } else { "-rmn" }, "sh", "-c"]);
+    command.arg(
+        "mkdir -p \"$1\" && mount -t tmpfs -o mode=700 scratch \"$1\" && ip link set lo up && \
+         export TMPDIR=\"$1\" && shift && exec \"$@\"",
+    );
+    command.arg("sh").arg(scratch.path());
+    command.arg("env").arg(format!("{PLACE}={}", scratch.path().display())).args(Stock::get().variables());
+    command.arg(std::env::current_exe().expect("a test knows its own path"));
+    command.args(["--exact", test, "--nocapture", "--include-ignored", "--test-threads=1"]);
+    if !lab {
+        command.env("PATH", path_with_sbin());
+    }
+    // If we are killed it is to end too, and then the lab ends what runs in it.
+    // SAFETY: prctl is a plain system call, safe between fork and exec.
+    unsafe {
+        command.pre_exec(|| match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM) {
+            0 => Ok(()),
+            _ => Err(std::io::Error::last_os_error()),
+        });
+    }
+    let output = command.stdin(Stdio::null()).stderr(Stdio::inherit()).output();
+    let output = output.unwrap_or_else(|e| panic!("cannot run {command:?}: {e}"));
+    println!("{}", String::from_utf8_lossy(&output.stdout));
+    // Also if it ran nothing, a wrong name for instance.
+    let ran = String::from_utf8_lossy(&output.stdout).contains("running 1 test");
+    assert!(output.status.success() && ran, "{test} failed in {}", if lab { "the lab" } else { "its place" });
+    true
+}
+
+/// The scratch directory of the story that runs in this process.
+pub fn scratch() -> PathBuf {
+    PathBuf::from(std::env::var_os(PLACE).expect("a story begins with elsewhere!()"))
+}
+
+fn in_lab() -> Command {
+    let mut command = Command::new(programs::checkout().join("scripts/lab"));
+    command.args(["run", "--timeout", &LIMIT.to_string(), "--"]);
+    command
+}
+
+fn path_with_sbin() -> String {
+    format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_else(|_| "/usr/bin:/bin".to_string()))
+}
+
+/// Whether this host's KVM cannot run stock kernels, as the VMM says itself.
+fn needs_lab() -> bool {
+    static ANSWER: OnceLock<bool> = OnceLock::new();
+    *ANSWER.get_or_init(|| {
+        let output =
+            Command::new(programs::cloud_hypervisor()).arg("--check-host").stdin(Stdio::null()).output();
+        !output.expect("the VMM starts").status.success()
+    })
+}
+
+/// One of the few places at which a story may run at a time, held also against other processes.
+struct Slot(#[expect(dead_code, reason = "holds the lock")] File);
+
+impl Slot {
+    fn take(lab: bool) -> Slot {
+        let count =
+            if lab { LAB_SLOTS } else { std::thread::available_parallelism().map_or(1, |n| n.get() / 2) };
+        // SAFETY: geteuid has no preconditions.
+        let user = unsafe { libc::geteuid() };
+        loop {
+            for number in 0..count.max(1) {
+                let path = std::env::temp_dir().join(format!("virga-test-slot-{user}-{number}"));
+                let file = lock_file(&path);
+                // SAFETY: flock takes an open descriptor.
+                if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } == 0 {
+                    return Slot(file);
+                }
+            }
+            std::thread::sleep(std::time::Duration::from_millis(100));
+        }
+    }
+}
+
+fn lock_file(path: &Path) -> File {
+    let file = File::options().create(true).truncate(false).write(true).open(path);
+    file.unwrap_or_else(|e| panic!("cannot open {}: {e}", path.display()))
+}

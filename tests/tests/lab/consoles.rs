@@ -1,0 +1,53 @@
+//! Consoles of a stock kernel.
+
+use std::path::Path;
+use std::time::Duration;
+
+use tests::linux::{BzImage, Linux, PATIENCE};
+use tests::wire::Wire;
+
+#[test]
+fn a_current_kernel_by_bzimage_has_console_and_serial_port_on_ptys() {
+    tests::elsewhere!();
+    let mut guest = Linux::new("6.12", BzImage).serial("pty").console_pty().boot();
+    let info = guest.info();
+    let path = info["config"]["serial"]["file"].as_str().expect("vm.info tells the serial port's pty");
+    let mut serial = Wire::terminal(Path::new(path));
+
+    guest.sh("stty -F /dev/ttyS0 raw -echo; echo from the guest > /dev/ttyS0");
+    assert!(serial.wait_for("from the guest\n", PATIENCE).is_some(), "{}", serial.tail());
+
+    let read = "head -n 1 /dev/ttyS0";
+    guest.begin(read);
+    serial.send(b"from the host\n");
+    // A new line by itself is what the key sends in a cooked terminal: it arrives as a return. This is not one.
+    let (status, output) = guest.end(read);
+    assert_eq!((status, output.as_str()), (0, "from the host"));
+
+    // As much as has to wait in buffers, in both directions.
+    let sum = "for i in $(seq 1 2000); do echo line $i; done";
+    let long: String = (1..=2000).map(|i| format!("line {i}\n")).collect();
+    assert_eq!(guest.sh(sum), long.trim());
+    guest.sh(&format!("({sum}) > /dev/ttyS0"));
+    let came = serial.wait_for("line 2000\n", PATIENCE);
+    assert_eq!(came.as_deref(), long.strip_suffix("line 2000\n"));
+    let words = "word ".repeat(2000);
+    assert_eq!(guest.sh(&format!("echo {words} | wc -w")), "2000");
+    guest.power_off();
+}
+
+#[test]
+fn the_console_takes_the_size_of_the_terminal() {
+    tests::elsewhere!();
+    let mut guest = Linux::new("6.12", BzImage).boot();
+    assert_eq!(guest.sh("stty -F /dev/hvc0 size"), "24 80");
+    guest.console().resize(50, 132);
+    for _ in 0..100 {
+        if guest.sh("stty -F /dev/hvc0 size") == "50 132" {
+            guest.power_off();
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    guest.fail("the guest does not hear of the terminal's new size");
+}

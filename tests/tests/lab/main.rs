@@ -1,0 +1,11 @@
+//! Stock Debian kernels, an old one and a current one, under the VMM: told as stories, each a boot or a few, seen from inside
+//! and outside. Kernels, entries, processor counts are spread over them.
+//!
+//! On a host whose KVM cannot run such kernels, each story runs in the lab's outer machine; see [`tests::place`].
+
+mod consoles;
+mod debian;
+mod disks;
+mod ends;
+mod machine;
+mod network;

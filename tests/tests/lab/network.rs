@@ -1,0 +1,132 @@
+//! A network card of a stock kernel; its partner is a tap in the story's own network.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::time::{Duration, Instant};
+
+use tests::image;
+use tests::linux::{Linux, Pvh, Running};
+
+const HOST: &str = "192.168.249.1";
+const GUEST: &str = "192.168.249.2";
+
+/// Takes the one connection that the guest makes.
+fn accept(listener: &TcpListener) -> TcpStream {
+    let (stream, _) = listener.accept().expect("the guest connects");
+    stream.set_read_timeout(Some(tests::linux::PATIENCE)).expect("a time limit can be set");
+    stream
+}
+
+fn listen() -> (TcpListener, u16) {
+    let listener = TcpListener::bind((HOST, 0)).expect("the tap has its address");
+    let port = listener.local_addr().expect("a listener has an address").port();
+    (listener, port)
+}
+
+fn megabytes_per_second(bytes: usize, begun: Instant) -> f64 {
+    bytes as f64 / 1e6 / begun.elapsed().as_secs_f64()
+}
+
+fn seconds_up(guest: &mut Running) -> f64 {
+    guest.sh("cut -d ' ' -f 1 /proc/uptime").parse().expect("a number of seconds")
+}
+
+#[test]
+fn an_old_kernel_by_pvh_talks_to_the_host_through_two_pairs_of_queues() {
+    tests::elsewhere!();
+    let keys = format!("ip={HOST},mask=255.255.255.0,mac=52:54:00:aa:bb:cc,num_queues=4,mtu=1400,id=card");
+    let mut guest = Linux::new("6.1", Pvh).cpus("boot=2").with(&["--net", &keys]).boot();
+    assert_eq!(
+        guest.sh("cat /sys/class/net/eth0/address /sys/class/net/eth0/mtu"),
+        "52:54:00:aa:bb:cc\n1400"
+    );
+    guest.sh(&format!("ip addr add {GUEST}/24 dev eth0; ip link set eth0 up"));
+    guest.sh(&format!("ping -c 5 -i 0.2 -W 10 {HOST}"));
+    guest.sh(&format!("ping -c 2 -s 8000 -W 10 {HOST}"));
+    assert_eq!(guest.sh("ls -d /sys/class/net/eth0/queues/rx-* | wc -l"), "2");
+    there_and_back(&mut guest);
+    a_pause(&mut guest);
+    // Both pairs have had work. The interrupts are named after the queues.
+    let idle = guest.sh("grep -E 'virtio[0-9]+-(in|out)put' /proc/interrupts");
+    assert_eq!(idle.lines().count(), 4, "{idle}");
+    let counters: serde_json::Value =
+        serde_json::from_str(&guest.ask(&["counters"])).expect("vm.counters is JSON");
+    let sent = counters["card"]["tx_bytes"].as_u64().unwrap_or_default();
+    assert!(sent > SIZE as u64, "{counters}");
+    guest.power_off();
+}
+
+const SIZE: usize = 24 << 20;
+
+/// Both ways by TCP, unchanged.
+fn there_and_back(guest: &mut Running) {
+    let data = image::pattern(7, 0, SIZE as u64 / image::SECTOR);
+    let (listener, port) = listen();
+    let receive = format!("nc {HOST} {port} < /dev/null > /tmp/data");
+    guest.begin(&receive);
+    let mut stream = accept(&listener);
+    let begun = Instant::now();
+    stream.write_all(&data).expect("the guest takes all of it");
+    drop(stream);
+    let (status, output) = guest.end(&receive);
+    assert_eq!(status, 0, "{output}");
+    println!("to the guest: {:.1} MB/s", megabytes_per_second(SIZE, begun));
+
+    let send = format!("nc {HOST} {port} < /tmp/data");
+    guest.begin(&send);
+    let mut stream = accept(&listener);
+    let begun = Instant::now();
+    let mut back = vec![0; SIZE];
+    stream.read_exact(&mut back).expect("the guest sends all of it");
+    println!("from the guest: {:.1} MB/s", megabytes_per_second(SIZE, begun));
+    assert!(data == back, "what came back is something else");
+    drop(stream);
+    guest.end(&send);
+}
+
+/// While the machine is paused nothing comes, its clock stands still, and the connection survives.
+fn a_pause(guest: &mut Running) {
+    const LINES: u32 = 40;
+    let (listener, port) = listen();
+    let send = format!("for i in $(seq 1 {LINES}); do echo $i; usleep 100000; done | nc {HOST} {port}");
+    let before = seconds_up(guest);
+    let begun = Instant::now();
+    guest.begin(&send);
+    let mut lines = BufReader::new(accept(&listener));
+    let mut line = String::new();
+    lines.read_line(&mut line).expect("a line comes");
+    assert_eq!(line, "1\n");
+    guest.ask(&["pause"]);
+    assert_eq!(guest.info()["state"], "Paused");
+
+    // What was under way may still arrive.
+    let stream = lines.get_ref().try_clone().expect("a socket can be duplicated");
+    stream.set_read_timeout(Some(Duration::from_secs(1))).expect("a time limit can be set");
+    let mut count = 1;
+    while lines.read_line(&mut line).is_ok_and(|length| length > 0) {
+        count += 1;
+    }
+    assert!(count < LINES, "it was not paused");
+    let pause = Duration::from_secs(8);
+    std::thread::sleep(pause);
+    assert!(lines.read_line(&mut line).is_err(), "a machine that is paused has sent something");
+
+    guest.ask(&["resume"]);
+    assert_eq!(guest.info()["state"], "Running");
+    stream.set_read_timeout(Some(tests::linux::PATIENCE)).expect("a time limit can be set");
+    while lines.read_line(&mut line).expect("more comes") > 0 {
+        count += 1;
+    }
+    let expected: String = (1..=LINES).map(|i| format!("{i}\n")).collect();
+    assert_eq!(line, expected);
+    assert_eq!(count, LINES);
+    let (status, output) = guest.end(&send);
+    assert_eq!(status, 0, "{output}");
+    let inside = seconds_up(guest) - before;
+    let outside = begun.elapsed().as_secs_f64();
+    println!("between the same two moments: {inside:.2} s inside, {outside:.2} s outside");
+    assert!(
+        inside < outside - 0.8 * pause.as_secs_f64(),
+        "the guest's clock went on: {inside} of {outside} s"
+    );
+}
