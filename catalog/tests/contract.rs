@@ -143,7 +143,8 @@ fn refusal(text: &str) -> (Kind, Vec<String>) {
     }
     let spec: VmSpec = serde_json::from_value(value).unwrap_or_else(|e| panic!("{text}: {e}"));
     let e = spec.check().expect_err(text);
-    (e.kind(), e.chain())
+    // Which device is at fault is told above the contract's words.
+    (e.kind(), e.chain().into_iter().filter(|m| !m.starts_with("Invalid --")).collect())
 }
 
 #[test]
@@ -254,6 +255,6 @@ fn descriptors_of_a_tap_must_fit_its_queues() {
             net: Some(vec![NetSpec::parse(text).unwrap()]),
             ..VmSpec::default()
         };
-        assert_eq!(spec.check().unwrap_err().to_string(), message);
+        assert_eq!(spec.check().unwrap_err().chain(), ["Invalid --net number 1", message]);
     }
 }
