@@ -121,9 +121,11 @@ pub fn api_socket(matches: &ArgMatches) -> Result<Option<Place>, Refusal> {
     match place(text) {
         Some(place) => Ok(Some(place)),
         // Nobody means a file of such a name.
-        None if text.is_empty() || text.starts_with("fd=") || text.starts_with("path=") => Err(Refusal::invalid(
-            format!("Error parsing --api-socket: expected <path>, path=<path> or fd=<number>, not {text:?}"),
-        )),
+        None if text.is_empty() || text.starts_with("fd=") || text.starts_with("path=") => {
+            Err(Refusal::invalid(format!(
+                "Error parsing --api-socket: expected <path>, path=<path> or fd=<number>, not {text:?}"
+            )))
+        }
         None => Ok(Some(Place::Path(text.into()))),
     }
 }

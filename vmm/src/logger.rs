@@ -169,7 +169,9 @@ pub fn init(verbosity: u8, file: Option<&Path>, format: &str) -> Result<(), LogE
     // Before the file: a bad template leaves it as it was.
     let template = Template::parse(format)?;
     let output: Box<dyn Write + Send> = match file {
-        Some(path) => Box::new(create(path).map_err(|source| LogError::File { path: path.to_owned(), source })?),
+        Some(path) => {
+            Box::new(create(path).map_err(|source| LogError::File { path: path.to_owned(), source })?)
+        }
         None => Box::new(io::stderr()),
     };
     let logger = Logger {
@@ -218,7 +220,8 @@ impl Log for Logger {
         if let (Err(e), Some(file)) = (wrote, &self.file)
             && !self.failed.swap(true, Ordering::Relaxed)
         {
-            let text = format!("Warning: cannot write to log file {}, records are lost: {e}\n", file.display());
+            let text =
+                format!("Warning: cannot write to log file {}, records are lost: {e}\n", file.display());
             // There is nowhere left to report that this cannot be written either.
             let _ = io::stderr().write_all(text.as_bytes());
         }

@@ -141,7 +141,10 @@ pub(crate) fn told(chain: &[&str]) -> String {
         return format!("Error: Cloud Hypervisor exited with the following error:\n  {message}\n");
     }
     let lines = chain.iter().enumerate().map(|(depth, message)| format!("  {depth}: {message}\n"));
-    format!("Error: Cloud Hypervisor exited with the following chain of errors:\n{}", lines.collect::<String>())
+    format!(
+        "Error: Cloud Hypervisor exited with the following chain of errors:\n{}",
+        lines.collect::<String>()
+    )
 }
 
 /// Waits for a child's end; `None`, and the child killed, if it does not come.

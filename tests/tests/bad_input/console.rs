@@ -41,9 +41,17 @@ fn sockets_that_cannot_be_listened_on() {
     for console in &CONSOLES[..2] {
         let none = ["cannot listen on none/s", "No such file or directory (os error 2)"];
         refuses(&bench, *console, "socket=none/s", &none);
-        refuses(&bench, *console, "socket=file", &["cannot listen on file", "the path exists and is no socket"]);
+        refuses(
+            &bench,
+            *console,
+            "socket=file",
+            &["cannot listen on file", "the path exists and is no socket"],
+        );
         refuses(&bench, *console, "socket=busy", &["socket path busy is in use"]);
-        let inner = [format!("cannot listen on {long}"), "the path has 108 bytes; that of a socket has at most 107".into()];
+        let inner = [
+            format!("cannot listen on {long}"),
+            "the path has 108 bytes; that of a socket has at most 107".into(),
+        ];
         refuses(&bench, *console, &format!("socket={long}"), &[&inner[0], &inner[1]]);
     }
 }

@@ -47,7 +47,9 @@ fn images_that_are_none() {
         ("small", &["disk image small has 511 bytes; it must have at least one sector of 512 bytes"]),
         (
             "qcow2",
-            &["disk image qcow2: image format qcow2 is not supported yet; use image_type=raw to treat it as raw"],
+            &[
+                "disk image qcow2: image format qcow2 is not supported yet; use image_type=raw to treat it as raw",
+            ],
         ),
     ] {
         refuses(&bench, &["--disk", &format!("path={path}")], "_disk0", inner);
@@ -127,15 +129,27 @@ fn settings_of_a_disk_that_cannot_work() {
     invalid(&["path=image", "path="], "Invalid --disk number 2", "Disk path missing");
     invalid(&["path=image,num_queues=2"], first, "Queue count (2) must not exceed boot vCPUs (1)");
     invalid(&["path=image,num_queues=0"], first, "Number of queues (0) of a disk must be at least 1");
-    invalid(&["path=image,queue_size=100"], first, "Queue size must be a power of 2 no greater than 32768: 100");
-    invalid(&["path=image,queue_size=2,id=d"], "Invalid --disk with id \"d\"", "Block queue size must be greater than 2: 2");
+    invalid(
+        &["path=image,queue_size=100"],
+        first,
+        "Queue size must be a power of 2 no greater than 32768: 100",
+    );
+    invalid(
+        &["path=image,queue_size=2,id=d"],
+        "Invalid --disk with id \"d\"",
+        "Block queue size must be greater than 2: 2",
+    );
     invalid(
         &["path=image,serial=123456789012345678901"],
         first,
         "Block device serial length (21) exceeds maximum allowed length (20)",
     );
     invalid(&["path=image,id=__d"], "Invalid --disk with id \"__d\"", "Identifier __d is not valid");
-    invalid(&["path=image,pci_device_id=32"], first, "Given PCI device ID (32) is out of the supported range of 0..32");
+    invalid(
+        &["path=image,pci_device_id=32"],
+        first,
+        "Given PCI device ID (32) is out of the supported range of 0..32",
+    );
     invalid(&["path=image,pci_device_id=0"], first, "Given PCI device ID (0) is reserved");
     invalid(&["path=image,pci_segment=1"], first, "Invalid PCI segment id: 1");
     invalid(&["path=image,id=d", "path=other,id=d"], "", "Identifier d is not unique");

@@ -22,7 +22,9 @@ fn only(devices: &[&str]) -> String {
     let keep = |name: &&str| format!("touch d/{name}; mount --bind /dev/{name} d/{name};");
     let kept: String = devices.iter().map(keep).collect();
     // Under a tmpfs, so that nothing of this is seen in the directory.
-    format!("mount -t tmpfs none /mnt; mkdir /mnt/d; cd /mnt; {kept} cd - >/dev/null; mount --rbind /mnt/d /dev")
+    format!(
+        "mount -t tmpfs none /mnt; mkdir /mnt/d; cd /mnt; {kept} cd - >/dev/null; mount --rbind /mnt/d /dev"
+    )
 }
 
 #[test]
@@ -66,7 +68,8 @@ fn a_host_without_taps() {
     if !root("a host without /dev/net/tun") {
         return;
     }
-    let outer = ["Error booting VM", "Cannot create device \"_net0\" (--net)", "cannot set up the tap of \"_net0\""];
+    let outer =
+        ["Error booting VM", "Cannot create device \"_net0\" (--net)", "cannot set up the tap of \"_net0\""];
     let missing = [
         "cannot open /dev/net/tun: this kernel has no tap driver (try: modprobe tun)",
         "No such file or directory (os error 2)",

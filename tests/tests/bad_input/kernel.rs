@@ -78,7 +78,11 @@ fn an_initramfs_larger_than_memory() {
     let mut command = bench.machine(&["--initramfs", "i"]);
     let outcome = bench.run_unchanged(&mut command);
     assert_eq!(outcome.status.code(), Some(1));
-    assert!(outcome.messages.contains("initramfs i does not fit in RAM: it needs 0x"), "{}", outcome.messages);
+    assert!(
+        outcome.messages.contains("initramfs i does not fit in RAM: it needs 0x"),
+        "{}",
+        outcome.messages
+    );
 }
 
 #[test]
@@ -145,7 +149,8 @@ fn a_truncated_elf_kernel_is_refused_whatever_its_length() {
     // Ends of what the loader reads: header, table, and each segment that is loaded or has notes.
     let parts = entries.filter(|at| matches!(whole[*at], 1 | 4)).map(|at| word(at + 8) + word(at + 32));
     let ends: Vec<usize> = [64, table + 56 * count].into_iter().chain(parts).collect();
-    let mut lengths: Vec<usize> = ends.iter().flat_map(|end| [end / 2, end - 1]).chain([4, 5, 16, 65]).collect();
+    let mut lengths: Vec<usize> =
+        ends.iter().flat_map(|end| [end / 2, end - 1]).chain([4, 5, 16, 65]).collect();
     lengths.sort_unstable();
     lengths.dedup();
     let last = *ends.iter().max().unwrap();

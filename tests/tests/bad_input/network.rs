@@ -10,7 +10,8 @@ use crate::namespace::{interfaces, ip, with_network};
 
 /// The chain of errors about the first network device's tap.
 fn about<'a>(inner: &[&'a str]) -> Vec<&'a str> {
-    let outer = ["Error booting VM", "Cannot create device \"_net0\" (--net)", "cannot set up the tap of \"_net0\""];
+    let outer =
+        ["Error booting VM", "Cannot create device \"_net0\" (--net)", "cannot set up the tap of \"_net0\""];
     [&outer[..], inner].concat()
 }
 
@@ -32,7 +33,9 @@ fn passing(command: &mut Command, file: &impl AsRawFd, to: RawFd) {
     let from = file.as_raw_fd();
     // SAFETY: dup2 is a plain system call, safe between fork and exec.
     unsafe {
-        command.pre_exec(move || if libc::dup2(from, to) < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) });
+        command.pre_exec(move || {
+            if libc::dup2(from, to) < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) }
+        });
     }
 }
 
@@ -126,7 +129,8 @@ fn descriptors_that_are_no_tap() {
         passing(&mut command, &bare, 77);
         refused(&bench, &mut command, &about(&["fd 77 (tap \"bare\") was opened without IFF_VNET_HDR"]));
         let mut command = bench.machine(&["--cpus", "boot=2", "--net", "fd=[77,77],num_queues=4"]);
-        passing(&mut command, &tap("twice", libc::IFF_VNET_HDR | libc::IFF_MULTI_QUEUE), 77);
+        let twice = tap("twice", libc::IFF_VNET_HDR | libc::IFF_MULTI_QUEUE);
+        passing(&mut command, &twice, 77);
         refused(&bench, &mut command, &about(&["fd 77 was given twice"]));
     });
 }

@@ -34,9 +34,21 @@ fn texts_that_do_not_parse() {
             &["Unable to convert zip for image_type", "expected one of raw|qcow2|vhd|vhdx|vmdk"],
         ),
         ("disk", "path=a,bw_size=1", &["bw_size is not supported yet"]),
-        ("cpus", "boot=x", &["Unable to convert x for boot", "expected a decimal number from 0 to 4294967295"]),
-        ("cpus", "boot=-1", &["Unable to convert -1 for boot", "expected a decimal number from 0 to 4294967295"]),
-        ("cpus", "topology=1:1", &["Unable to convert 1:1 for topology", "expected four numbers such as 2:4:1:1"]),
+        (
+            "cpus",
+            "boot=x",
+            &["Unable to convert x for boot", "expected a decimal number from 0 to 4294967295"],
+        ),
+        (
+            "cpus",
+            "boot=-1",
+            &["Unable to convert -1 for boot", "expected a decimal number from 0 to 4294967295"],
+        ),
+        (
+            "cpus",
+            "topology=1:1",
+            &["Unable to convert 1:1 for topology", "expected four numbers such as 2:4:1:1"],
+        ),
         (
             "net",
             "mac=zz",
@@ -51,7 +63,11 @@ fn texts_that_do_not_parse() {
         ("console", "file=", &["Path missing when using file console mode"]),
         ("serial", "socket=", &["Path missing when using socket console mode"]),
         ("serial", "file", &["Invalid syntax: file"]),
-        ("debug-console", "off,iobase=7", &["Unable to convert 7 for iobase", "expected a port from 0x0 to 0xffff"]),
+        (
+            "debug-console",
+            "off,iobase=7",
+            &["Unable to convert 7 for iobase", "expected a port from 0x0 to 0xffff"],
+        ),
     ] {
         let outer = ["Error parsing config".to_owned(), format!("Error parsing --{flag}")];
         let chain: Vec<&str> = outer.iter().map(String::as_str).chain(inner.iter().copied()).collect();
@@ -115,7 +131,10 @@ fn what_is_not_offered_yet_is_refused_by_name() {
         refuses(&args, &["Error parsing config", &format!("{flag} is not supported yet")]);
     }
     refuses(&["--seccomp", "true"], &["--seccomp true is not supported yet"]);
-    refuses(&["--seccomp", "yes"], &["Error parsing --seccomp: expected true, false, log or errno, not \"yes\""]);
+    refuses(
+        &["--seccomp", "yes"],
+        &["Error parsing --seccomp: expected true, false, log or errno, not \"yes\""],
+    );
     let segments = "--platform num_pci_segments=2 is not supported yet";
     refuses(
         &["--platform", "num_pci_segments=2"],
@@ -137,8 +156,14 @@ fn usage_errors_end_with_status_2() {
     let cases: [(Vec<String>, &str); 6] = [
         (vec!["--bogus".into()], "error: unexpected argument '--bogus' found\n"),
         (vec!["stray".into()], "error: unexpected argument 'stray' found\n"),
-        (vec!["--disk".into(), "path=a".into()], "error: the following required arguments were not provided:\n"),
-        (vec!["--api-socket".into()], "error: a value is required for '--api-socket <path=<path>|fd=<number>>'"),
+        (
+            vec!["--disk".into(), "path=a".into()],
+            "error: the following required arguments were not provided:\n",
+        ),
+        (
+            vec!["--api-socket".into()],
+            "error: a value is required for '--api-socket <path=<path>|fd=<number>>'",
+        ),
         (machine(&["--memory", "size=1G", "--memory", "size=2G"]), "error: the argument '--memory"),
         (machine(&["--cpus"]), "error: a value is required for '--cpus"),
     ];

@@ -37,8 +37,10 @@ fn paths_that_no_socket_can_have() {
     refuses(&bench, "none/s", &["Cannot create lock file none/s.lock", none]);
     refuses(&bench, "file/s", &["Cannot listen on API socket file/s", "Not a directory (os error 20)"]);
     let long = "s".repeat(108);
-    let chain =
-        [format!("Cannot listen on API socket {long}"), "the path has 108 bytes; that of a socket has 1 to 107".into()];
+    let chain = [
+        format!("Cannot listen on API socket {long}"),
+        "the path has 108 bytes; that of a socket has 1 to 107".into(),
+    ];
     refuses(&bench, &long, &[&chain[0], &chain[1]]);
 }
 
