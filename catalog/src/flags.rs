@@ -30,8 +30,8 @@ impl Flag {
         let arg = Arg::new(self.name)
             .long(self.name)
             .value_name("key=value,…")
-            .help(about.clone())
-            .long_help(format!("{about}\n{}", self.table()));
+            .help(first_sentence(&about).to_owned())
+            .long_help(format!("{}\n{}", wrap(&about, WIDTH).join("\n"), self.table()));
         if self.many { arg.num_args(1..).action(ArgAction::Append) } else { arg.num_args(1) }
     }
 
@@ -75,10 +75,15 @@ fn wrap(text: &str, width: usize) -> Vec<String> {
     lines
 }
 
-/// A doc comment as one line, without the full stop that help texts do not have.
+/// A doc comment as one line, without the full stop and the marks of code that help texts do not have.
 pub fn sentence(doc: &str) -> String {
     let words: Vec<_> = doc.split_whitespace().collect();
-    words.join(" ").trim_end_matches('.').to_owned()
+    words.join(" ").trim_end_matches('.').replace('`', "")
+}
+
+/// What summaries show.
+fn first_sentence(text: &str) -> &str {
+    text.split_once(". ").map_or(text, |(first, _)| first)
 }
 
 /// The specification after a flag that is given at most once.
@@ -194,5 +199,7 @@ mod tests {
         );
         assert_eq!(wrap("aa bb cc", 5), ["aa bb", "cc"]);
         assert_eq!(wrap("", 5), [""; 0]);
+        assert_eq!(sentence(" Use `a`.\n Or b."), "Use a. Or b");
+        assert_eq!(first_sentence("Use a. Or b"), "Use a");
     }
 }

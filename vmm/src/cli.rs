@@ -16,16 +16,17 @@ use crate::logger;
 
 const ABOUT: &str = "Runs a virtual machine.
 
-With --kernel, the machine described by the flags is booted at once. Without, the process waits for requests on the API socket \
-(see ch-remote). Options that take key=value pairs show their keys below; lists are written [a,b], sizes may end in K, M or G.";
+With --kernel, the machine described by the flags is booted at once. Without, the process waits
+for requests on the API socket (see ch-remote). Options that take key=value pairs show their keys
+below; lists are written [a,b], sizes may end in K, M or G.";
 
 const EXAMPLES: &str = "Examples:
   Boot a kernel with a disk, its console on this terminal (log out of the guest to end):
     cloud-hypervisor --kernel vmlinux --disk path=debian.img --cmdline 'console=hvc0 root=/dev/vda1'
 
   Two vCPUs, 2 GiB, a network card on a new tap, an API socket:
-    cloud-hypervisor --api-socket /run/vm.sock --cpus boot=2 --memory size=2G --net mac=52:54:00:12:34:56 \\
-      --kernel vmlinux --initramfs initrd.img --cmdline console=hvc0
+    cloud-hypervisor --api-socket /run/vm.sock --cpus boot=2 --memory size=2G \\
+      --net mac=52:54:00:12:34:56 --kernel vmlinux --initramfs initrd.img --cmdline console=hvc0
 
   Wait for a machine to be described over the API:
     cloud-hypervisor --api-socket /run/vm.sock

@@ -1,0 +1,197 @@
+//! Measures VMMs side by side and by turns; `scripts/bench` builds what it needs and calls it.
+//!
+//! Every row is measured round by round, each program once a round, so that a load on the machine that comes and goes hits all alike.
+//! Figures are medians; ratios are medians of the rounds' ratios.
+
+mod boot;
+mod load;
+mod process;
+mod rows;
+mod start;
+mod stats;
+mod subject;
+mod tap;
+mod targets;
+
+use std::io::Error;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+use serde_json::json;
+
+use load::Setting;
+use rows::{Row, Rows};
+use subject::{Dialect, Subject};
+use targets::{BARE, OURS, QEMU};
+
+const SECTIONS: [&str; 6] = ["start", "rate", "exits", "block", "network", "boot"];
+
+fn command() -> Command {
+    let path = |name: &'static str, help: &'static str| {
+        Arg::new(name).long(name).value_name("path").value_parser(value_parser!(PathBuf)).help(help)
+    };
+    Command::new("bench")
+        .about("Measures VMMs side by side; see scripts/bench, which calls this")
+        .arg(path("programs", "Directory with cloud-hypervisor, bare-kvm, probe and first-byte").required(true))
+        .arg(path("scratch", "Directory for a disk image of 256 MiB").required(true))
+        .arg(
+            Arg::new("qemu")
+                .long("qemu")
+                .value_name("word")
+                .action(ArgAction::Append)
+                .allow_hyphen_values(true)
+                .help("A word of the command that starts QEMU; give it as often as there are words"),
+        )
+        .arg(Arg::new("runs").long("runs").value_parser(value_parser!(u16).range(1..)).default_value("15"))
+        .arg(Arg::new("millis").long("millis").value_parser(value_parser!(u64).range(10..)).default_value("500"))
+        .arg(
+            Arg::new("only")
+                .long("only")
+                .value_delimiter(',')
+                .value_parser(SECTIONS)
+                .default_value("start,rate,exits,block,network"),
+        )
+        .arg(path("kernel", "Stock kernel (vmlinux) for the section boot"))
+        .arg(path("initramfs", "Its initramfs, which says \"guest: begin\""))
+        .arg(path("json", "Writes the figures to this file"))
+        .arg(Arg::new("others").value_name("VMM").num_args(0..).value_parser(value_parser!(PathBuf)))
+}
+
+fn main() -> ExitCode {
+    let matches = command().get_matches();
+    match run(&matches) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(e) => {
+            eprintln!("bench: {e}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Whether every program could be measured; missed targets are no failure of the bench.
+fn run(matches: &ArgMatches) -> Result<bool, Error> {
+    let path = |name| matches.get_one::<PathBuf>(name).cloned();
+    let absent = |name: &str| Error::other(format!("--{name} is needed"));
+    let programs = path("programs").ok_or_else(|| absent("programs"))?;
+    let scratch = path("scratch").ok_or_else(|| absent("scratch"))?;
+    let runs = usize::from(*matches.get_one::<u16>("runs").unwrap_or(&15));
+    let millis = *matches.get_one::<u64>("millis").unwrap_or(&500);
+    let subjects = subjects(matches, &programs);
+    let others: Vec<String> = subjects
+        .iter()
+        .map(|s| s.name.clone())
+        .filter(|name| ![OURS, BARE, QEMU].contains(&name.as_str()))
+        .collect();
+    let yardstick = if subjects.iter().any(|s| s.name == QEMU) { QEMU } else { OURS };
+    let probe = programs.join("probe");
+    let setting =
+        Setting { probe: &probe, scratch: &scratch, runs, millis, yardstick, khz: load::tsc_khz() };
+    let first_byte = programs.join("first-byte");
+
+    let mut rows = Rows::default();
+    let load_before = load_average();
+    for section in matches.get_many::<String>("only").into_iter().flatten() {
+        eprintln!("bench: {section}, {runs} rounds ...");
+        match section.as_str() {
+            "start" => start::measure(&mut rows, &subjects, &first_byte, runs, BARE),
+            "rate" => {
+                let time = Duration::from_millis(millis);
+                start::rate(&mut rows, &subjects, &first_byte, runs, time, BARE);
+            }
+            "exits" => setting.exits(&mut rows, &subjects, yardstick),
+            "block" => setting.block(&mut rows, &subjects)?,
+            "network" => {
+                // On a thread of its own: it does not come back from its network namespace.
+                let done = std::thread::scope(|scope| {
+                    scope.spawn(|| setting.network(&mut rows, &subjects)).join().expect("it does not panic")
+                });
+                if let Err(e) = done {
+                    rows.fail(format!("network: no tap in a namespace of our own: {e} (needs root)"));
+                }
+            }
+            _ => {
+                let kernel = path("kernel").ok_or_else(|| absent("kernel"))?;
+                let initramfs = path("initramfs").ok_or_else(|| absent("initramfs"))?;
+                boot::measure(&mut rows, &subjects, (&kernel, &initramfs), runs, yardstick);
+            }
+        }
+    }
+    let verdicts = targets::verdicts(&rows, &others);
+    if let Some(path) = path("json") {
+        let report = json!({
+            "rows": rows.rows.iter().map(Row::json).collect::<Vec<_>>(),
+            "targets": verdicts.iter().map(targets::Verdict::json).collect::<Vec<_>>(),
+            "failures": rows.failures,
+            "command": std::env::args().collect::<Vec<_>>(),
+            "load_average": [load_before, load_average()],
+            "cpus": std::thread::available_parallelism()?.get(),
+        });
+        std::fs::write(&path, format!("{report:#}\n"))
+            .map_err(|e| Error::other(format!("{}: {e}", path.display())))?;
+    }
+    print(&rows, &verdicts);
+    Ok(rows.failures.is_empty())
+}
+
+fn subjects(matches: &ArgMatches, programs: &Path) -> Vec<Subject> {
+    let mut subjects = vec![
+        Subject {
+            name: OURS.into(),
+            program: programs.join("cloud-hypervisor"),
+            dialect: Dialect::CloudHypervisor,
+        },
+        Subject { name: BARE.into(), program: programs.join("bare-kvm"), dialect: Dialect::Bare },
+    ];
+    let mut words = matches.get_many::<String>("qemu").into_iter().flatten().cloned();
+    if let Some(program) = words.next() {
+        let dialect = Dialect::Qemu(words.collect());
+        subjects.push(Subject { name: QEMU.into(), program: program.into(), dialect });
+    }
+    for other in matches.get_many::<PathBuf>("others").into_iter().flatten() {
+        let name = other.display().to_string();
+        subjects.push(Subject { name, program: other.clone(), dialect: Dialect::CloudHypervisor });
+    }
+    subjects
+}
+
+fn load_average() -> String {
+    let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    text.split(' ').next().unwrap_or("?").to_owned()
+}
+
+/// Three figures or so.
+fn figure(value: f64) -> String {
+    match value.abs() {
+        v if v >= 100.0 => format!("{value:.0}"),
+        v if v >= 10.0 => format!("{value:.1}"),
+        _ => format!("{value:.2}"),
+    }
+}
+
+fn print(rows: &Rows, verdicts: &[targets::Verdict]) {
+    println!("{:<44} {:<20} {:>9} {:>19} {:>9}  {:>7}", "", "", "median", "p10 - p90", "best", "ratio");
+    for row in &rows.rows {
+        for (n, program) in row.programs.iter().enumerate() {
+            let Some(s) = row.summary(program) else { continue };
+            let unit = if row.unit.is_empty() { String::new() } else { format!(", {}", row.unit) };
+            let name = if n == 0 { format!("{}{unit}", row.name) } else { String::new() };
+            let best = if row.better == rows::Better::Less { s.least } else { s.most };
+            let ratio = row.ratio(program, &row.yardstick).map_or("-".into(), |r| format!("{r:.2} x"));
+            let spread = format!("{} - {}", figure(s.p10), figure(s.p90));
+            let short = program.rsplit('/').next().unwrap_or(program);
+            println!("{name:<44} {short:<20} {:>9} {spread:>19} {:>9}  {ratio:>7}", figure(s.median), figure(best));
+        }
+    }
+    if !verdicts.is_empty() {
+        println!("\n{:<44} {:<26} {:>10}", "target", "", "reached");
+    }
+    for v in verdicts {
+        println!("{:<44} {:<26} {:>10}  {}", v.what, v.aim, v.reached, if v.met { "met" } else { "NOT MET" });
+    }
+    for failure in &rows.failures {
+        println!("failed: {failure}");
+    }
+}

@@ -1,0 +1,103 @@
+//! A VMM at work: started, listened to with a limit, always ended.
+
+use std::io::{Error, ErrorKind, Read};
+use std::os::fd::AsRawFd;
+use std::process::{Child, Command};
+use std::time::{Duration, Instant};
+
+/// Killed and waited for on drop.
+#[derive(Debug)]
+pub(crate) struct Process {
+    child: Child,
+    begun: Instant,
+    seen: Vec<u8>,
+}
+
+/// What a process costs the host, in kB; see `man 5 proc`, smaps_rollup.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Footprint {
+    /// Its pages, shared ones divided by those who share.
+    pub(crate) proportional: f64,
+    /// Pages that it alone has and has written to: what one more of it costs.
+    pub(crate) private_dirty: f64,
+    /// Its threads.
+    pub(crate) threads: f64,
+}
+
+impl Process {
+    /// Starts it; time counts from just before.
+    pub(crate) fn start(mut command: Command) -> Result<Process, Error> {
+        let begun = Instant::now();
+        let child = command.spawn()?;
+        Ok(Process { child, begun, seen: Vec::new() })
+    }
+
+    /// Since its start.
+    pub(crate) fn age(&self) -> Duration {
+        self.begun.elapsed()
+    }
+
+    /// Reads its standard output until `enough` of what came.
+    ///
+    /// Fails when it ends or is silent for too long, with what it said on standard error.
+    pub(crate) fn read_until(&mut self, limit: Duration, enough: impl Fn(&[u8]) -> bool) -> Result<(), Error> {
+        let out = self.child.stdout.as_mut().ok_or(ErrorKind::BrokenPipe)?;
+        let deadline = Instant::now() + limit;
+        while !enough(&self.seen) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let mut poll = libc::pollfd { fd: out.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+            // SAFETY: one valid pollfd.
+            let ready = unsafe { libc::poll(&mut poll, 1, left.as_millis().min(600_000) as libc::c_int) };
+            let mut bytes = [0; 4096];
+            let len = if ready > 0 { out.read(&mut bytes)? } else { 0 };
+            if len == 0 {
+                return Err(self.complaint(if ready > 0 { "it ended" } else { "it is silent" }));
+            }
+            self.seen.extend_from_slice(&bytes[..len]);
+        }
+        Ok(())
+    }
+
+    /// Everything it wrote so far.
+    pub(crate) fn text(&self) -> String {
+        String::from_utf8_lossy(&self.seen).into_owned()
+    }
+
+    fn complaint(&mut self, what: &str) -> Error {
+        // It may have ended by itself.
+        let _ = self.child.kill();
+        let mut said = Vec::new();
+        if let Some(err) = &mut self.child.stderr {
+            // What it said is only an ornament of the message.
+            let _ = err.take(4096).read_to_end(&mut said);
+        }
+        let said = String::from_utf8_lossy(&said);
+        let last = said.trim().lines().last().unwrap_or("").to_owned();
+        Error::other(format!("{what} after {:?} {last}", self.text().chars().rev().take(80).collect::<Vec<_>>().iter().rev().collect::<String>()))
+    }
+
+    /// What it costs now.
+    pub(crate) fn footprint(&self) -> Result<Footprint, Error> {
+        let proc = format!("/proc/{}", self.child.id());
+        let rollup = std::fs::read_to_string(format!("{proc}/smaps_rollup"))?;
+        let status = std::fs::read_to_string(format!("{proc}/status"))?;
+        let number = |text: &str, name: &str| {
+            let line = text.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(':'));
+            let word = line.and_then(|l| l.split_whitespace().next()?.parse::<f64>().ok());
+            word.ok_or_else(|| Error::other(format!("{proc} does not tell {name}")))
+        };
+        Ok(Footprint {
+            proportional: number(&rollup, "Pss")?,
+            private_dirty: number(&rollup, "Private_Dirty")?,
+            threads: number(&status, "Threads")?,
+        })
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // Both fail only if it has ended and was waited for.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

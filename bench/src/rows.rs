@@ -1,0 +1,130 @@
+//! What was measured: rows of series, one series for each program, and their comparison.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+
+use crate::stats::Summary;
+
+/// Which way is better.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Better {
+    Less,
+    More,
+}
+
+/// One measured quantity.
+#[derive(Debug)]
+pub(crate) struct Row {
+    pub(crate) name: String,
+    pub(crate) unit: &'static str,
+    pub(crate) better: Better,
+    /// The program that ratios are taken to.
+    pub(crate) yardstick: String,
+    /// By program, by round; a round that failed is absent.
+    series: BTreeMap<String, BTreeMap<usize, f64>>,
+    /// In the order in which they came.
+    pub(crate) programs: Vec<String>,
+}
+
+/// All rows, and the programs that failed somewhere.
+#[derive(Debug, Default)]
+pub(crate) struct Rows {
+    pub(crate) rows: Vec<Row>,
+    pub(crate) failures: Vec<String>,
+}
+
+impl Rows {
+    /// Notes a measurement of `program` in `round`; the row is made when it is first heard of.
+    pub(crate) fn note(
+        &mut self,
+        (name, unit, better): (&str, &'static str, Better),
+        yardstick: &str,
+        program: &str,
+        round: usize,
+        value: f64,
+    ) {
+        let at = self.rows.iter().position(|r| r.name == name).unwrap_or_else(|| {
+            self.rows.push(Row {
+                name: name.to_owned(),
+                unit,
+                better,
+                yardstick: yardstick.to_owned(),
+                series: BTreeMap::new(),
+                programs: Vec::new(),
+            });
+            self.rows.len() - 1
+        });
+        let row = &mut self.rows[at];
+        if !row.programs.iter().any(|p| p == program) {
+            row.programs.push(program.to_owned());
+        }
+        row.series.entry(program.to_owned()).or_default().insert(round, value);
+    }
+
+    /// Notes that a program could not be measured.
+    pub(crate) fn fail(&mut self, what: String) {
+        eprintln!("bench: {what}");
+        if !self.failures.contains(&what) {
+            self.failures.push(what);
+        }
+    }
+
+    pub(crate) fn row(&self, name: &str) -> Option<&Row> {
+        self.rows.iter().find(|r| r.name == name)
+    }
+}
+
+impl Row {
+    /// The figures of one program.
+    pub(crate) fn summary(&self, program: &str) -> Option<Summary> {
+        Summary::of(self.series.get(program)?.values().copied())
+    }
+
+    /// Median over the rounds of `program` over `other` in the same round: load that comes and goes hits both.
+    pub(crate) fn ratio(&self, program: &str, other: &str) -> Option<f64> {
+        let (mine, theirs) = (self.series.get(program)?, self.series.get(other)?);
+        let ratios = mine.iter().filter_map(|(round, value)| Some(value / theirs.get(round)?));
+        Some(Summary::of(ratios.filter(|r| r.is_finite()))?.median)
+    }
+
+    /// As JSON.
+    pub(crate) fn json(&self) -> Value {
+        let programs: Vec<Value> = self
+            .programs
+            .iter()
+            .filter_map(|program| {
+                let s = self.summary(program)?;
+                Some(json!({
+                    "program": program, "runs": s.runs, "median": s.median, "p10": s.p10, "p90": s.p90,
+                    "least": s.least, "most": s.most, "ratio": self.ratio(program, &self.yardstick),
+                    "values": self.series[program].values().collect::<Vec<_>>(),
+                }))
+            })
+            .collect();
+        let better = if self.better == Better::Less { "less" } else { "more" };
+        json!({
+            "name": self.name, "unit": self.unit, "better": better, "ratio_to": self.yardstick, "programs": programs,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ratios_are_taken_within_a_round() {
+        let mut rows = Rows::default();
+        let what = ("start", "ms", Better::Less);
+        for (round, load) in [1.0, 10.0, 2.0].into_iter().enumerate() {
+            rows.note(what, "bare", "bare", round, load);
+            rows.note(what, "bare", "ours", round, load * 1.5);
+        }
+        rows.note(what, "bare", "ours", 3, 1000.0); // its partner failed
+        let row = rows.row("start").unwrap();
+        assert_eq!(row.ratio("ours", "bare"), Some(1.5));
+        assert_eq!(row.summary("bare").unwrap().median, 2.0);
+        assert_eq!(row.ratio("ours", "nobody"), None);
+    }
+}
