@@ -8,7 +8,7 @@ use device::Naming;
 use platform::debug_console::DebugConsoleSpec;
 use platform::serial::SerialSpec;
 use serde::{Deserialize, Serialize};
-use spec::{Facts, Refusal, Unsupported};
+use spec::{Facts, Kind, Refusal, Unsupported};
 use virtio_devices::block::DiskSpec;
 use virtio_devices::console::ConsoleSpec;
 use virtio_devices::net::NetSpec;
@@ -247,11 +247,14 @@ impl VmSpec {
         for device in self.devices() {
             let number = counts.entry(device.flag()).or_default();
             *number += 1;
-            device.check(&facts).map_err(|e| e.within(describe(device, *number)))?;
+            device.check(&facts).map_err(|e| match e.kind() {
+                Kind::Invalid => e.within(describe(device, *number)),
+                _ => e, // names the flag by itself
+            })?;
             let Some(common) = device.common() else { continue };
             if let Some(id) = &common.id {
                 if ids.contains(&id.as_str()) {
-                    return Err(Refusal::new(spec::Kind::Conflict, format!("Identifier {id} is not unique")));
+                    return Err(Refusal::new(Kind::Conflict, format!("Identifier {id} is not unique")));
                 }
                 ids.push(id);
             }

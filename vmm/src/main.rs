@@ -22,10 +22,9 @@ fn main() -> ExitCode {
     let matches = match cli::command().try_get_matches() {
         Ok(matches) => matches,
         Err(e) => {
-            // Nothing can be done about a closed standard stream.
-            let _ = e.print();
-            return match e.kind() {
-                ErrorKind::DisplayHelp => ExitCode::SUCCESS,
+            return match (e.kind(), e.print()) {
+                (ErrorKind::DisplayHelp, Ok(())) => ExitCode::SUCCESS,
+                (ErrorKind::DisplayHelp, Err(e)) => unprintable(e),
                 _ => ExitCode::from(2),
             };
         }
@@ -170,9 +169,11 @@ fn print(text: &str, code: ExitCode) -> ExitCode {
     let mut stdout = std::io::stdout();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
         Ok(()) => code,
-        Err(e) => {
-            report(&Refusal::host("Cannot write to standard output", e));
-            ExitCode::FAILURE
-        }
+        Err(e) => unprintable(e),
     }
+}
+
+fn unprintable(e: std::io::Error) -> ExitCode {
+    report(&Refusal::host("Cannot write to standard output", e));
+    ExitCode::FAILURE
 }
