@@ -41,12 +41,11 @@ impl Monitor {
     /// The descriptor cannot be made non-blocking.
     pub fn new(file: Option<File>) -> io::Result<Self> {
         if let Some(file) = &file {
-            // SAFETY: plain fcntl calls on a descriptor that `file` keeps open.
+            // SAFETY: a plain fcntl call on a descriptor that `file` keeps open.
             let flags = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) };
-            // SAFETY: as above.
-            if flags < 0
-                || unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK) } < 0
-            {
+            // SAFETY: as above; where the first call failed, so does this.
+            let set = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK) };
+            if flags < 0 || set < 0 {
                 return Err(io::Error::last_os_error());
             }
         }

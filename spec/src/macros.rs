@@ -77,9 +77,10 @@ macro_rules! spec {
         }
 
         impl $crate::Part for $name {
-            // How many of each there are depends on the group.
-            #[allow(unused_mut, clippy::vec_init_then_push)]
+            // A list of nothing but its own keys is pushed at once.
+            #[allow(clippy::vec_init_then_push)]
             fn keys() -> Vec<$crate::Key> {
+                #[allow(unused_mut)]
                 let mut keys = Vec::new();
                 $( keys.extend(<$pty as $crate::Part>::keys()); )*
                 $( keys.push($crate::Key {
