@@ -13,7 +13,7 @@ const KVM: &str = "Failed to open hypervisor interface (is hypervisor interface 
 fn refuses(script: &str, args: &[&str], chain: &[&str]) {
     let bench = Bench::new();
     bench.file("forbidden", "");
-    std::fs::set_permissions(bench.path("forbidden"), std::fs::Permissions::from_mode(0)).unwrap();
+    std::fs::set_permissions(bench.path("forbidden"), std::fs::Permissions::from_mode(0o000)).unwrap();
     bench.refused(&mut with_mounts(script, &bench.machine(args)), chain);
 }
 

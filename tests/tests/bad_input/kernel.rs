@@ -159,7 +159,7 @@ fn a_truncated_elf_kernel_is_refused_whatever_its_length() {
         bench.file("k", &whole[..length]);
         let outcome = bench.run_unchanged(&mut bench.machine(&["--kernel", "k"]));
         assert_eq!(outcome.status.code(), Some(1), "{length} bytes");
-        let wanted = format!("Cannot load the kernel\n  2: kernel k is truncated: its ");
+        let wanted = "Cannot load the kernel\n  2: kernel k is truncated: its ".to_owned();
         assert!(outcome.messages.contains(&wanted), "{length} bytes: {}", outcome.messages);
         let told = format!(", the file at {length:#x}\n");
         assert!(outcome.messages.ends_with(&told), "{length} bytes: {}", outcome.messages);
