@@ -6,11 +6,12 @@ import subprocess
 import sys
 import time
 
-from . import guest, kernels, toolchain
+from . import common, guest, kernels, toolchain
 from .common import CHECKOUT, Failure, say
 
 PROBE = ["--manifest-path", "probe/Cargo.toml", "--target-dir", "target/probe"]
 UNITS = ["cargo", "test", "--locked", "--workspace", "--exclude", "tests"]
+PROGRAMS = [["cargo", "build", "--locked", "-p", "vmm", "-p", "ch-remote", "-p", "bare-kvm"], ["scripts/build-probe"]]
 RESULT = re.compile(r"^test result: \w+\. (\d+) passed; (\d+) failed; (\d+) ignored", re.M)
 SKIPPED = re.compile(r"^SKIPPED", re.M)
 
@@ -27,8 +28,15 @@ class Stage:
         self.name, self.about, self.commands, self.prepare = name, about, commands, prepare
 
 
+def programs():
+    """Brings the programs and the probe guest up to date: tests of the whole run what lies in the target directory."""
+    for argv in PROGRAMS:
+        common.run(argv, limit=1800, cwd=CHECKOUT)
+
+
 def lab_ready():
     """Fetches and builds what the lab's tests need, so that no test's time limit pays for it."""
+    programs()
     for name in kernels.GUEST_KERNELS:
         guest.initramfs(name)
 
@@ -43,10 +51,10 @@ STAGES = [
     Stage("units", "each crate's own tests, on the real /dev/kvm, taps, terminals and sockets",
           UNITS, whole("floors")),
     Stage("programs", "builds the programs and the probe guest",
-          ["cargo", "build", "--locked", "-p", "vmm", "-p", "ch-remote", "-p", "bare-kvm"], ["scripts/build-probe"]),
-    Stage("probe", "the machine's devices, driven by the probe guest", whole("bare_kvm"), whole("probe")),
-    Stage("api", "ch-remote and other clients against a running machine", whole("api")),
-    Stage("bad_input", "what must be refused, and how", whole("bad_input")),
+          *PROGRAMS),
+    Stage("probe", "the machine's devices, driven by the probe guest", whole("bare_kvm"), whole("probe"), prepare=programs),
+    Stage("api", "ch-remote and other clients against a running machine", whole("api"), prepare=programs),
+    Stage("bad_input", "what must be refused, and how", whole("bad_input"), prepare=programs),
     Stage("lab", "stock Debian kernels, old and new, and the examples of the README",
           whole("lab"), whole("readme"), prepare=lab_ready),
 ]
