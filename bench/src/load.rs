@@ -43,7 +43,6 @@ fn facts(report: &str, name: &str) -> Result<BTreeMap<String, f64>, Error> {
         let why = report.lines().find(|l| l.starts_with("FAIL ") || l.starts_with("SKIP "));
         return Err(Error::other(why.unwrap_or("the guest reports nothing").to_owned()));
     };
-    // `ns=` follows each figure that it belongs to; figures are what is wanted here.
     let pairs = line.split_whitespace().filter_map(|word| word.split_once('='));
     Ok(pairs.filter_map(|(key, value)| Some((key.to_owned(), value.parse().ok()?))).collect())
 }
@@ -53,7 +52,13 @@ fn done(seen: &[u8]) -> bool {
 }
 
 impl Setting<'_> {
-    fn start(&self, subject: &Subject, test: &str, options: &str, extra: Extra<'_>) -> Result<Process, Error> {
+    fn start(
+        &self,
+        subject: &Subject,
+        test: &str,
+        options: &str,
+        extra: Extra<'_>,
+    ) -> Result<Process, Error> {
         let cmdline =
             format!("probe.run={test} probe.millis={} probe.khz={} {options}", self.millis, self.khz);
         Process::start(subject.run(self.probe, &cmdline, extra))
@@ -84,8 +89,7 @@ impl Setting<'_> {
         ];
         for round in 0..self.runs {
             for subject in subjects {
-                let options = if subject.has_devices() { "probe.why=mmio" } else { "" };
-                match self.run(subject, "exits", options, Extra::None) {
+                match self.run(subject, "exits", "", Extra::Bus) {
                     Err(e) => rows.fail(format!("{}: exits: {e}", subject.name)),
                     Ok(facts) => {
                         for (key, name) in wanted {
@@ -116,11 +120,12 @@ impl Setting<'_> {
                     for depth in [1, 32] {
                         for subject in subjects.iter().filter(|s| s.has_devices()) {
                             let name = block_row(op, depth, direct);
-                            let options = format!("probe.op={op} probe.depth={depth} probe.seed={}", round + 1);
+                            let options =
+                                format!("probe.op={op} probe.depth={depth} probe.seed={}", round + 1);
                             let extra = Extra::Disk { path: &image.0, direct };
-                            let iops = self
-                                .run(subject, "bench-blk", &options, extra)
-                                .and_then(|f| f.get("iops").copied().ok_or_else(|| Error::other("no figure")));
+                            let iops = self.run(subject, "bench-blk", &options, extra).and_then(|f| {
+                                f.get("iops").copied().ok_or_else(|| Error::other("no figure"))
+                            });
                             match iops {
                                 Ok(n) => rows.note(
                                     (&name, "/s", Better::More),

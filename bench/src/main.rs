@@ -34,7 +34,8 @@ fn command() -> Command {
     };
     Command::new("bench")
         .about("Measures VMMs side by side; see scripts/bench, which calls this")
-        .arg(path("programs", "Directory with cloud-hypervisor, bare-kvm, probe and first-byte").required(true))
+        .arg(path("programs", "Directory with cloud-hypervisor and bare-kvm").required(true))
+        .arg(path("guests", "Directory with probe and first-byte").required(true))
         .arg(path("scratch", "Directory for a disk image of 256 MiB").required(true))
         .arg(
             Arg::new("qemu")
@@ -45,7 +46,12 @@ fn command() -> Command {
                 .help("A word of the command that starts QEMU; give it as often as there are words"),
         )
         .arg(Arg::new("runs").long("runs").value_parser(value_parser!(u16).range(1..)).default_value("15"))
-        .arg(Arg::new("millis").long("millis").value_parser(value_parser!(u64).range(10..)).default_value("500"))
+        .arg(
+            Arg::new("millis")
+                .long("millis")
+                .value_parser(value_parser!(u64).range(10..))
+                .default_value("500"),
+        )
         .arg(
             Arg::new("only")
                 .long("only")
@@ -86,10 +92,10 @@ fn run(matches: &ArgMatches) -> Result<bool, Error> {
         .filter(|name| ![OURS, BARE, QEMU].contains(&name.as_str()))
         .collect();
     let yardstick = if subjects.iter().any(|s| s.name == QEMU) { QEMU } else { OURS };
-    let probe = programs.join("probe");
-    let setting =
-        Setting { probe: &probe, scratch: &scratch, runs, millis, yardstick, khz: load::tsc_khz() };
-    let first_byte = programs.join("first-byte");
+    let guests = path("guests").ok_or_else(|| absent("guests"))?;
+    let probe = guests.join("probe");
+    let setting = Setting { probe: &probe, scratch: &scratch, runs, millis, yardstick, khz: load::tsc_khz() };
+    let first_byte = guests.join("first-byte");
 
     let mut rows = Rows::default();
     let load_before = load_average();
@@ -182,7 +188,11 @@ fn print(rows: &Rows, verdicts: &[targets::Verdict]) {
             let ratio = row.ratio(program, &row.yardstick).map_or("-".into(), |r| format!("{r:.2} x"));
             let spread = format!("{} - {}", figure(s.p10), figure(s.p90));
             let short = program.rsplit('/').next().unwrap_or(program);
-            println!("{name:<44} {short:<20} {:>9} {spread:>19} {:>9}  {ratio:>7}", figure(s.median), figure(best));
+            println!(
+                "{name:<44} {short:<20} {:>9} {spread:>19} {:>9}  {ratio:>7}",
+                figure(s.median),
+                figure(best)
+            );
         }
     }
     if !verdicts.is_empty() {

@@ -40,7 +40,11 @@ impl Process {
     /// Reads its standard output until `enough` of what came.
     ///
     /// Fails when it ends or is silent for too long, with what it said on standard error.
-    pub(crate) fn read_until(&mut self, limit: Duration, enough: impl Fn(&[u8]) -> bool) -> Result<(), Error> {
+    pub(crate) fn read_until(
+        &mut self,
+        limit: Duration,
+        enough: impl Fn(&[u8]) -> bool,
+    ) -> Result<(), Error> {
         let out = self.child.stdout.as_mut().ok_or(ErrorKind::BrokenPipe)?;
         let deadline = Instant::now() + limit;
         while !enough(&self.seen) {
@@ -72,8 +76,9 @@ impl Process {
             let _ = err.take(4096).read_to_end(&mut said);
         }
         let said = String::from_utf8_lossy(&said);
-        let last = said.trim().lines().last().unwrap_or("").to_owned();
-        Error::other(format!("{what} after {:?} {last}", self.text().chars().rev().take(80).collect::<Vec<_>>().iter().rev().collect::<String>()))
+        let (text, last) =
+            (self.text(), |text: &str| text.trim().lines().last().unwrap_or("nothing").to_owned());
+        Error::other(format!("{what} after {:?} on its output and {:?} as message", last(&text), last(&said)))
     }
 
     /// What it costs now.

@@ -29,6 +29,8 @@ pub(crate) struct Subject {
 pub(crate) enum Extra<'a> {
     /// Nothing.
     None,
+    /// A PCI bus, with no more on it than the VMM's own.
+    Bus,
     /// A disk on this raw image, with or without the host's page cache.
     Disk { path: &'a Path, direct: bool },
     /// A network card on this tap.
@@ -72,7 +74,7 @@ impl Subject {
                     command.args(["--cmdline", cmdline]);
                 }
                 match extra {
-                    Extra::None => {}
+                    Extra::None | Extra::Bus => {}
                     Extra::Disk { path, direct } => {
                         let direct = if direct { "on" } else { "off" };
                         let disk = format!("path={},image_type=raw,direct={direct}", path.display());
@@ -86,18 +88,27 @@ impl Subject {
             Dialect::Qemu(_) => {
                 // Its lightest machine where that will do; modern virtio on PCI where devices are compared.
                 let machine = match extra {
-                    Extra::None if !cmdline.contains("mmio") => {
+                    Extra::None => {
                         "microvm,acpi=off,pit=off,pic=off,rtc=off,isa-serial=on,kernel-irqchip=split"
                     }
                     _ => "q35,kernel-irqchip=split",
                 };
                 // Some hosts' KVM reports an ARCH_CAPABILITIES that it does not accept back.
-                command.args(["-M", machine, "-accel", "kvm", "-cpu", "host,-arch-capabilities", "-m", "512"]);
+                command.args([
+                    "-M",
+                    machine,
+                    "-accel",
+                    "kvm",
+                    "-cpu",
+                    "host,-arch-capabilities",
+                    "-m",
+                    "512",
+                ]);
                 command.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
                 command.args(["-serial", "stdio", "-bios", "qboot.rom"]);
                 command.arg("-kernel").arg(kernel).args(["-append", &format!("{QEMU_BARS} {cmdline}")]);
                 match extra {
-                    Extra::None => {}
+                    Extra::None | Extra::Bus => {}
                     Extra::Disk { path, direct } => {
                         let direct = if direct { "on" } else { "off" };
                         let file = format!(
@@ -111,7 +122,8 @@ impl Subject {
                     }
                     Extra::Net { tap } => {
                         let netdev = format!("tap,id=net,ifname={tap},script=no,downscript=no,vhost=off");
-                        let device = format!("virtio-net-pci,netdev=net,mac={MAC},disable-legacy=on,romfile=");
+                        let device =
+                            format!("virtio-net-pci,netdev=net,mac={MAC},disable-legacy=on,romfile=");
                         command.args(["-netdev", &netdev, "-device", &device]);
                     }
                 }
@@ -132,8 +144,23 @@ impl Subject {
                 command.args(["--serial", "off", "--console", "tty"]);
             }
             Dialect::Qemu(_) => {
-                command.args(["-M", "microvm,rtc=on,isa-serial=off,pcie=off", "-accel", "kvm", "-cpu", "host"]);
-                command.args(["-m", "512", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
+                command.args([
+                    "-M",
+                    "microvm,rtc=on,isa-serial=off,pcie=off",
+                    "-accel",
+                    "kvm",
+                    "-cpu",
+                    "host",
+                ]);
+                command.args([
+                    "-m",
+                    "512",
+                    "-nodefaults",
+                    "-no-user-config",
+                    "-display",
+                    "none",
+                    "-no-reboot",
+                ]);
                 command.args(["-bios", "qboot.rom", "-global", "virtio-mmio.force-legacy=false"]);
                 command.args(["-device", "virtio-serial-device", "-chardev", "stdio,id=c,signal=off"]);
                 command.args(["-device", "virtconsole,chardev=c", "-device", "virtio-rng-device"]);
