@@ -97,6 +97,11 @@ fn run(matches: &ArgMatches) -> Result<bool, Error> {
     let setting = Setting { probe: &probe, scratch: &scratch, runs, millis, yardstick, khz: load::tsc_khz() };
     let first_byte = guests.join("first-byte");
 
+    for subject in &subjects {
+        // Pages of a program just built count as its own dirty memory until they are on the disk.
+        let synced = std::fs::File::open(&subject.program).and_then(|f| f.sync_all());
+        synced.map_err(|e| Error::other(format!("{}: {e}", subject.program.display())))?;
+    }
     let mut rows = Rows::default();
     let load_before = load_average();
     for section in matches.get_many::<String>("only").into_iter().flatten() {

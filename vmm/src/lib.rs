@@ -4,7 +4,6 @@
 //! protocols and the hypervisor live in crates of their own.
 
 pub mod api_socket;
-pub mod beside;
 pub mod check_host;
 pub mod cli;
 pub mod control;

@@ -15,14 +15,12 @@ use std::sync::Arc;
 
 use api::DeviceNode;
 use arch::x86_64::boot::{self, Backing, Initramfs, Kernel};
-use arch::x86_64::cpuid::HostCpu;
 use arch::x86_64::layout::{self, MemoryMap};
 use catalog::VmSpec;
 use device::{Counters, Events, Kept, Span};
 use hypervisor::{Hypervisor, VmOptions};
 use spec::{Kind, Refusal};
 
-use crate::beside::beside;
 use crate::core_scheduling::Cookie;
 use crate::ram;
 use crate::vcpus::Vcpus;
@@ -58,57 +56,48 @@ impl Machine {
             .transpose()
             .map_err(|e| boot_error("Cannot load the initramfs", e))?;
 
-        let processors = Processors::plan(&spec.cpus, hypervisor.capabilities())?;
-        let options = VmOptions { x2apic_32bit_ids: processors.wide_ids() };
-        // Both take KVM about as long, and neither needs the other.
-        let (supported, (vm, host_cpu)) = beside(
-            "cpuid",
-            || hypervisor.supported_cpuid(),
-            || (hypervisor.create_vm(&options), HostCpu::read()),
-        );
-        let supported = supported.map_err(|e| Refusal::host("Cannot ask the hypervisor for CPUID", e))?;
+        let supported = hypervisor
+            .supported_cpuid()
+            .map_err(|e| Refusal::host("Cannot ask the hypervisor for CPUID", e))?;
         let host_bits = hypervisor
             .physical_address_bits()
             .map_err(|e| Refusal::host("Cannot ask the hypervisor for its address width", e))?;
         let phys_bits = host_bits.min(spec.cpus.max_phys_bits);
         let map = MemoryMap::new(spec.memory.size.0, phys_bits)
             .map_err(|e| Refusal::invalid("Memory configuration is not valid").because(e))?;
-        let vm = vm.map_err(|e| Refusal::host("Cannot create the VM", e))?;
+        let processors = Processors::plan(&spec.cpus, hypervisor, supported, phys_bits)?;
+
+        let options = VmOptions { x2apic_32bit_ids: processors.wide_ids() };
+        let vm = hypervisor.create_vm(&options).map_err(|e| Refusal::host("Cannot create the VM", e))?;
         let spans: Vec<Span> = map.ram().collect();
         let memory =
             ram::map(&spec.memory, &spans).map_err(|e| Refusal::host("Cannot set up guest memory", e))?;
+        let slots = ram::Slots::map(vm.clone(), &memory)
+            .map_err(|e| Refusal::host("Cannot set up guest memory", e))?;
 
-        // Before it takes memory, KVM waits until every CPU has let go of the machine's old memory map: on a busy host for
-        // milliseconds. All else gets ready meanwhile; only running needs the memory to be there.
-        let prepare = || -> Result<(Vcpus, Board), Refusal> {
-            let capabilities = hypervisor.capabilities();
-            let mut board = Board::new(vm.clone(), capabilities, &map, memory.clone(), events.clone())?;
-            board.add_platform(spec.memory.size.0)?;
-            board.add_devices(spec, kept)?;
+        let capabilities = hypervisor.capabilities();
+        let mut board = Board::new(vm.clone(), capabilities, &map, memory.clone(), events.clone())?;
+        board.add_platform(spec.memory.size.0)?;
+        board.add_devices(spec, kept)?;
 
-            firmware::write(&board, &processors, spec.platform.as_ref(), &memory.map())?;
-            let plan = boot::plan(
-                &kernel,
-                initramfs.as_ref(),
-                payload.cmdline.unwrap_or_default().as_bytes(),
-                &map,
-                Some(layout::RSDP),
-            )
-            .map_err(|e| boot_error("Cannot load the kernel", e))?;
-            let backing = if spec.memory.is_shared() { Backing::Other } else { Backing::PrivateAnonymous };
-            let loaded =
-                plan.load(&*memory.map(), backing).map_err(|e| boot_error("Cannot load the kernel", e))?;
-            log::debug!("boot files: {} bytes mapped, {} bytes copied", loaded.mapped, loaded.copied);
+        firmware::write(&board, &processors, spec.platform.as_ref(), &memory.map())?;
+        let plan = boot::plan(
+            &kernel,
+            initramfs.as_ref(),
+            payload.cmdline.unwrap_or_default().as_bytes(),
+            &map,
+            Some(layout::RSDP),
+        )
+        .map_err(|e| boot_error("Cannot load the kernel", e))?;
+        let backing = if spec.memory.is_shared() { Backing::Other } else { Backing::PrivateAnonymous };
+        let loaded =
+            plan.load(&*memory.map(), backing).map_err(|e| boot_error("Cannot load the kernel", e))?;
+        log::debug!("boot files: {} bytes mapped, {} bytes copied", loaded.mapped, loaded.copied);
 
-            let ready = processors.create(&*vm, &supported, &host_cpu, phys_bits, plan.entry, &spec.cpus)?;
-            let exits = Arc::new(GuestExits::new(&board, events.clone()));
-            let vcpus = Vcpus::start(ready, exits, events, Cookie::new(spec.cpus.core_scheduling))
-                .map_err(|e| Refusal::host("Cannot start the vCPUs", e))?;
-            Ok((vcpus, board))
-        };
-        let (slots, prepared) = beside("ram", || ram::Slots::map(vm.clone(), &memory), prepare);
-        let (vcpus, board) = prepared?;
-        let slots = slots.map_err(|e| Refusal::host("Cannot set up guest memory", e))?;
+        let ready = processors.create(&*vm, plan.entry, &spec.cpus)?;
+        let exits = Arc::new(GuestExits::new(&board, events.clone()));
+        let vcpus = Vcpus::start(ready, exits, events, Cookie::new(spec.cpus.core_scheduling))
+            .map_err(|e| Refusal::host("Cannot start the vCPUs", e))?;
         Ok(Machine { vcpus, board, _slots: slots })
     }
 

@@ -1,5 +1,7 @@
 //! The machine's vCPUs: their ids and CPUID, and the state in which they start.
 
+use std::sync::Arc;
+
 use arch::x86_64::acpi::Cpu;
 use arch::x86_64::boot::Entry;
 use arch::x86_64::cpuid::{Config, Cpuid, HostCpu};
@@ -7,7 +9,7 @@ use arch::x86_64::registers;
 use arch::x86_64::topology::Topology;
 use catalog::CpusSpec;
 use hypervisor::x86_64::CpuidEntry;
-use hypervisor::{Capabilities, Vm};
+use hypervisor::{Hypervisor, Vm};
 use spec::Refusal;
 
 use crate::vcpus::Ready;
@@ -17,13 +19,20 @@ const LAST_NARROW_ID: u32 = 254;
 
 /// What the vCPUs will be.
 pub(super) struct Processors {
+    supported: Arc<[CpuidEntry]>,
     config: Config,
     ids: Vec<u32>,
 }
 
 impl Processors {
     /// Lays the vCPUs out.
-    pub(super) fn plan(spec: &CpusSpec, capabilities: &Capabilities) -> Result<Self, Refusal> {
+    pub(super) fn plan(
+        spec: &CpusSpec,
+        hypervisor: &dyn Hypervisor,
+        supported: Arc<[CpuidEntry]>,
+        phys_bits: u8,
+    ) -> Result<Self, Refusal> {
+        let capabilities = hypervisor.capabilities();
         let (boot, max) = (spec.boot_vcpus, spec.max());
         let topology = match &spec.topology {
             Some(t) => {
@@ -48,8 +57,7 @@ impl Processors {
         }
         let config = Config {
             topology,
-            // Known when the hypervisor has been asked.
-            phys_bits: 0,
+            phys_bits,
             tsc_deadline: capabilities.tsc_deadline_timer,
             extended_dest_id: capabilities.x2apic_32bit_ids && highest > LAST_NARROW_ID,
             // Only a vCPU knows it.
@@ -57,7 +65,7 @@ impl Processors {
             nested: spec.nested,
             amx: spec.features.amx,
         };
-        Ok(Processors { config, ids })
+        Ok(Processors { supported, config, ids })
     }
 
     /// Whether ids beyond 8 bits occur.
@@ -79,9 +87,6 @@ impl Processors {
     pub(super) fn create(
         mut self,
         vm: &dyn Vm,
-        supported: &[CpuidEntry],
-        host: &HostCpu,
-        phys_bits: u8,
         entry: Entry,
         spec: &CpusSpec,
     ) -> Result<Vec<Ready>, Refusal> {
@@ -93,8 +98,7 @@ impl Processors {
         if let Some(first) = ready.first() {
             self.config.tsc_khz = first.vcpu.x86_64().tsc_khz().map_err(|e| failed(0, e))?;
         }
-        self.config.phys_bits = phys_bits;
-        let cpuid = Cpuid::new(supported, host, &self.config);
+        let cpuid = Cpuid::new(&self.supported, &HostCpu::read(), &self.config);
         let msrs = registers::msrs();
         for (index, Ready { vcpu, .. }) in (0..).zip(&ready) {
             let prepare = || -> hypervisor::Result<()> {
