@@ -3,6 +3,7 @@
 //! [`ROUTES`] is the one list; server, client, help texts, man page and completions derive from it.
 
 use catalog::VmSpec;
+use serde::de::{Error, Unexpected};
 
 /// A request to the control thread.
 #[derive(Debug)]
@@ -83,6 +84,10 @@ pub const ROUTES: &[Route] = &[
         command: "create",
         help: "Describe a machine, from a JSON file or standard input; boot starts it",
         body: Body::Json(|text| {
+            // Derived deserializers also take the fields' values in a list, and an empty one for a whole machine.
+            if text.trim_ascii_start().starts_with(b"[") {
+                return Err(Error::invalid_type(Unexpected::Seq, &"a machine as a JSON object"));
+            }
             serde_json::from_slice::<VmSpec>(text).map(|s| Action::VmCreate(Box::new(s)))
         }),
     },

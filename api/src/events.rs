@@ -1,11 +1,12 @@
 //! The event monitor: a record of what happens, for programs that watch.
 //!
 //! Records are JSON, two spaces deep, each followed by an empty line (contract `api.md` §5). A slow or vanished reader never
-//! holds the machine up: the descriptor is non-blocking and errors are ignored.
+//! holds the machine up: the descriptor is non-blocking, and errors are told once in the log.
 
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
@@ -15,6 +16,8 @@ use serde::Serialize;
 pub struct Monitor {
     begun: Instant,
     file: Option<Mutex<File>>,
+    /// Whether it was told that records are lost.
+    failed: AtomicBool,
 }
 
 #[derive(Serialize)]
@@ -38,16 +41,15 @@ impl Monitor {
     /// The descriptor cannot be made non-blocking.
     pub fn new(file: Option<File>) -> io::Result<Self> {
         if let Some(file) = &file {
-            // SAFETY: plain fcntl calls on a descriptor that `file` keeps open.
+            // SAFETY: a plain fcntl call on a descriptor that `file` keeps open.
             let flags = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) };
-            // SAFETY: as above.
-            if flags < 0
-                || unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK) } < 0
-            {
+            // SAFETY: as above; where the first call failed, so does this.
+            let set = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK) };
+            if flags < 0 || set < 0 {
                 return Err(io::Error::last_os_error());
             }
         }
-        Ok(Monitor { begun: Instant::now(), file: file.map(Mutex::new) })
+        Ok(Monitor { begun: Instant::now(), file: file.map(Mutex::new), failed: AtomicBool::new(false) })
     }
 
     /// Records an event.
@@ -64,7 +66,13 @@ impl Monitor {
         if let Ok(mut text) = serde_json::to_vec_pretty(&record) {
             text.extend_from_slice(b"\n\n");
             // A reader that is slow or gone loses records; the machine goes on.
-            let _ = file.lock().unwrap_or_else(PoisonError::into_inner).write_all(&text);
+            let wrote = file.lock().unwrap_or_else(PoisonError::into_inner).write_all(&text);
+            if let Err(e) = wrote
+                && e.kind() != io::ErrorKind::WouldBlock
+                && !self.failed.swap(true, Ordering::Relaxed)
+            {
+                log::warn!("event monitor: records are lost: {e}");
+            }
         }
     }
 }

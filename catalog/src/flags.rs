@@ -41,7 +41,11 @@ impl Flag {
             return arg;
         }
         let about = sentence(self.about);
-        arg.long_help(format!("{about}\n{}", self.table())).help(about)
+        arg.help(first_sentence(&about).to_owned()).long_help(format!(
+            "{}\n{}",
+            wrap(&about, WIDTH).join("\n"),
+            self.table()
+        ))
     }
 
     /// The keys with their syntax, meaning and defaults, for help texts: in two columns, or the meaning on a line of its own
@@ -84,10 +88,15 @@ fn wrap(text: &str, width: usize) -> Vec<String> {
     lines
 }
 
-/// A doc comment as one line, without the full stop that help texts do not have.
+/// A doc comment as one line, without the full stop and the marks of code that help texts do not have.
 pub fn sentence(doc: &str) -> String {
     let words: Vec<_> = doc.split_whitespace().collect();
-    words.join(" ").trim_end_matches('.').to_owned()
+    words.join(" ").trim_end_matches('.').replace('`', "")
+}
+
+/// What summaries show.
+fn first_sentence(text: &str) -> &str {
+    text.split_once(". ").map_or(text, |(first, _)| first)
 }
 
 /// The specification after a flag that is given at most once.
@@ -205,5 +214,7 @@ mod tests {
         );
         assert_eq!(wrap("aa bb cc", 5), ["aa bb", "cc"]);
         assert_eq!(wrap("", 5), [""; 0]);
+        assert_eq!(sentence(" Use `a`.\n Or b."), "Use a. Or b");
+        assert_eq!(first_sentence("Use a. Or b"), "Use a");
     }
 }

@@ -1,12 +1,14 @@
 //! A whole machine: the list of devices and what derives from it.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use clap::{Arg, ArgMatches, Command};
+use device::Naming;
 use platform::debug_console::DebugConsoleSpec;
 use platform::serial::SerialSpec;
 use serde::{Deserialize, Serialize};
-use spec::{Facts, Refusal, Unsupported};
+use spec::{Facts, Kind, Refusal, Unsupported};
 use virtio_devices::block::DiskSpec;
 use virtio_devices::console::ConsoleSpec;
 use virtio_devices::net::NetSpec;
@@ -241,12 +243,18 @@ impl VmSpec {
         }
         let mut ids: Vec<&str> = Vec::new();
         let mut slots: Vec<(u16, u8)> = Vec::new();
+        let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
         for device in self.devices() {
-            device.check(&facts)?;
+            let number = counts.entry(device.flag()).or_default();
+            *number += 1;
+            device.check(&facts).map_err(|e| match e.kind() {
+                Kind::Invalid => e.within(describe(device, *number)),
+                _ => e, // names the flag by itself
+            })?;
             let Some(common) = device.common() else { continue };
             if let Some(id) = &common.id {
                 if ids.contains(&id.as_str()) {
-                    return Err(Refusal::new(spec::Kind::Conflict, format!("Identifier {id} is not unique")));
+                    return Err(Refusal::new(Kind::Conflict, format!("Identifier {id} is not unique")));
                 }
                 ids.push(id);
             }
@@ -262,6 +270,16 @@ impl VmSpec {
             }
         }
         Ok(())
+    }
+}
+
+/// Tells the user which of their devices is meant; `number` counts those of one flag from 1.
+fn describe(device: &dyn Plug, number: usize) -> String {
+    let flag = device.flag();
+    match (device.common().and_then(|c| c.id.as_ref()), device.naming()) {
+        (Some(id), _) => format!("Invalid --{flag} with id {id:?}"),
+        (None, Naming::Counted(_)) => format!("Invalid --{flag} number {number}"),
+        (None, Naming::Single(_)) => format!("Invalid --{flag}"),
     }
 }
 

@@ -1,5 +1,7 @@
 //! The program as a user meets it: output, errors, exit codes. The server is the real one; a thread answers for the machine.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on may as well end there")]
+
 use std::io::Write;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
@@ -143,7 +145,10 @@ fn a_server_that_is_gone_or_never_was_is_told() {
     let connect = format!("{CHAIN}  0: http client error\n  1: Cannot connect to API socket s\n  2: ");
     assert_eq!(s.told(&["ping"], "").2, format!("{connect}No such file or directory (os error 2)\n"));
     let listener = UnixListener::bind(s.0.join("s")).unwrap();
-    let hang_up = std::thread::spawn(move || drop(listener.accept().unwrap()));
+    let hang_up = std::thread::Builder::new()
+        .name("hang-up".into())
+        .spawn(move || drop(listener.accept().unwrap()))
+        .unwrap();
     let (code, out, e) = s.told(&["ping"], "");
     hang_up.join().unwrap();
     assert_eq!((code, out.as_str()), (1, ""));

@@ -1,17 +1,23 @@
 //! The real-time clock and the memory beside it (MC146818), at ports 0x70 and 0x71.
 //!
 //! The time is the host's, in UTC, and cannot be set. There are no alarms and no interrupts.
+//! The namespace tells of it, without an interrupt: a guest that has to guess would take ISA interrupt 8, which is not there.
 
 use std::mem::MaybeUninit;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use device::{Device, DeviceError, Effect, Grant, Needs, Region, Registers, Space, WindowNeed};
+use acpi_tables::aml;
+use device::{
+    Device, DeviceError, Effect, Grant, Needs, Placed, Region, Registers, Space, TableSink, WindowNeed,
+};
 
 use crate::addresses;
 
-const BASE: u64 = 0x70;
-const LENGTH: u64 = 2;
+const PORTS: u16 = 0x70;
+const PORTS_LENGTH: u8 = 2;
+const BASE: u64 = PORTS as u64;
+const LENGTH: u64 = PORTS_LENGTH as u64;
 const INDEX: u64 = 0;
 const DATA: u64 = 1;
 
@@ -149,12 +155,25 @@ impl Device for Cmos {
     fn wire(&mut self, _grant: Grant) -> Result<(), DeviceError> {
         Ok(())
     }
+
+    fn describe(&self, _placed: &Placed, sink: &mut dyn TableSink) {
+        sink.system_bus(&aml::Device::new(
+            "RTC_".into(),
+            vec![
+                &aml::Name::new("_HID".into(), &aml::EISAName::new("PNP0B00")),
+                &aml::Name::new(
+                    "_CRS".into(),
+                    &aml::ResourceTemplate::new(vec![&aml::IO::new(PORTS, PORTS, 1, PORTS_LENGTH)]),
+                ),
+            ],
+        ));
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bench::{inb, outb, sweep};
+    use crate::bench::{Sink, inb, outb, sweep};
 
     fn at(seconds: u64, nanos: u32, indices: &[u8]) -> Vec<u8> {
         let now = Duration::new(seconds, nanos);
@@ -208,5 +227,14 @@ mod tests {
         assert_eq!(device.write(Region::Window(0), 0, &[0x8f, 0]), Effect::Reset);
         assert_eq!(device.write(Region::Window(0), 0, &[0x0f, 0]), Effect::None);
         sweep(&device, LENGTH);
+    }
+
+    #[test]
+    fn the_namespace_tells_of_the_clock_and_of_no_interrupt() {
+        let mut sink = Sink::default();
+        Cmos::new(0, 0).describe(&Placed::default(), &mut sink);
+        assert!(sink.has(b"RTC_\x08_HID\x0c\x41\xd0\x0b\x00"));
+        // One port descriptor, 0x70 and two long, and the end tag.
+        assert!(sink.has(b"\x47\x01\x70\x00\x70\x00\x01\x02\x79"));
     }
 }

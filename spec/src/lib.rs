@@ -11,6 +11,7 @@ pub mod facts;
 pub mod grammar;
 pub mod macros;
 pub mod pci;
+pub mod queues;
 pub mod refusal;
 pub mod value;
 

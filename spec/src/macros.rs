@@ -77,6 +77,8 @@ macro_rules! spec {
         }
 
         impl $crate::Part for $name {
+            // A list of nothing but its own keys is pushed at once.
+            #[allow(clippy::vec_init_then_push)]
             fn keys() -> Vec<$crate::Key> {
                 #[allow(unused_mut)]
                 let mut keys = Vec::new();

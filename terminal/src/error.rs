@@ -17,6 +17,9 @@ pub enum TerminalError {
         #[source]
         source: io::Error,
     },
+    /// The file for the output is a FIFO that nobody has open.
+    #[error("nobody reads from the FIFO {path}: start its reader first", path = .0.display())]
+    NoReader(PathBuf),
     /// Mode file or socket without its path.
     #[error("Path missing when using {0} console mode")]
     PathMissing(&'static str),

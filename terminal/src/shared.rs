@@ -3,6 +3,7 @@
 use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -34,6 +35,8 @@ pub(crate) struct Shared {
     paused: AtomicBool,
     terminal: Option<Arc<OwnedFd>>,
     path: Option<PathBuf>,
+    /// The file of mode `File`, for messages.
+    output: Option<PathBuf>,
     ends: Mutex<Option<Ends>>,
     /// Whether there is another end to serve.
     served: bool,
@@ -64,12 +67,18 @@ impl Terminal {
             Mode::Null => None,
             Mode::File => {
                 let path = mode.file.as_ref().ok_or(TerminalError::PathMissing("file"))?;
+                // A FIFO is not waited for: nobody could stop us while we do.
                 let file = OpenOptions::new()
                     .write(true)
                     .create(true)
                     .truncate(true)
+                    .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
                     .open(path)
-                    .map_err(|source| TerminalError::Create { path: path.clone(), source })?;
+                    .map_err(|source| match source.raw_os_error() {
+                        Some(libc::ENXIO) => TerminalError::NoReader(path.clone()),
+                        _ => TerminalError::Create { path: path.clone(), source },
+                    })?;
+                shared.output = Some(path.clone());
                 out.to = Some(Outlet { fd: Arc::new(file.into()), manner: Manner::Write, loss: Loss::Retry });
                 None
             }
@@ -192,6 +201,7 @@ impl Shared {
             paused: AtomicBool::new(false),
             terminal: None,
             path: None,
+            output: None,
             ends: Mutex::new(None),
             served: false,
             limit: LogLimit::new(),
@@ -241,7 +251,12 @@ impl Shared {
                 let loss = outlet.loss;
                 match loss {
                     Loss::Keep => log::debug!("console: the other end went away: {e}"),
-                    _ => guest_warn!(self.limit, "console output is dropped: {e}"),
+                    _ => match &self.output {
+                        Some(path) => {
+                            guest_warn!(self.limit, "console output to {} is dropped: {e}", path.display());
+                        }
+                        None => guest_warn!(self.limit, "console output is dropped: {e}"),
+                    },
                 }
                 if loss == Loss::Retry {
                     return Some(bytes.len());

@@ -7,6 +7,9 @@ use std::path::{Path, PathBuf};
 
 use crate::TerminalError;
 
+/// Bytes that the path of a socket may have: the kernel's field, without the closing NUL.
+const MAX_PATH: usize = 107;
+
 /// A listening socket; its file goes with it.
 pub(crate) struct Listener {
     socket: UnixListener,
@@ -19,12 +22,20 @@ impl Listener {
     /// Listens on `path`. A socket that nobody listens on any more is replaced; one that is in use, or any other file, is not.
     pub(crate) fn bind(path: &Path) -> Result<Self, TerminalError> {
         let failed = |source| TerminalError::Listen { path: path.to_owned(), source };
+        let length = path.as_os_str().len();
+        if length > MAX_PATH {
+            let text = format!("the path has {length} bytes; that of a socket has at most {MAX_PATH}");
+            return Err(failed(io::Error::new(io::ErrorKind::InvalidInput, text)));
+        }
         let socket = match UnixListener::bind(path) {
             Err(e) if e.kind() == io::ErrorKind::AddrInUse => {
                 let stale = path.symlink_metadata().is_ok_and(|m| m.file_type().is_socket());
+                if !stale {
+                    return Err(failed(io::Error::new(e.kind(), "the path exists and is no socket")));
+                }
                 match UnixStream::connect(path) {
                     Ok(_) => return Err(TerminalError::SocketTaken(path.to_owned())),
-                    Err(r) if stale && r.kind() == io::ErrorKind::ConnectionRefused => {
+                    Err(r) if r.kind() == io::ErrorKind::ConnectionRefused => {
                         std::fs::remove_file(path).map_err(failed)?;
                         UnixListener::bind(path).map_err(failed)?
                     }

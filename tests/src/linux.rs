@@ -285,7 +285,8 @@ impl Running {
             if found.is_some() {
                 return found;
             }
-            let panicked = !text.contains("panic") && self.wire.tail().contains("Kernel panic - not syncing");
+            let panicked =
+                !text.contains("panic") && self.wire.unseen().contains("Kernel panic - not syncing");
             if panicked || self.status().is_some() {
                 break;
             }

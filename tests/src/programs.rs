@@ -41,8 +41,9 @@ pub fn probe() -> &'static Path {
         let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         assert!(output.status.success(), "scripts/build-probe failed: {err}");
         // It prints `PATH: SIZE bytes` for each.
-        let path =
-            out.lines().next().and_then(|line| line.split_once(": ")).map(|(path, _)| PathBuf::from(path));
-        path.unwrap_or_else(|| panic!("scripts/build-probe says nothing of a path: {out}"))
+        let mut paths =
+            out.lines().filter_map(|line| line.split_once(": ")).map(|(path, _)| PathBuf::from(path));
+        let probe = paths.find(|path| path.ends_with("probe"));
+        probe.unwrap_or_else(|| panic!("scripts/build-probe says nothing of a path: {out}"))
     })
 }

@@ -13,6 +13,14 @@ pub struct Terminal {
     came: Vec<u8>,
 }
 
+/// A terminal's settings.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Flags of input, output, control and local mode.
+    flags: [libc::tcflag_t; 4],
+    characters: Vec<libc::cc_t>,
+}
+
 impl Terminal {
     /// Makes a terminal with the settings that a new one has.
     pub fn new() -> Terminal {
@@ -59,14 +67,31 @@ impl Terminal {
         false
     }
 
-    /// Whether it echoes what is typed and collects lines, as a shell expects to find it.
-    pub fn is_cooked(&self) -> bool {
+    /// Everything that has been shown so far.
+    pub fn shown(&mut self) -> String {
+        let mut part = [0; 4096];
+        // Nothing more to read is an error too.
+        while let Ok(len @ 1..) = self.ours.read(&mut part) {
+            self.came.extend(&part[..len]);
+        }
+        String::from_utf8_lossy(&self.came).into_owned()
+    }
+
+    /// Its settings, for comparison.
+    pub fn settings(&self) -> Settings {
         // SAFETY: zeroes are a valid termios.
         let mut settings = unsafe { std::mem::zeroed::<libc::termios>() };
         // SAFETY: a terminal's descriptor and a termios to fill.
         let got = unsafe { libc::tcgetattr(self.programs.as_raw_fd(), &mut settings) };
         assert!(got == 0, "tcgetattr: {}", std::io::Error::last_os_error());
-        settings.c_lflag & (libc::ECHO | libc::ICANON) == libc::ECHO | libc::ICANON
+        let libc::termios { c_iflag, c_oflag, c_cflag, c_lflag, c_cc, .. } = settings;
+        Settings { flags: [c_iflag, c_oflag, c_cflag, c_lflag], characters: c_cc.to_vec() }
+    }
+
+    /// Whether it echoes what is typed and collects lines, as a shell expects to find it.
+    pub fn is_cooked(&self) -> bool {
+        let local = self.settings().flags[3];
+        local & (libc::ECHO | libc::ICANON) == libc::ECHO | libc::ICANON
     }
 }
 

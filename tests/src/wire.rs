@@ -135,6 +135,11 @@ impl Wire {
         String::from_utf8_lossy(&lock(&self.come).bytes).into_owned()
     }
 
+    /// What has come since the last text that was waited for.
+    pub fn unseen(&self) -> String {
+        String::from_utf8_lossy(&lock(&self.come).bytes[self.seen..]).into_owned()
+    }
+
     /// The end of what has come.
     pub fn tail(&self) -> String {
         let state = lock(&self.come);

@@ -6,7 +6,9 @@ use tests::programs;
 
 fn run(cmdline: &str) -> Output {
     let launcher = programs::beside("VIRGA_BARE_KVM", "bare-kvm", "bare-kvm");
-    Command::new(launcher).arg(programs::probe()).arg(cmdline).output().expect("the launcher starts")
+    // A guest that halts is never heard of again.
+    let mut command = Command::new("timeout");
+    command.arg("60").arg(launcher).arg(programs::probe()).arg(cmdline).output().expect("the launcher starts")
 }
 
 #[test]

@@ -22,7 +22,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("vmm", 6),
     ("ch-remote", 6),
 ];
-const ASIDE: &[&str] = &["tests", "bare-kvm", "bench"];
+const ASIDE: &[&str] = &["tests", "bare-kvm", "bench", "docs-gen"];
 
 /// Crates that must not see the hypervisor: devices work on any.
 const BLIND: &[&str] =

@@ -147,8 +147,22 @@ impl Screen {
     /// Looks at the terminal, and tells the guest if its size is another.
     fn look(&self) {
         let size = self.terminal.size().unwrap_or_default();
-        if std::mem::replace(&mut *self.shown(), size) != size
-            && self.features.load(Ordering::Acquire) & F_SIZE != 0
+        if std::mem::replace(&mut *self.shown(), size) != size {
+            self.announce();
+        }
+    }
+
+    /// Tells a new driver of the size if there is one. Linux looks at it only when it is said to have changed.
+    fn introduce(&self) {
+        let size = self.terminal.size().unwrap_or_default();
+        *self.shown() = size;
+        if size != (0, 0) {
+            self.announce();
+        }
+    }
+
+    fn announce(&self) {
+        if self.features.load(Ordering::Acquire) & F_SIZE != 0
             && let Some(grant) = self.grant.get()
         {
             grant.link.config_changed();
@@ -238,7 +252,7 @@ impl Virtio for Console {
         let grant = self.grant()?;
         let screen = &self.typed.screen;
         screen.features.store(features, Ordering::Release);
-        screen.look();
+        screen.introduce();
         let mut live = self.live();
         if live.session.is_none() {
             live.session = Some(screen.terminal.serve(&grant.workers, self.typed.clone())?);

@@ -5,6 +5,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::os::fd::{FromRawFd, RawFd};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::PathBuf;
 
 use catalog::VmSpec;
@@ -16,16 +17,17 @@ use crate::logger;
 
 const ABOUT: &str = "Runs a virtual machine.
 
-With --kernel, the machine described by the flags is booted at once. Without, the process waits for requests on the API socket \
-(see ch-remote). Options that take key=value pairs show their keys below; lists are written [a,b], sizes may end in K, M or G.";
+With --kernel, the machine described by the flags is booted at once. Without, the process waits
+for requests on the API socket (see ch-remote). Options that take key=value pairs show their keys
+below; lists are written [a,b], sizes may end in K, M or G.";
 
 const EXAMPLES: &str = "Examples:
   Boot a kernel with a disk, its console on this terminal (log out of the guest to end):
     cloud-hypervisor --kernel vmlinux --disk path=debian.img --cmdline 'console=hvc0 root=/dev/vda1'
 
   Two vCPUs, 2 GiB, a network card on a new tap, an API socket:
-    cloud-hypervisor --api-socket /run/vm.sock --cpus boot=2 --memory size=2G --net mac=52:54:00:12:34:56 \\
-      --kernel vmlinux --initramfs initrd.img --cmdline console=hvc0
+    cloud-hypervisor --api-socket /run/vm.sock --cpus boot=2 --memory size=2G \\
+      --net mac=52:54:00:12:34:56 --kernel vmlinux --initramfs initrd.img --cmdline console=hvc0
 
   Wait for a machine to be described over the API:
     cloud-hypervisor --api-socket /run/vm.sock
@@ -137,8 +139,11 @@ pub fn api_socket(matches: &ArgMatches) -> Result<Option<Place>, Refusal> {
     let Some(text) = matches.get_one::<String>("api-socket") else { return Ok(None) };
     match place(text) {
         Some(place) => Ok(Some(place)),
-        None if text.starts_with("fd=") => {
-            Err(Refusal::invalid(format!("Error parsing --api-socket: {text:?} names no descriptor")))
+        // Nobody means a file of such a name.
+        None if text.is_empty() || text.starts_with("fd=") || text.starts_with("path=") => {
+            Err(Refusal::invalid(format!(
+                "Error parsing --api-socket: expected <path>, path=<path> or fd=<number>, not {text:?}"
+            )))
         }
         None => Ok(Some(Place::Path(text.into()))),
     }
@@ -152,7 +157,11 @@ pub fn event_monitor(matches: &ArgMatches) -> Result<Option<File>, Refusal> {
     let Some(text) = matches.get_one::<String>("event-monitor") else { return Ok(None) };
     match place(text) {
         Some(Place::Path(path)) => {
-            OpenOptions::new().create(true).truncate(true).write(true).open(&path).map(Some).map_err(|e| {
+            let mut how = OpenOptions::new();
+            how.create(true).truncate(true).write(true).custom_flags(libc::O_NONBLOCK);
+            // A FIFO whose reader is still to come is not waited for; it keeps what fits until then.
+            let fifo = std::fs::metadata(&path).is_ok_and(|m| m.file_type().is_fifo());
+            how.read(fifo).open(&path).map(Some).map_err(|e| {
                 Refusal::host(format!("Error creating event monitor file {}", path.display()), e)
             })
         }
@@ -222,7 +231,9 @@ mod tests {
         ] {
             assert_eq!(api_socket(&parse(&["x", "--api-socket", text])).unwrap(), Some(place));
         }
-        assert!(api_socket(&parse(&["x", "--api-socket", "fd=x"])).is_err());
+        for text in ["", "fd=x", "fd=", "path=", "path=a,fd=7", "path=a,mode=b"] {
+            assert!(api_socket(&parse(&["x", "--api-socket", text])).is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -102,14 +102,14 @@ impl Control {
         spec.check().map_err(|e| e.within("Failed to validate config"))?;
         self.generation += 1;
         let reporter = self.reports.reporter(self.generation);
-        let machine = match Machine::build(spec, &*self.setup.hypervisor, reporter, &self.kept) {
+        let built = Machine::build(spec, &*self.setup.hypervisor, reporter, &self.kept);
+        let machine = match built.and_then(|machine| machine.resume().map(|()| machine)) {
             Ok(machine) => machine,
             Err(e) => {
                 self.kept.clear();
                 return Err(e);
             }
         };
-        machine.resume()?;
         self.running = Some(Running { machine, paused: false, generation: self.generation });
         self.setup.monitor.record("vm", "booted", &[]);
         Ok(())

@@ -4,9 +4,11 @@
 //! not mix. When a level is off its records cost one comparison.
 
 use std::fmt::Write as _;
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
@@ -153,6 +155,10 @@ struct Logger {
     begun: Instant,
     template: Template,
     output: Mutex<Box<dyn Write + Send>>,
+    /// What `output` leads to, unless it is standard error.
+    file: Option<PathBuf>,
+    /// Whether it was told that the file takes nothing.
+    failed: AtomicBool,
 }
 
 /// Sets logging up: verbosity 0 shows warnings, 1 also information, 2 debugging, more everything.
@@ -160,14 +166,21 @@ struct Logger {
 /// # Errors
 /// A bad template, a file that cannot be created.
 pub fn init(verbosity: u8, file: Option<&Path>, format: &str) -> Result<(), LogError> {
+    // Before the file: a bad template leaves it as it was.
+    let template = Template::parse(format)?;
     let output: Box<dyn Write + Send> = match file {
         Some(path) => {
-            Box::new(File::create(path).map_err(|source| LogError::File { path: path.to_owned(), source })?)
+            Box::new(create(path).map_err(|source| LogError::File { path: path.to_owned(), source })?)
         }
         None => Box::new(io::stderr()),
     };
-    let logger =
-        Logger { begun: Instant::now(), template: Template::parse(format)?, output: Mutex::new(output) };
+    let logger = Logger {
+        begun: Instant::now(),
+        template,
+        output: Mutex::new(output),
+        file: file.map(Path::to_owned),
+        failed: AtomicBool::new(false),
+    };
     log::set_max_level(match verbosity {
         0 => LevelFilter::Warn,
         1 => LevelFilter::Info,
@@ -175,6 +188,16 @@ pub fn init(verbosity: u8, file: Option<&Path>, format: &str) -> Result<(), LogE
         _ => LevelFilter::Trace,
     });
     log::set_boxed_logger(Box::new(logger)).map_err(|_| LogError::Twice)
+}
+
+/// Creates or empties the file. A FIFO is not waited for: without a reader it is refused.
+fn create(path: &Path) -> io::Result<File> {
+    let file =
+        OpenOptions::new().write(true).create(true).truncate(true).custom_flags(libc::O_NONBLOCK).open(path);
+    file.map_err(|e| match e.raw_os_error() {
+        Some(libc::ENXIO) => io::Error::other("nobody reads from this FIFO"),
+        _ => e,
+    })
 }
 
 impl Log for Logger {
@@ -193,8 +216,15 @@ impl Log for Logger {
             };
         }
         line.push_str("\r\n");
-        // There is nowhere left to report that the log itself cannot be written.
-        let _ = self.output.lock().unwrap_or_else(PoisonError::into_inner).write_all(line.as_bytes());
+        let wrote = self.output.lock().unwrap_or_else(PoisonError::into_inner).write_all(line.as_bytes());
+        if let (Err(e), Some(file)) = (wrote, &self.file)
+            && !self.failed.swap(true, Ordering::Relaxed)
+        {
+            let text =
+                format!("Warning: cannot write to log file {}, records are lost: {e}\n", file.display());
+            // There is nowhere left to report that this cannot be written either.
+            let _ = io::stderr().write_all(text.as_bytes());
+        }
     }
 
     fn flush(&self) {}
@@ -257,6 +287,8 @@ mod tests {
             begun: Instant::now(),
             template: Template::parse(format).unwrap(),
             output: Mutex::new(Box::new(io::sink())),
+            file: None,
+            failed: AtomicBool::new(false),
         };
         let mut out = String::new();
         let now = Utc.with_ymd_and_hms(2026, 1, 2, 3, 4, 5).unwrap();

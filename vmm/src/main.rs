@@ -1,5 +1,6 @@
 //! `cloud-hypervisor`: reads the options, wires the parts, and tells how it ended.
 
+use std::io::Write;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,17 +25,15 @@ fn main() -> ExitCode {
     let matches = match cli::parse() {
         Ok(matches) => matches,
         Err(e) => {
-            // Nothing can be done about a closed standard stream.
-            let _ = e.print();
-            return match e.kind() {
-                ErrorKind::DisplayHelp => ExitCode::SUCCESS,
+            return match (e.kind(), e.print()) {
+                (ErrorKind::DisplayHelp, Ok(())) => ExitCode::SUCCESS,
+                (ErrorKind::DisplayHelp, Err(e)) => unprintable(e),
                 _ => ExitCode::from(2),
             };
         }
     };
     if matches.get_flag("version") {
-        print!("{}", cli::version(matches.get_count("v") > 0));
-        return ExitCode::SUCCESS;
+        return print(&cli::version(matches.get_count("v") > 0), ExitCode::SUCCESS);
     }
     if matches.get_flag("check-host") {
         return check_host();
@@ -84,7 +83,7 @@ fn run(matches: &ArgMatches) -> Result<(), Refusal> {
     if let Some(spec) = &spec {
         spec.check().map_err(|e| e.within("Failed to validate config").within("Error parsing config"))?;
     }
-    let socket = cli::api_socket(matches)?.map(ApiSocket::open).transpose()?;
+    let mut socket = cli::api_socket(matches)?.map(ApiSocket::open).transpose()?;
     if spec.is_none() && socket.is_none() {
         return Err(Refusal::invalid(
             "Nothing to do: give --kernel to boot a machine, or --api-socket to wait for requests",
@@ -117,6 +116,11 @@ fn run(matches: &ArgMatches) -> Result<(), Refusal> {
             .map_err(|e| e.within("Error creating VM"))
             .and_then(|()| control.boot().map_err(|e| e.within("Error booting VM")));
     }
+    if started.is_ok()
+        && let Some(socket) = &mut socket
+    {
+        socket.serving();
+    }
     let result = started.and_then(|()| control.run());
     control.end();
     if let Some(server) = server {
@@ -139,23 +143,40 @@ fn refuse_seccomp(mode: &str) -> Result<(), Refusal> {
 /// Tells why the process ended, once and in full.
 fn report(error: &Refusal) {
     let chain = error.chain();
-    if let [message] = chain.as_slice() {
-        eprintln!("Error: Cloud Hypervisor exited with the following error:\n  {message}");
+    let text = if let [message] = chain.as_slice() {
+        format!("Error: Cloud Hypervisor exited with the following error:\n  {message}\n")
     } else {
-        eprintln!("Error: Cloud Hypervisor exited with the following chain of errors:");
-        for (depth, message) in chain.iter().enumerate() {
-            eprintln!("  {depth}: {message}");
-        }
-    }
+        let lines = chain.iter().enumerate().map(|(depth, message)| format!("  {depth}: {message}\n"));
+        format!(
+            "Error: Cloud Hypervisor exited with the following chain of errors:\n{}",
+            lines.collect::<String>()
+        )
+    };
+    // Nothing can be done about a standard error that takes nothing, and the exit status tells the rest.
+    let _ = std::io::stderr().write_all(text.as_bytes());
     log::error!("Fatal error: {error:?}");
 }
 
 /// Prints what the host can do; success means that it can run stock guests.
 fn check_host() -> ExitCode {
     let report = vmm::check_host::check_host();
-    print!("{report}");
-    match report.verdict() {
+    let code = match report.verdict() {
         hypervisor::check::Verdict::NotReady => ExitCode::FAILURE,
         _ => ExitCode::SUCCESS,
+    };
+    print(&report.to_string(), code)
+}
+
+/// Prints a text that was asked for; a standard output that does not take it is a failure.
+fn print(text: &str, code: ExitCode) -> ExitCode {
+    let mut stdout = std::io::stdout();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Ok(()) => code,
+        Err(e) => unprintable(e),
     }
+}
+
+fn unprintable(e: std::io::Error) -> ExitCode {
+    report(&Refusal::host("Cannot write to standard output", e));
+    ExitCode::FAILURE
 }

@@ -62,7 +62,20 @@ pub enum RamError {
     Slot(#[source] hypervisor::Error),
 }
 
-const HUGE_HINT: &str = "; are there enough free huge pages of that size? (/sys/kernel/mm/hugepages/hugepages-*kB/free_hugepages)";
+/// What may help when the host has no such memory.
+fn hint(spec: &MemorySpec) -> &'static str {
+    match (spec.hugepages, spec.reserve) {
+        (true, _) => {
+            " for --memory hugepages=on; are there enough free huge pages of that size? \
+             (/sys/kernel/mm/hugepages/hugepages-*kB/free_hugepages)"
+        }
+        (false, true) => {
+            "; the host does not vouch for that much with --memory reserve=on \
+             (CommitLimit and Committed_AS in /proc/meminfo)"
+        }
+        (false, false) => "",
+    }
+}
 
 /// Maps memory for these ranges of guest addresses.
 ///
@@ -78,8 +91,9 @@ pub fn map(spec: &MemorySpec, spans: &[Span]) -> Result<Ram, RamError> {
 
 fn map_one(spec: &MemorySpec, span: Span) -> Result<GuestRegionMmap<()>, RamError> {
     let size = usize::try_from(span.length).map_err(|e| RamError::Assemble(e.to_string()))?;
-    let hint = if spec.hugepages { HUGE_HINT } else { "" };
-    let mut flags = if spec.reserve { 0 } else { libc::MAP_NORESERVE };
+    let hint = hint(spec);
+    // Huge pages are always reserved: a pool that runs dry while the guest runs would kill us with SIGBUS.
+    let mut flags = if spec.reserve || spec.hugepages { 0 } else { libc::MAP_NORESERVE };
     if spec.prefault {
         flags |= libc::MAP_POPULATE;
     }

@@ -443,15 +443,14 @@ fn our_client_tells_what_is_wrong_with_a_server() {
     assert!(matches!(ask(), ClientError::Connect { .. }));
     let listener = UnixListener::bind(&path).unwrap();
     for said in ["", "HTTP/1.1 20", "nonsense\r\n\r\n", "HTTP/1.1 200 \r\nContent-Length: 10\r\n\r\nx"] {
-        let server = std::thread::spawn({
-            let listener = listener.try_clone().unwrap();
-            move || {
-                let (mut stream, _) = listener.accept().unwrap();
-                let mut byte = [0; 512];
-                stream.read(&mut byte).unwrap();
-                stream.write_all(said.as_bytes()).unwrap();
-            }
-        });
+        let accepting = listener.try_clone().unwrap();
+        let speak = move || {
+            let (mut stream, _) = accepting.accept().unwrap();
+            // Some of the request will do.
+            assert_ne!(stream.read(&mut [0; 512]).unwrap(), 0);
+            stream.write_all(said.as_bytes()).unwrap();
+        };
+        let server = std::thread::Builder::new().name("speaker".into()).spawn(speak).unwrap();
         let e = ask();
         assert!(matches!(e, ClientError::Http(_) | ClientError::Talk(_)), "{said}: {e:?}");
         server.join().unwrap();

@@ -11,8 +11,8 @@ complete -c cloud-hypervisor -l memory -d 'The machine\'s memory' -r
 complete -c cloud-hypervisor -l platform -d 'The machine\'s identity, as SMBIOS tells it to the guest' -r
 complete -c cloud-hypervisor -l console -d 'The paravirtual console (hvc0 in the guest), and where it goes on the host' -r
 complete -c cloud-hypervisor -l disk -d 'A disk on an image file or block device of the host' -r
-complete -c cloud-hypervisor -l net -d 'A network device on a tap of the host. Without `tap` or `fd` a tap named vmtap0, vmtap1, … is made, which disappears with the VM' -r
-complete -c cloud-hypervisor -l rng -d 'The source of the guest\'s random numbers. Such a device is always there' -r
+complete -c cloud-hypervisor -l net -d 'A network device on a tap of the host' -r
+complete -c cloud-hypervisor -l rng -d 'The source of the guest\'s random numbers' -r
 complete -c cloud-hypervisor -l serial -d 'The serial port: a 16550A UART at port 0x3f8' -r
 complete -c cloud-hypervisor -l debug-console -d 'The debug console: what a guest writes to one port' -r
 complete -c cloud-hypervisor -l no-shutdown -d 'Keeps the process when the guest powers itself off; needs the API to go on'

@@ -127,6 +127,13 @@ def remove(path):
         path.unlink(missing_ok=True)
 
 
+def forget_old(pattern, days=7):
+    """Removes things of the cache that nothing has used for days. Other checkouts may still want the younger ones."""
+    for path in cache_dir().glob(pattern):
+        if time.time() - max(path.stat().st_mtime, path.stat().st_atime) > days * 86400:
+            remove(path)
+
+
 def need(program, package):
     """Makes sure of a program that has to be installed on the host; says so if it installs it."""
     if not shutil.which(program, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin"):

@@ -71,9 +71,9 @@ class Console:
     def ask(self, line, limit=60):
         """Runs a line of shell at a root prompt; returns its output and fails if it does."""
         self.seen = b""
-        # The marker is split in what is typed, so that the terminal's echo is not taken for it.
-        self.send(f"{line}; echo \"::\"\"$?::\"")
-        found = self.expect(r"(?s)\n(.*?)::(\d+)::", limit)
+        # The markers are split in what is typed, so that the terminal's echo is not taken for them.
+        self.send(f"echo \":\":begin:; {line}; echo \":\":\"$?::\"")
+        found = self.expect(r"(?s)::begin:\n(.*?)::(\d+)::", limit)
         output = found[1].decode(errors="replace").strip()
         if found[2] != b"0":
             raise Failure(f"in the guest: {line}: exit status {found[2].decode()}: {output}")

@@ -7,7 +7,7 @@ needs to be is set: root logged in by itself on the console, a fixed machine id,
 import os
 
 from . import debian, kernels
-from .common import SCRIPTS, building, cache_dir, locked, need, run, say, step
+from .common import SCRIPTS, building, cache_dir, forget_old, locked, need, run, say, step
 from .outer import fingerprint
 
 SIZE = 900 << 20  # bytes of the file system; the file is sparse and holds about half of that
@@ -42,9 +42,7 @@ def image():
             if not path.exists():
                 with building(path) as partial:
                     build(partial)
-                for old in cache_dir().glob("debian-*.raw"):
-                    if old != path:
-                        old.unlink(missing_ok=True)
+                forget_old("debian-*.raw")
     return path
 
 

@@ -3,7 +3,7 @@
 import stat
 
 from . import kernels
-from .common import SCRIPTS, building, cache_dir
+from .common import SCRIPTS, building, cache_dir, forget_old
 from .cpio import Archive
 from .debian import tools
 from .outer import fingerprint
@@ -37,8 +37,7 @@ def initramfs(kernel_name):
             archive.file(inside(kernel, module), module.read_bytes())
         for index in ("modules.dep", "modules.alias", "modules.symbols", "modules.builtin"):
             archive.file(inside(kernel, kernel.modules / index), (kernel.modules / index).read_bytes())
-        for old in cache_dir().glob(f"initramfs-{kernel_name}-*.cpio"):
-            old.unlink(missing_ok=True)
+        forget_old("initramfs-*.cpio")
         with building(path) as partial:
             partial.write_bytes(archive.bytes())
     return path

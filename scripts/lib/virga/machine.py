@@ -12,7 +12,7 @@ import subprocess
 import time
 
 from . import kernels, outer
-from .common import CHECKOUT, Failure, building, cache_dir, locked, remove, run, say, step
+from .common import CHECKOUT, Failure, building, cache_dir, forget_old, locked, remove, run, say, step
 from .debian import tools
 from .qmp import Monitor
 
@@ -116,9 +116,7 @@ def saved_state():
     if not directory.exists():
         with locked(cache_dir() / "lab/build.lock", "it is preparing the lab"):
             if not directory.exists():
-                for old in cache_dir().glob("lab/state-*"):
-                    if time.time() - old.stat().st_mtime > 3 * 86400:
-                        remove(old)
+                forget_old("lab/state-*")
                 with step("booting the outer machine once, to save its state (half a minute)"), \
                         building(directory) as partial:
                     partial.mkdir()

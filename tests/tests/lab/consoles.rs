@@ -14,25 +14,22 @@ fn a_current_kernel_by_bzimage_has_console_and_serial_port_on_ptys() {
     let path = info["config"]["serial"]["file"].as_str().expect("vm.info tells the serial port's pty");
     let mut serial = Wire::terminal(Path::new(path));
 
-    guest.sh("stty -F /dev/ttyS0 raw -echo; echo from the guest > /dev/ttyS0");
+    // Open from now on: what comes for a port that is closed is lost, as on real ones.
+    guest.sh("exec 3<> /dev/ttyS0; stty raw -echo <&3; echo from the guest >&3");
     assert!(serial.wait_for("from the guest\n", PATIENCE).is_some(), "{}", serial.tail());
 
-    let read = "head -n 1 /dev/ttyS0";
-    guest.begin(read);
     serial.send(b"from the host\n");
-    // A new line by itself is what the key sends in a cooked terminal: it arrives as a return. This is not one.
-    let (status, output) = guest.end(read);
-    assert_eq!((status, output.as_str()), (0, "from the host"));
+    assert_eq!(guest.sh("head -n 1 <&3"), "from the host");
 
     // As much as has to wait in buffers, in both directions.
-    let sum = "for i in $(seq 1 2000); do echo line $i; done";
-    let long: String = (1..=2000).map(|i| format!("line {i}\n")).collect();
+    let sum = "for i in $(seq 1 300); do echo line $i; done";
+    let long: String = (1..=300).map(|i| format!("line {i}\n")).collect();
     assert_eq!(guest.sh(sum), long.trim());
-    guest.sh(&format!("({sum}) > /dev/ttyS0"));
-    let came = serial.wait_for("line 2000\n", PATIENCE);
-    assert_eq!(came.as_deref(), long.strip_suffix("line 2000\n"));
-    let words = "word ".repeat(2000);
-    assert_eq!(guest.sh(&format!("echo {words} | wc -w")), "2000");
+    guest.sh(&format!("({sum}) >&3"));
+    let came = serial.wait_for("line 300\n", PATIENCE);
+    assert_eq!(came.as_deref(), long.strip_suffix("line 300\n"));
+    let words = "word ".repeat(1000);
+    assert_eq!(guest.sh(&format!("echo {words} | wc -w")), "1000");
     guest.power_off();
 }
 

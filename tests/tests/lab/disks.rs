@@ -38,7 +38,7 @@ fn an_old_kernel_by_bzimage_reads_and_writes_three_disks() {
     assert_eq!(guest.sh("cat /sys/block/vda/serial"), "virga-0001");
     assert_eq!(guest.sh("cat /sys/block/vd?/size"), format!("{sectors}\n{sectors}\n{sectors}"));
     assert_eq!(guest.sh("cat /sys/block/vd?/ro"), "0\n1\n0");
-    assert_eq!(guest.sh("ls /sys/block/vdc/mq"), "0\n1");
+    assert_eq!(guest.sh("ls -1 /sys/block/vdc/mq"), "0\n1");
     assert_eq!(guest.sh("cat /sys/block/vda/queue/write_cache"), "write back");
     let classes =
         guest.sh("cd /sys/bus/pci/devices; cat 0000:00:02.0/class 0000:00:03.0/class 0000:00:04.0/class");

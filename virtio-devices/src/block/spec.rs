@@ -44,6 +44,8 @@ spec::spec! {
         flatten {
             /// Naming and placement.
             pci: PciCommon,
+            /// Limits.
+            limits: spec::queues::RateLimit,
         }
         fields {
             /// The image file or block device.
@@ -79,18 +81,10 @@ spec::spec! {
         unsupported {
             "socket" => vhost_socket,
             "rate_limit_group" => rate_limit_group,
-            "bw_size" => rate_limiter_config,
-            "bw_one_time_burst" => bw_one_time_burst,
-            "bw_refill_time" => bw_refill_time,
-            "ops_size" => ops_size,
-            "ops_one_time_burst" => ops_one_time_burst,
-            "ops_refill_time" => ops_refill_time,
         }
     }
 }
 
-/// Largest queue (virtio 1.3 §2.7).
-const MAX_QUEUE_SIZE: u16 = 32768;
 /// Descriptors that every request needs: header and status.
 const MIN_QUEUE_SIZE: u16 = 2;
 
@@ -117,21 +111,10 @@ impl Spec for DiskSpec {
         if self.path.is_none() {
             return refuse("Disk path missing".into());
         }
-        if self.num_queues > facts.boot_vcpus as usize {
-            return refuse(format!(
-                "Queue count ({}) must not exceed boot vCPUs ({})",
-                self.num_queues, facts.boot_vcpus
-            ));
-        }
         if self.num_queues == 0 {
             return refuse("Number of queues (0) of a disk must be at least 1".into());
         }
-        if !self.queue_size.is_power_of_two() {
-            return refuse(format!(
-                "Queue size must be a power of 2 no greater than {MAX_QUEUE_SIZE}: {}",
-                self.queue_size
-            ));
-        }
+        spec::queues::check(self.num_queues, self.queue_size, facts)?;
         if self.queue_size <= MIN_QUEUE_SIZE {
             return refuse(format!(
                 "Block queue size must be greater than {MIN_QUEUE_SIZE}: {}",

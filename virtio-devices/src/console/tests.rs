@@ -184,6 +184,7 @@ fn a_pseudo_terminal_is_named_typed_at_and_followed_in_size() {
     let again = make(&mut spec, &kept).unwrap();
     assert_eq!(spec.mode.file, Some(path));
     let mut b = Bench::new(again, u64::MAX);
+    assert_eq!(b.link.config(), 1, "a new driver is told of the size");
     print(&mut b, b"again");
     let mut text = [0; 5];
     user.read_exact(&mut text).unwrap();

@@ -31,6 +31,8 @@ spec::spec! {
         flatten {
             /// Naming and placement.
             pci: PciCommon,
+            /// Limits.
+            limits: spec::queues::RateLimit,
         }
         fields {
             /// The tap: one that exists, or the name for a new one.
@@ -64,20 +66,12 @@ spec::spec! {
         }
         unsupported {
             "socket" => vhost_socket,
-            "bw_size" => rate_limiter_config,
-            "bw_one_time_burst" => bw_one_time_burst,
-            "bw_refill_time" => bw_refill_time,
-            "ops_size" => ops_size,
-            "ops_one_time_burst" => ops_one_time_burst,
-            "ops_refill_time" => ops_refill_time,
         }
     }
 }
 
 /// Smallest MTU (virtio 1.3 §5.1.4.1 asks for as much as IPv6 does).
 const MIN_MTU: u16 = 1280;
-/// Largest queue (virtio 1.3 §2.7).
-const MAX_QUEUE_SIZE: u16 = 32768;
 
 impl Spec for NetSpec {
     const FLAG: &'static str = NetSpec::FLAG;
@@ -95,18 +89,7 @@ impl Spec for NetSpec {
             return Err(Refusal::unsupported("--net vhost_mode=server"));
         }
         let pairs = self.num_queues / 2;
-        if pairs > facts.boot_vcpus as usize {
-            return refuse(format!(
-                "Queue count ({pairs}) must not exceed boot vCPUs ({})",
-                facts.boot_vcpus
-            ));
-        }
-        if !self.queue_size.is_power_of_two() {
-            return refuse(format!(
-                "Queue size must be a power of 2 no greater than {MAX_QUEUE_SIZE}: {}",
-                self.queue_size
-            ));
-        }
+        spec::queues::check(pairs, self.queue_size, facts)?;
         if self.num_queues < 2 {
             return refuse(format!(
                 "Number of queues ({}) to virtio_net should be higher than 2",

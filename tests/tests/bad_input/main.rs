@@ -1,0 +1,21 @@
+//! Bad input gets a clear error, and nothing is lost.
+//!
+//! Each case runs the real program. [`bench::Bench`] checks what every refusal has in common: the exact messages, the exit status,
+//! nothing on standard output, and nothing left behind or changed: no file, socket, tap, process or terminal setting.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on may as well end there")]
+
+mod api;
+mod bench;
+mod console;
+mod disk;
+mod files;
+mod host;
+mod kernel;
+mod life;
+mod memory;
+mod namespace;
+mod network;
+mod options;
+mod socket;
+mod streams;
