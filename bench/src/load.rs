@@ -43,7 +43,6 @@ fn facts(report: &str, name: &str) -> Result<BTreeMap<String, f64>, Error> {
         let why = report.lines().find(|l| l.starts_with("FAIL ") || l.starts_with("SKIP "));
         return Err(Error::other(why.unwrap_or("the guest reports nothing").to_owned()));
     };
-    // `ns=` follows each figure that it belongs to; figures are what is wanted here.
     let pairs = line.split_whitespace().filter_map(|word| word.split_once('='));
     Ok(pairs.filter_map(|(key, value)| Some((key.to_owned(), value.parse().ok()?))).collect())
 }
@@ -90,8 +89,7 @@ impl Setting<'_> {
         ];
         for round in 0..self.runs {
             for subject in subjects {
-                let options = if subject.has_devices() { "probe.why=mmio" } else { "" };
-                match self.run(subject, "exits", options, Extra::None) {
+                match self.run(subject, "exits", "", Extra::Bus) {
                     Err(e) => rows.fail(format!("{}: exits: {e}", subject.name)),
                     Ok(facts) => {
                         for (key, name) in wanted {

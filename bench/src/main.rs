@@ -34,10 +34,8 @@ fn command() -> Command {
     };
     Command::new("bench")
         .about("Measures VMMs side by side; see scripts/bench, which calls this")
-        .arg(
-            path("programs", "Directory with cloud-hypervisor, bare-kvm, probe and first-byte")
-                .required(true),
-        )
+        .arg(path("programs", "Directory with cloud-hypervisor and bare-kvm").required(true))
+        .arg(path("guests", "Directory with probe and first-byte").required(true))
         .arg(path("scratch", "Directory for a disk image of 256 MiB").required(true))
         .arg(
             Arg::new("qemu")
@@ -94,10 +92,16 @@ fn run(matches: &ArgMatches) -> Result<bool, Error> {
         .filter(|name| ![OURS, BARE, QEMU].contains(&name.as_str()))
         .collect();
     let yardstick = if subjects.iter().any(|s| s.name == QEMU) { QEMU } else { OURS };
-    let probe = programs.join("probe");
+    let guests = path("guests").ok_or_else(|| absent("guests"))?;
+    let probe = guests.join("probe");
     let setting = Setting { probe: &probe, scratch: &scratch, runs, millis, yardstick, khz: load::tsc_khz() };
-    let first_byte = programs.join("first-byte");
+    let first_byte = guests.join("first-byte");
 
+    for subject in &subjects {
+        // Pages of a program just built count as its own dirty memory until they are on the disk.
+        let synced = std::fs::File::open(&subject.program).and_then(|f| f.sync_all());
+        synced.map_err(|e| Error::other(format!("{}: {e}", subject.program.display())))?;
+    }
     let mut rows = Rows::default();
     let load_before = load_average();
     for section in matches.get_many::<String>("only").into_iter().flatten() {

@@ -12,6 +12,7 @@ const LIMIT: Duration = Duration::from_secs(20);
 
 /// Names of the rows; targets refer to them.
 pub(crate) const FIRST_BYTE: &str = "start to first guest byte";
+pub(crate) const CPU_TIME: &str = "CPU time used until then";
 pub(crate) const PROPORTIONAL: &str = "proportional set size";
 pub(crate) const PRIVATE_DIRTY: &str = "private dirty memory";
 pub(crate) const THREADS: &str = "threads";
@@ -45,6 +46,7 @@ pub(crate) fn measure(rows: &mut Rows, subjects: &[Subject], kernel: &Path, runs
             match once(subject, kernel) {
                 Ok((time, footprint)) => {
                     note((FIRST_BYTE, "ms", Better::Less), time.as_secs_f64() * 1e3);
+                    note((CPU_TIME, "ms", Better::Less), footprint.cpu_millis);
                     note((PROPORTIONAL, "kB", Better::Less), footprint.proportional);
                     note((PRIVATE_DIRTY, "kB", Better::Less), footprint.private_dirty);
                     note((THREADS, "", Better::Less), footprint.threads);

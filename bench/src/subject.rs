@@ -29,6 +29,8 @@ pub(crate) struct Subject {
 pub(crate) enum Extra<'a> {
     /// Nothing.
     None,
+    /// A PCI bus, with no more on it than the VMM's own.
+    Bus,
     /// A disk on this raw image, with or without the host's page cache.
     Disk { path: &'a Path, direct: bool },
     /// A network card on this tap.
@@ -72,7 +74,7 @@ impl Subject {
                     command.args(["--cmdline", cmdline]);
                 }
                 match extra {
-                    Extra::None => {}
+                    Extra::None | Extra::Bus => {}
                     Extra::Disk { path, direct } => {
                         let direct = if direct { "on" } else { "off" };
                         let disk = format!("path={},image_type=raw,direct={direct}", path.display());
@@ -86,7 +88,7 @@ impl Subject {
             Dialect::Qemu(_) => {
                 // Its lightest machine where that will do; modern virtio on PCI where devices are compared.
                 let machine = match extra {
-                    Extra::None if !cmdline.contains("mmio") => {
+                    Extra::None => {
                         "microvm,acpi=off,pit=off,pic=off,rtc=off,isa-serial=on,kernel-irqchip=split"
                     }
                     _ => "q35,kernel-irqchip=split",
@@ -106,7 +108,7 @@ impl Subject {
                 command.args(["-serial", "stdio", "-bios", "qboot.rom"]);
                 command.arg("-kernel").arg(kernel).args(["-append", &format!("{QEMU_BARS} {cmdline}")]);
                 match extra {
-                    Extra::None => {}
+                    Extra::None | Extra::Bus => {}
                     Extra::Disk { path, direct } => {
                         let direct = if direct { "on" } else { "off" };
                         let file = format!(

@@ -5,6 +5,15 @@ use std::fmt::Write;
 use clap::{Arg, ArgAction, ArgMatches};
 use spec::{Key, Part, Refusal, Spec};
 
+/// What a command is built for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// To be read: help, manual page, completions.
+    Help,
+    /// To parse with. Help texts take longer to write than everything else on a command line takes to read.
+    Parsing,
+}
+
 /// A flag whose value is an option group.
 #[derive(Clone)]
 pub struct Flag {
@@ -13,7 +22,7 @@ pub struct Flag {
     /// What it configures.
     pub about: &'static str,
     /// Its keys.
-    pub keys: Vec<Key>,
+    pub keys: fn() -> Vec<Key>,
     /// Whether it may be given more than once.
     pub many: bool,
 }
@@ -21,25 +30,29 @@ pub struct Flag {
 impl Flag {
     /// The flag of a specification.
     pub fn of<S: Spec>(many: bool) -> Self {
-        Flag { name: S::FLAG, about: S::ABOUT, keys: S::keys(), many }
+        Flag { name: S::FLAG, about: S::ABOUT, keys: S::keys, many }
     }
 
     /// The flag as clap knows it.
-    pub fn arg(&self) -> Arg {
+    pub fn arg(&self, purpose: Purpose) -> Arg {
+        let arg = Arg::new(self.name).long(self.name).value_name("key=value,…");
+        let arg = if self.many { arg.num_args(1..).action(ArgAction::Append) } else { arg.num_args(1) };
+        if purpose == Purpose::Parsing {
+            return arg;
+        }
         let about = sentence(self.about);
-        let arg = Arg::new(self.name)
-            .long(self.name)
-            .value_name("key=value,…")
-            .help(first_sentence(&about).to_owned())
-            .long_help(format!("{}\n{}", wrap(&about, WIDTH).join("\n"), self.table()));
-        if self.many { arg.num_args(1..).action(ArgAction::Append) } else { arg.num_args(1) }
+        arg.help(first_sentence(&about).to_owned()).long_help(format!(
+            "{}\n{}",
+            wrap(&about, WIDTH).join("\n"),
+            self.table()
+        ))
     }
 
     /// The keys with their syntax, meaning and defaults, for help texts: in two columns, or the meaning on a line of its own
     /// where the syntax is long.
     pub fn table(&self) -> String {
         let mut text = String::new();
-        for key in self.keys.iter().filter(|k| !k.help.is_empty()) {
+        for key in (self.keys)().iter().filter(|k| !k.help.is_empty()) {
             let left = if key.bare { key.name.to_owned() } else { format!("{}={}", key.name, key.syntax) };
             let default =
                 if key.default.is_empty() { String::new() } else { format!(" [default: {}]", key.default) };
@@ -169,26 +182,28 @@ mod tests {
 
     #[test]
     fn a_table_of_keys_fits_its_columns() {
-        let key = |name, syntax, help, default: &str| Key {
-            name,
-            syntax,
-            help,
-            default: default.into(),
-            bare: false,
-        };
         let flag = Flag {
             name: "x",
             about: "",
-            keys: vec![
-                key("a", "<size>", " Short.", "1M"),
-                key("hidden", "", "", ""),
-                key(
-                    "much_longer_name",
-                    "first|second|third",
-                    " Many words: a b c d e f g h i j k l m n o p q r s t u v w x.",
-                    "",
-                ),
-            ],
+            keys: || {
+                let key = |name, syntax, help, default: &str| Key {
+                    name,
+                    syntax,
+                    help,
+                    default: default.into(),
+                    bare: false,
+                };
+                vec![
+                    key("a", "<size>", " Short.", "1M"),
+                    key("hidden", "", "", ""),
+                    key(
+                        "much_longer_name",
+                        "first|second|third",
+                        " Many words: a b c d e f g h i j k l m n o p q r s t u v w x.",
+                        "",
+                    ),
+                ]
+            },
             many: false,
         };
         assert_eq!(

@@ -14,7 +14,7 @@ use virtio_devices::console::ConsoleSpec;
 use virtio_devices::net::NetSpec;
 use virtio_devices::rng::RngSpec;
 
-use crate::flags::{self, Flag};
+use crate::flags::{self, Flag, Purpose};
 use crate::payload::nothing_to_boot;
 use crate::{CpusSpec, MemorySpec, PayloadSpec, PlatformSpec, Plug};
 
@@ -159,7 +159,7 @@ const HEADING: &str = "The machine";
 
 impl VmSpec {
     /// Adds the flags that describe a machine to a command.
-    pub fn add_flags(command: Command) -> Command {
+    pub fn add_flags(command: Command, purpose: Purpose) -> Command {
         let text = |name: &'static str, value: &'static str, help: &'static str| {
             Arg::new(name).long(name).value_name(value).help(help).num_args(1)
         };
@@ -175,7 +175,7 @@ impl VmSpec {
             ))
             .arg(text("cmdline", "text", "Kernel command line").allow_hyphen_values(true))
             .arg(text("initramfs", "path", "Initial RAM file system"))
-            .args(groups.iter().map(Flag::arg))
+            .args(groups.iter().map(|flag| flag.arg(purpose)))
             .args(flags::UNSUPPORTED.iter().map(flags::unsupported_arg))
     }
 

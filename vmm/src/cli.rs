@@ -9,6 +9,7 @@ use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::PathBuf;
 
 use catalog::VmSpec;
+use catalog::flags::Purpose;
 use clap::{Arg, ArgAction, ArgGroup, ArgMatches, Command};
 use spec::{Options, Refusal};
 
@@ -34,8 +35,21 @@ const EXAMPLES: &str = "Examples:
   Ask whether this host can run guests at all:
     cloud-hypervisor --check-host";
 
-/// The command with all its flags.
+/// The command with all its flags and their help.
 pub fn command() -> Command {
+    command_for(Purpose::Help)
+}
+
+/// What the command line says.
+///
+/// # Errors
+/// A request for help, or a line that does not parse, with all that there is to say about it.
+pub fn parse() -> Result<ArgMatches, clap::Error> {
+    // Whoever needs no help does not wait until it is written.
+    command_for(Purpose::Parsing).try_get_matches().or_else(|_| command().try_get_matches())
+}
+
+fn command_for(purpose: Purpose) -> Command {
     let command = Command::new("cloud-hypervisor")
         .about("Runs a virtual machine")
         .long_about(ABOUT)
@@ -44,7 +58,7 @@ pub fn command() -> Command {
         .arg_required_else_help(true)
         .next_line_help(false);
     let process = "The process";
-    let command = VmSpec::add_flags(command)
+    let command = VmSpec::add_flags(command, purpose)
         .next_help_heading(process)
         .arg(value(
             "api-socket",
@@ -78,9 +92,13 @@ pub fn command() -> Command {
                 .action(ArgAction::Count)
                 .help("Logs more: once for information, twice for debugging, three times for everything"),
         );
-    VmSpec::dependent_flags()
-        .into_iter()
-        .fold(command, |c, flag| c.mut_arg(flag, |a| a.requires("vm-payload")))
+    let dependent = VmSpec::dependent_flags();
+    command
+        .mut_args(
+            |a| {
+                if dependent.iter().any(|flag| a.get_id() == flag) { a.requires("vm-payload") } else { a }
+            },
+        )
         .group(
             ArgGroup::new("vm-payload").args(["kernel", "firmware", "igvm", "fw-cfg-config"]).multiple(true),
         )
@@ -192,6 +210,16 @@ mod tests {
     #[test]
     fn the_definition_is_consistent() {
         command().debug_assert();
+    }
+
+    #[test]
+    fn what_is_parsed_with_is_what_the_help_shows() {
+        let flags = |purpose| -> Vec<String> {
+            let command = command_for(purpose);
+            let show = |a: &Arg| format!("{:?} {:?} {:?}", a.get_id(), a.get_num_args(), a.get_action());
+            command.get_arguments().map(show).collect()
+        };
+        assert_eq!(flags(Purpose::Parsing), flags(Purpose::Help));
     }
 
     #[test]
