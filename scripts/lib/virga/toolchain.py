@@ -4,6 +4,8 @@ import os
 import re
 import shutil
 import subprocess
+import tempfile
+import urllib.request
 
 from .common import CHECKOUT, Failure, install, run, say, step
 
@@ -45,15 +47,29 @@ def prepare():
         say(f"Rust {text} or later is needed; this machine has {'.'.join(map(str, found)) if found else 'none'}")
         try:
             install("rustup")
-        except Failure as failure:
-            raise Failure(f"this release has no rustup package: install Rust by https://rustup.rs and start again "
-                          f"({str(failure).splitlines()[0]})") from None
+        except Failure:
+            say("this release has no rustup package; taking rustup from its makers, https://sh.rustup.rs")
+            install_rustup_by_script()
     with step("installing the stable Rust with rustup, for this user"):
         run(["rustup", "toolchain", "install", "stable", "--profile", "minimal", "-c", "rustfmt", "-c", "clippy"],
             limit=1200)
         run(["rustup", "default", "stable"])
     if (found_rust() or (0, 0)) < wanted:
         raise Failure(f"there is still no Rust {text}: another cargo may be first on the PATH")
+
+
+def install_rustup_by_script():
+    """Runs rustup's own installer for this user, as its site tells a person to."""
+    try:
+        with urllib.request.urlopen("https://sh.rustup.rs", timeout=60) as answer:
+            script = answer.read()
+    except OSError as error:
+        raise Failure(f"cannot fetch https://sh.rustup.rs ({error}): install Rust and start again") from None
+    with tempfile.NamedTemporaryFile(suffix=".sh") as file:
+        file.write(script)
+        file.flush()
+        run(["sh", file.name, "-y", "--no-modify-path", "--default-toolchain", "none"], limit=600)
+    os.environ["PATH"] += ":" + os.path.expanduser("~/.cargo/bin")
 
 
 def build(profile):
