@@ -120,6 +120,7 @@ fn a_pause(guest: &mut Running) {
     let expected: String = (1..=LINES).map(|i| format!("{i}\n")).collect();
     assert_eq!(line, expected);
     assert_eq!(count, LINES);
+    drop((lines, stream)); // the guest's nc waits for our end
     let (status, output) = guest.end(&send);
     assert_eq!(status, 0, "{output}");
     let inside = seconds_up(guest) - before;
