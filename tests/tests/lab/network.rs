@@ -56,7 +56,7 @@ fn an_old_kernel_by_pvh_talks_to_the_host_through_two_pairs_of_queues() {
     guest.power_off();
 }
 
-const SIZE: usize = 24 << 20;
+const SIZE: usize = 8 << 20;
 
 /// Both ways by TCP, unchanged.
 fn there_and_back(guest: &mut Running) {
