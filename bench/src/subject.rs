@@ -144,26 +144,20 @@ impl Subject {
                 command.args(["--serial", "off", "--console", "tty"]);
             }
             Dialect::Qemu(_) => {
+                // Not microvm: Debian's kernels find their console on PCI only.
                 command.args([
                     "-M",
-                    "microvm,rtc=on,isa-serial=off,pcie=off",
+                    "q35,kernel-irqchip=split",
                     "-accel",
                     "kvm",
                     "-cpu",
                     "host",
-                ]);
-                command.args([
                     "-m",
                     "512",
-                    "-nodefaults",
-                    "-no-user-config",
-                    "-display",
-                    "none",
-                    "-no-reboot",
                 ]);
-                command.args(["-bios", "qboot.rom", "-global", "virtio-mmio.force-legacy=false"]);
-                command.args(["-device", "virtio-serial-device", "-chardev", "stdio,id=c,signal=off"]);
-                command.args(["-device", "virtconsole,chardev=c", "-device", "virtio-rng-device"]);
+                command.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
+                command.args(["-device", "virtio-serial-pci", "-chardev", "stdio,id=c,signal=off"]);
+                command.args(["-device", "virtconsole,chardev=c", "-device", "virtio-rng-pci"]);
                 command.arg("-kernel").arg(kernel).arg("-initrd").arg(initramfs).args(["-append", CMDLINE]);
             }
         }
