@@ -34,6 +34,7 @@ pub enum VcpuError {
 struct Running {
     gate: Arc<Gate>,
     nmi: Arc<AtomicBool>,
+    paused: Arc<AtomicBool>,
     kick: Arc<dyn Kick>,
     thread: Option<JoinHandle<()>>,
 }
@@ -66,11 +67,13 @@ impl Vcpus {
         for (index, Ready { vcpu, host_cpus }) in (0..).zip(ready) {
             let gate = Arc::new(Gate::default());
             let nmi = Arc::new(AtomicBool::new(false));
+            let paused = Arc::new(AtomicBool::new(false));
             let kick = vcpu.kick_handle();
             let shared = Shared {
                 index,
                 gate: gate.clone(),
                 nmi: nmi.clone(),
+                paused: paused.clone(),
                 exits: exits.clone(),
                 events: events.clone(),
                 cookie: cookie.clone(),
@@ -81,7 +84,7 @@ impl Vcpus {
                 .stack_size(512 << 10)
                 .spawn(move || shared.run(vcpu, &host_cpus))
                 .map_err(|source| VcpuError::Thread { index, source })?;
-            vcpus.running.push(Running { gate, nmi, kick, thread: Some(thread) });
+            vcpus.running.push(Running { gate, nmi, paused, kick, thread: Some(thread) });
         }
         Ok(vcpus)
     }
@@ -97,7 +100,10 @@ impl Vcpus {
             r.gate.close();
             r.kick.kick();
         }
-        self.running.iter().for_each(|r| r.gate.wait_parked());
+        for r in &self.running {
+            r.gate.wait_parked();
+            r.paused.store(true, Ordering::SeqCst);
+        }
     }
 
     /// Sends every vCPU a non-maskable interrupt; a paused one takes it when it continues.
@@ -127,6 +133,8 @@ struct Shared {
     index: u32,
     gate: Arc<Gate>,
     nmi: Arc<AtomicBool>,
+    /// It has stood still in the midst of the guest.
+    paused: Arc<AtomicBool>,
     exits: Arc<dyn Exits + Send>,
     events: Arc<dyn Events>,
     cookie: Cookie,
@@ -140,6 +148,11 @@ impl Shared {
         self.cookie.join();
         let work = AssertUnwindSafe(|| {
             while self.gate.pass() {
+                if self.paused.swap(false, Ordering::SeqCst)
+                    && let Err(e) = vcpu.x86_64().notify_paused()
+                {
+                    log::warn!("the watchdogs of vCPU {} may take the pause for a hang: {e}", self.index);
+                }
                 if self.nmi.swap(false, Ordering::SeqCst)
                     && let Err(e) = vcpu.x86_64().nmi()
                 {

@@ -4,6 +4,7 @@
 //! hypervisor's VM.
 
 mod board;
+mod clock;
 mod exits;
 mod firmware;
 mod glue;
@@ -25,6 +26,7 @@ use crate::core_scheduling::Cookie;
 use crate::ram;
 use crate::vcpus::Vcpus;
 use board::Board;
+use clock::Clock;
 use exits::GuestExits;
 use processors::Processors;
 
@@ -32,6 +34,7 @@ use processors::Processors;
 pub struct Machine {
     vcpus: Vcpus,
     board: Board,
+    clock: Clock,
     _slots: ram::Slots,
 }
 
@@ -76,6 +79,7 @@ impl Machine {
             .map_err(|e| Refusal::host("Cannot set up guest memory", e))?;
 
         let capabilities = hypervisor.capabilities();
+        let clock = Clock::new(vm.clone(), &capabilities);
         let mut board = Board::new(vm.clone(), capabilities, &map, memory.clone(), events.clone())?;
         board.add_platform(spec.memory.size.0)?;
         board.add_devices(spec, kept)?;
@@ -98,26 +102,27 @@ impl Machine {
         let exits = Arc::new(GuestExits::new(&board, events.clone()));
         let vcpus = Vcpus::start(ready, exits, events, Cookie::new(spec.cpus.core_scheduling))
             .map_err(|e| Refusal::host("Cannot start the vCPUs", e))?;
-        Ok(Machine { vcpus, board, _slots: slots })
+        Ok(Machine { vcpus, board, clock, _slots: slots })
     }
 
     /// Lets devices and vCPUs run: at first and after a pause.
     ///
     /// # Errors
-    /// A device could not be started.
+    /// A device could not be started, or the clock not be set.
     pub fn resume(&self) -> Result<(), Refusal> {
+        self.clock.go_on()?;
         self.board.start()?;
         self.vcpus.resume();
         Ok(())
     }
 
-    /// Stops vCPUs and devices; when it returns, nothing changes guest memory any more.
+    /// Stops vCPUs, the clock and devices; when it returns, nothing changes guest memory any more.
     ///
     /// # Errors
-    /// A device could not be stopped; the machine runs on.
+    /// A device could not be stopped, or the clock not be read; the machine runs on.
     pub fn pause(&self) -> Result<(), Refusal> {
         self.vcpus.pause();
-        let stopped = self.board.stop();
+        let stopped = self.clock.stop().and_then(|()| self.board.stop());
         if stopped.is_err() {
             self.resume()?;
         }
