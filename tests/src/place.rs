@@ -17,28 +17,39 @@ use crate::stock::Stock;
 
 /// Set in the process that does run the story: the scratch directory.
 const PLACE: &str = "VIRGA_STORY_PLACE";
+/// Set in that process for a story that asked for it: the copy of a file.
+const COPY: &str = "VIRGA_STORY_COPY";
 /// Seconds that a story may take.
 const LIMIT: u64 = 900;
 /// Stories at once in the lab, whose outer machine has two CPUs.
 const LAB_SLOTS: usize = 2;
 
 /// Returns from the test if its story has been run in a process elsewhere. To be the first line of the test.
+///
+/// With the path of a file in the brackets, there is a copy of it to be written to at [`copy`]. The lab's machine is far too slow to
+/// make one itself.
 #[macro_export]
 macro_rules! elsewhere {
     () => {
+        $crate::elsewhere!(@ None)
+    };
+    (@ $file:expr) => {
         fn here() {}
-        if $crate::place::ran_elsewhere(std::any::type_name_of_val(&here)) {
+        if $crate::place::ran_elsewhere(std::any::type_name_of_val(&here), $file) {
             return;
         }
+    };
+    ($file:expr) => {
+        $crate::elsewhere!(@ Some($file))
     };
 }
 
 /// Whether this process was to have the story run by another, which has been done; see [`elsewhere!`](crate::elsewhere). `here` is the path of
-/// a function within the test.
+/// a function within the test, `file` one to be copied.
 ///
 /// # Panics
 /// If the story failed there, with all it said.
-pub fn ran_elsewhere(here: &str) -> bool {
+pub fn ran_elsewhere(here: &str, file: Option<PathBuf>) -> bool {
     if std::env::var_os(PLACE).is_some() {
         return false;
     }
@@ -47,6 +58,7 @@ pub fn ran_elsewhere(here: &str) -> bool {
     let scratch = Scratch::new();
     let lab = needs_lab();
     let _slot = Slot::take(lab);
+    let shared = file.map(|file| Copy::of(&file));
     let mut command = if lab { in_lab() } else { Command::new("env") };
     // In a user namespace only where that is what it takes to have a network of our own.
     // SAFETY: geteuid has no preconditions.
@@ -58,6 +70,7 @@ pub fn ran_elsewhere(here: &str) -> bool {
     );
     command.arg("sh").arg(scratch.path());
     command.arg("env").arg(format!("{PLACE}={}", scratch.path().display())).args(Stock::get().variables());
+    command.args(shared.iter().map(|copy| format!("{COPY}={}", copy.path.display())));
     command.arg(std::env::current_exe().expect("a test knows its own path"));
     command.args(["--exact", test, "--nocapture", "--include-ignored", "--test-threads=1"]);
     if !lab {
@@ -83,6 +96,34 @@ pub fn ran_elsewhere(here: &str) -> bool {
 /// The scratch directory of the story that runs in this process.
 pub fn scratch() -> PathBuf {
     PathBuf::from(std::env::var_os(PLACE).expect("a story begins with elsewhere!()"))
+}
+
+/// The copy that the story in this process asked for.
+pub fn copy() -> PathBuf {
+    PathBuf::from(std::env::var_os(COPY).expect("a story names the file in elsewhere!(...)"))
+}
+
+/// A copy of a file in a directory of its own beside this program, where the lab can write to it.
+struct Copy {
+    path: PathBuf,
+    _directory: Scratch,
+}
+
+impl Copy {
+    fn of(file: &Path) -> Copy {
+        let directory = Scratch::within(&beside_us());
+        let path = directory.file("copy");
+        let mut command = Command::new("cp");
+        command.args(["--reflink=auto", "--sparse=always", "--"]).arg(file).arg(&path);
+        assert!(command.status().expect("cp runs").success(), "cannot copy {}", file.display());
+        Copy { path, _directory: directory }
+    }
+}
+
+/// Where this program is: a directory of this checkout's, as the lab's machine is.
+fn beside_us() -> PathBuf {
+    let program = std::env::current_exe().expect("a test knows its own path");
+    program.parent().expect("a program is in a directory").to_path_buf()
 }
 
 fn in_lab() -> Command {
@@ -112,11 +153,10 @@ impl Slot {
     fn take(lab: bool) -> Slot {
         let count =
             if lab { LAB_SLOTS } else { std::thread::available_parallelism().map_or(1, |n| n.get() / 2) };
-        // SAFETY: geteuid has no preconditions.
-        let user = unsafe { libc::geteuid() };
+        let directory = beside_us();
         loop {
             for number in 0..count.max(1) {
-                let path = std::env::temp_dir().join(format!("virga-test-slot-{user}-{number}"));
+                let path = directory.join(format!("slot-{number}.lock"));
                 let file = lock_file(&path);
                 // SAFETY: flock takes an open descriptor.
                 if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } == 0 {

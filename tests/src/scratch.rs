@@ -10,10 +10,16 @@ pub struct Scratch(PathBuf);
 impl Scratch {
     /// Makes the directory, its name unique among processes and tests.
     pub fn new() -> Scratch {
+        Scratch::within(&std::env::temp_dir())
+    }
+
+    /// Makes it in that directory, and removes those there of processes that were killed.
+    pub fn within(parent: &Path) -> Scratch {
+        remove_orphans(parent);
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let name = format!("virga-test-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        let path = std::env::temp_dir().join(name);
-        std::fs::create_dir_all(&path).expect("the temporary directory takes a new directory");
+        let path = parent.join(name);
+        std::fs::create_dir_all(&path).expect("the directory takes a new directory");
         Scratch(path)
     }
 
@@ -25,6 +31,18 @@ impl Scratch {
     /// A file in it.
     pub fn file(&self, name: &str) -> PathBuf {
         self.0.join(name)
+    }
+}
+
+fn remove_orphans(parent: &Path) {
+    for entry in std::fs::read_dir(parent).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let rest = name.to_str().and_then(|name| name.strip_prefix("virga-test-"));
+        let process = rest.and_then(|rest| rest.split_once('-')?.0.parse::<u32>().ok());
+        if process.is_some_and(|process| !Path::new(&format!("/proc/{process}")).exists()) {
+            // Another process may be faster; and what belongs to another user is not ours to remove.
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
     }
 }
 

@@ -2,22 +2,13 @@
 
 use std::io::Write;
 use std::net::TcpListener;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 
 use tests::linux::{BzImage, Linux, Pvh, Running};
 use tests::place;
 use tests::stock::Stock;
-
-/// A copy of the image to write to.
-fn disk() -> PathBuf {
-    let path = place::scratch().join("debian.raw");
-    let status =
-        Command::new("cp").args(["--sparse=always", "--"]).arg(Stock::get().debian()).arg(&path).status();
-    assert!(status.expect("cp runs").success());
-    path
-}
 
 /// Checks the file system, as the guest has left it.
 fn check(path: &Path) {
@@ -28,12 +19,15 @@ fn check(path: &Path) {
 
 /// How fast TCP is each way; told rather than judged, since hosts differ so much.
 fn throughput(guest: &mut Running) {
-    const SIZE: usize = 64 << 20;
+    const SIZE: usize = 16 << 20;
     let listener = TcpListener::bind("192.168.249.1:0").expect("the tap has its address");
     let port = listener.local_addr().expect("a listener has an address").port();
     let rate = |begun: Instant| SIZE as f64 / 1e6 / begun.elapsed().as_secs_f64();
 
-    let command = format!("head -c {SIZE} /dev/zero > /dev/tcp/192.168.249.1/{port}");
+    let command = format!(
+        "dd if=/dev/zero bs=65536 count={} status=none > /dev/tcp/192.168.249.1/{port}",
+        SIZE / 65536
+    );
     guest.begin(&command);
     let (mut stream, _) = listener.accept().expect("the guest connects");
     let begun = Instant::now();
@@ -55,8 +49,8 @@ fn throughput(guest: &mut Running) {
 
 #[test]
 fn debian_with_the_current_kernel_runs_and_heeds_the_power_button() {
-    tests::elsewhere!();
-    let disk = disk();
+    tests::elsewhere!(Stock::get().debian());
+    let disk = place::copy();
     let mut guest = Linux::new("6.12", Pvh)
         .root_on_disk()
         .cpus("boot=2")
@@ -102,8 +96,8 @@ fn debian_with_the_current_kernel_runs_and_heeds_the_power_button() {
 
 #[test]
 fn debian_with_the_old_kernel_keeps_its_files_over_a_reboot() {
-    tests::elsewhere!();
-    let disk = disk();
+    tests::elsewhere!(Stock::get().debian());
+    let disk = place::copy();
     let mut guest = Linux::new("6.1", BzImage)
         .root_on_disk()
         .with(&["--disk", &format!("path={},image_type=raw", disk.display())])
