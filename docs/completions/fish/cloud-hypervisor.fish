@@ -1,9 +1,4 @@
 complete -c cloud-hypervisor -l kernel -d 'Kernel to boot: an uncompressed vmlinux with a PVH note, or a bzImage' -r
-complete -c cloud-hypervisor -l api-socket -d 'UNIX socket for requests (see ch-remote); a bare path works too' -r
-complete -c cloud-hypervisor -l event-monitor -d 'Writes a JSON record of each event to this file' -r
-complete -c cloud-hypervisor -l seccomp -d 'System call filters: only false is supported yet' -r
-complete -c cloud-hypervisor -l log-file -d 'Logs to this file instead of standard error' -r
-complete -c cloud-hypervisor -l log-format -d 'Format of log records' -r
 complete -c cloud-hypervisor -l cmdline -d 'Kernel command line' -r
 complete -c cloud-hypervisor -l initramfs -d 'Initial RAM file system' -r
 complete -c cloud-hypervisor -l cpus -d 'The machine\'s processors' -r
@@ -15,6 +10,11 @@ complete -c cloud-hypervisor -l net -d 'A network device on a tap of the host' -
 complete -c cloud-hypervisor -l rng -d 'The source of the guest\'s random numbers' -r
 complete -c cloud-hypervisor -l serial -d 'The serial port: a 16550A UART at port 0x3f8' -r
 complete -c cloud-hypervisor -l debug-console -d 'The debug console: what a guest writes to one port' -r
+complete -c cloud-hypervisor -l api-socket -d 'UNIX socket for requests (see ch-remote); a bare path works too' -r
+complete -c cloud-hypervisor -l event-monitor -d 'Writes a JSON record of each event to this file' -r
+complete -c cloud-hypervisor -l seccomp -d 'System call filters: only false is supported yet' -r
+complete -c cloud-hypervisor -l log-file -d 'Logs to this file instead of standard error' -r
+complete -c cloud-hypervisor -l log-format -d 'Format of log records' -r
 complete -c cloud-hypervisor -l no-shutdown -d 'Keeps the process when the guest powers itself off; needs the API to go on'
 complete -c cloud-hypervisor -l check-host -d 'Says whether this host can run guests, what is missing and how to mend it'
 complete -c cloud-hypervisor -s V -l version -d 'Prints the version; with -v also the compiled-in features'

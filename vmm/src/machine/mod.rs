@@ -79,7 +79,7 @@ impl Machine {
             .map_err(|e| Refusal::host("Cannot set up guest memory", e))?;
 
         let capabilities = hypervisor.capabilities();
-        let clock = Clock::new(vm.clone(), &capabilities);
+        let clock = Clock::new(vm.clone(), capabilities);
         let mut board = Board::new(vm.clone(), capabilities, &map, memory.clone(), events.clone())?;
         board.add_platform(spec.memory.size.0)?;
         board.add_devices(spec, kept)?;
