@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 
-from . import common, guest, kernels, toolchain
+from . import common, debian_image, guest, kernels, toolchain
 from .common import CHECKOUT, Failure, say
 
 PROBE = ["--manifest-path", "probe/Cargo.toml", "--target-dir", "target/probe"]
@@ -39,6 +39,7 @@ def lab_ready():
     programs()
     for name in kernels.GUEST_KERNELS:
         guest.initramfs(name)
+    debian_image.image()
 
 
 STAGES = [
