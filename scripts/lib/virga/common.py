@@ -21,7 +21,9 @@ program = "lab"
 
 
 class Failure(Exception):
-    """Something the user has to know about: printed without a traceback, exit status 1."""
+    """Something the user has to know about: printed without a traceback, with this exit status."""
+
+    status = 1
 
 
 class Stopped(BaseException):
@@ -170,7 +172,7 @@ def main(function):
         sys.exit(function())
     except Failure as failure:
         say(f"error: {failure}")
-        sys.exit(1)
+        sys.exit(failure.status)
     except KeyboardInterrupt:
         say("interrupted")
         sys.exit(130)

@@ -19,6 +19,12 @@ PASSED = re.compile(r"(PATH|HOME|USER|LOGNAME|SHELL|TERM|LANG|LC_\w+|TZ|COLUMNS|
 IDLE = 900
 
 
+class Crashed(Failure):
+    """The outer machine went while a command ran in it, of a fault of its own: emulated kernels do now and then."""
+
+    status = 125
+
+
 class Lab:
     """This checkout's lab."""
 
@@ -126,7 +132,7 @@ class Lab:
                 self.kill(name)
                 end(process)
         if status == 255 and self.instance.pid() is None:
-            raise Failure(f"the outer machine ended:\n{tail(self.directory / 'serial.log')}\n"
+            raise Crashed(f"the outer machine ended:\n{tail(self.directory / 'serial.log')}\n"
                           f"{tail(self.directory / 'qemu.log')}")
         return status
 
