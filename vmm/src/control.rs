@@ -155,14 +155,14 @@ impl Control {
                 return Ok(Next::End);
             }
         }
-        let calls: Vec<_> = self.setup.inbox.iter().flat_map(|i| i.drain().collect::<Vec<_>>()).collect();
+        let calls: Vec<_> = self.setup.inbox.as_ref().map_or_else(Vec::new, |i| i.drain().collect());
         for call in calls {
             let ending = matches!(call.action, Action::VmmShutdown);
-            // The answer to the last question is given before the process ends.
-            let answer = if ending { Ok(Reply::Empty) } else { self.perform(call.action) };
+            let answer = self.perform(call.action);
             if call.answer.send(answer).is_err() {
                 log::debug!("whoever asked did not wait for the answer");
             }
+            // The answer to the last question is given before the process ends.
             if ending {
                 return Ok(Next::End);
             }
