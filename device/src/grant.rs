@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::state::{self, Node, StateError};
 use crate::{BarKind, Line, Needs, Ram, Region, Span, TableSink, Vector, Workers};
 
 /// What a register write asks of the board. It is applied after the device has released its locks, on the vCPU's thread, before
@@ -140,6 +141,23 @@ pub trait Device: Registers {
     /// What could not be stopped.
     fn stop(&self) -> Result<(), DeviceError> {
         Ok(())
+    }
+
+    /// The device's state; called while it is stopped. `None` for a device that has none.
+    ///
+    /// # Errors
+    /// What could not be told.
+    fn save(&self) -> Result<Option<Node>, DeviceError> {
+        Ok(None)
+    }
+
+    /// Goes on from a state that [`Device::save`] gave, perhaps in another process; called once, after [`Device::wire`] and before
+    /// the guest sees the device. The state is untrusted.
+    ///
+    /// # Errors
+    /// The state is not one of this device: it is of no use any more and is dropped.
+    fn load(&self, node: Option<Node>) -> Result<(), StateError> {
+        state::none(node)
     }
 
     /// Describes the device in the firmware tables.

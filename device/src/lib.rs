@@ -15,6 +15,7 @@ pub mod irq;
 pub mod limit;
 pub mod needs;
 pub mod ram;
+pub mod state;
 pub mod table;
 pub mod virtio;
 pub mod worker;
@@ -30,6 +31,7 @@ pub use needs::{
     Span, WindowNeed,
 };
 pub use ram::Ram;
+pub use state::{Node, State, StateError};
 pub use table::{TableEntry, TableSink};
 pub use virtio::{DriverLink, LiveQueue, Virtio, VirtioGrant, VirtioKind};
 pub use worker::{Attached, Task, Watch, Worker, Workers};

@@ -17,6 +17,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::limit::LogLimit;
 use crate::ram::RamMap;
+use crate::state::{self, Node, StateError};
 use crate::{Counters, DeviceError, Events, Ram, Workers, guest_warn};
 
 /// Device types (virtio 1.3 §5).
@@ -108,6 +109,23 @@ pub trait Virtio: Send + Sync {
 
     /// Forgets what a driver negotiated; all queues are stopped.
     fn reset(&self);
+
+    /// State of the device itself, apart from its queues; called while all of them are stopped. `None` if there is none.
+    ///
+    /// # Errors
+    /// What could not be told.
+    fn save(&self) -> Result<Option<Node>, DeviceError> {
+        Ok(None)
+    }
+
+    /// Goes on from a state that [`Virtio::save`] gave: after [`Virtio::connect`] and before [`Virtio::activate`], which follows if
+    /// a driver was active. The state is untrusted.
+    ///
+    /// # Errors
+    /// The state is not one of this device; the device is dropped.
+    fn load(&self, node: Option<Node>) -> Result<(), StateError> {
+        state::none(node)
+    }
 
     /// Counters, if the device has any.
     fn counters(&self) -> Option<Counters> {

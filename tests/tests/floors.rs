@@ -13,6 +13,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("device", 1),
     ("terminal", 2),
     ("hypervisor", 2),
+    ("migration", 2),
     ("pci", 2),
     ("platform", 3),
     ("virtio-devices", 3),
@@ -26,7 +27,7 @@ const ASIDE: &[&str] = &["tests", "bare-kvm", "bench", "docs-gen"];
 
 /// Crates that must not see the hypervisor: devices work on any.
 const BLIND: &[&str] =
-    &["device", "pci", "terminal", "platform", "virtio-devices", "block", "net_util", "spec"];
+    &["device", "pci", "migration", "terminal", "platform", "virtio-devices", "block", "net_util", "spec"];
 
 fn imports() -> BTreeMap<String, Vec<String>> {
     let output = Command::new(env!("CARGO"))
