@@ -61,7 +61,10 @@ impl Living {
     pub fn boot(directory: &Path, name: &str, cmdline: &str, arguments: &[&str]) -> Living {
         let mut command = Command::new(programs::cloud_hypervisor());
         command.arg("--kernel").arg(programs::probe()).args(["--cmdline", cmdline]);
-        command.args(["--memory", "size=256M", "--cpus", "boot=1", "--serial", "tty", "--console", "off"]);
+        command.args(["--memory", "size=256M", "--cpus", "boot=1", "--serial", "tty"]);
+        if !arguments.contains(&"--console") {
+            command.args(["--console", "off"]);
+        }
         command.args(arguments);
         Living::start(directory, name, command)
     }
@@ -181,14 +184,39 @@ impl Living {
         }
     }
 
-    /// Tells the guest to end, and waits for it and the VMM.
+    /// Tells the guest's load to end.
+    pub fn end_load(&mut self) {
+        self.wire.send(b"q");
+    }
+
+    /// Everything from the serial port so far.
+    pub fn serial(&self) -> String {
+        self.wire.everything()
+    }
+
+    /// Tells the guest's load to end, and waits for the guest and the VMM.
     ///
     /// # Panics
     /// If one of them does not end in time.
     #[track_caller]
     pub fn end(mut self) -> Report {
-        self.wire.send(b"q");
+        self.end_load();
         self.wait_for("DONE ");
+        self.finish()
+    }
+
+    /// Ends the VMM, whatever the guest does.
+    ///
+    /// # Panics
+    /// If it does not end in time.
+    #[track_caller]
+    pub fn shut_down(self) -> Report {
+        self.put("vmm.shutdown", &Value::Null);
+        self.finish()
+    }
+
+    #[track_caller]
+    fn finish(mut self) -> Report {
         let begun = Instant::now();
         let status = loop {
             if let Some(status) = self.child.try_wait().expect("a child can be waited for") {
@@ -200,7 +228,7 @@ impl Living {
         self.ended = true;
         Report {
             status,
-            serial: self.wire.everything(),
+            serial: self.serial(),
             messages: self.messages(),
             stdout: String::new(),
             console: String::new(),

@@ -12,7 +12,7 @@
 //!
 //! It ends at a `q` on COM1, or after `probe.count` completions; then all that is in flight comes home, and every sector is read again. Also:
 //! `probe.interrupts` (on: halt when there is nothing to do, and mask a vector now and then; without it: poll), `probe.depth` (16)
-//! requests a disk, `probe.window` (32) frames a card, `probe.sectors` (8192) of each disk, all zeroes or this load's own at first,
+//! requests a disk, `probe.window` (32) frames a card, `probe.sectors` (8192) of each disk, all zeroes at first or written by this load,
 //! `probe.touch` (8) MiB of memory.
 
 mod disk;
@@ -193,6 +193,9 @@ impl Load {
 /// The test.
 pub(super) fn load(machine: &mut Machine) -> Outcome {
     let mut load = Load::open(machine)?;
+    for disk in load.disks.iter_mut().flatten() {
+        disk.sweep(true, &mut load.trouble)?;
+    }
     let number = |name, default: u64| machine.start.number(name).unwrap_or(default).max(1);
     let (beat, limit) = (number("beat", 2000), number("count", u64::MAX));
     let (mut done, mut next_beat, mut next_look, mut next_flip) = (0, beat, 0, 0);
@@ -240,7 +243,7 @@ pub(super) fn load(machine: &mut Machine) -> Outcome {
     let (disk, net) = load.totals();
     let mut sectors = 0;
     for load_disk in load.disks.iter_mut().flatten() {
-        sectors += load_disk.check_all(&mut load.trouble)?;
+        sectors += load_disk.sweep(false, &mut load.trouble)?;
     }
     load.memory.check_all(&mut load.trouble);
     let abandoned: u64 = load.cards.iter().flatten().map(NetworkLoad::abandoned).sum();

@@ -37,17 +37,19 @@ impl Loaded {
 
     /// A machine with all of it, under load; more words for the probe.
     pub(crate) fn boot(&self, words: &str) -> Living {
+        self.boot_with(&format!("probe.run=load {words}"), &[])
+    }
+
+    /// The same with the probe's whole command line, which ends in a load, and more arguments for the VMM.
+    pub(crate) fn boot_with(&self, cmdline: &str, arguments: &[&str]) -> Living {
         let disks = ["disk0", "disk1"].map(|name| {
             let path = self.scratch.file(name);
             format!("path={},image_type=raw,id={name}", path.display())
         });
         let net = format!("tap=load0,mac={MAC},id=net0");
-        let mut machine = Living::boot(
-            self.scratch.path(),
-            "boot",
-            &format!("probe.run=load {words}"),
-            &["--disk", &disks[0], &disks[1], "--net", &net],
-        );
+        let devices = ["--disk", &disks[0], &disks[1], "--net", &net];
+        let mut machine =
+            Living::boot(self.scratch.path(), "boot", cmdline, &[&devices[..], arguments].concat());
         let found = machine.wait_for("# loading ");
         assert_eq!(found, "disks=2 cards=1");
         machine

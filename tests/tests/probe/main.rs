@@ -8,3 +8,4 @@ mod loaded;
 mod machine;
 mod network;
 mod pause;
+mod reboot;

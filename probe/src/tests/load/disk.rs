@@ -227,8 +227,9 @@ impl DiskLoad {
         self.in_flight += 1;
     }
 
-    /// Reads every sector once more, one request after the other. How many there are.
-    pub(super) fn check_all(&mut self, trouble: &mut Trouble) -> Result<u64, Stop> {
+    /// Reads every sector, one request after the other, and compares it; or, if `adopt`, takes what is there for granted as long as it
+    /// is whole. How many there are.
+    pub(super) fn sweep(&mut self, adopt: bool, trouble: &mut Trouble) -> Result<u64, Stop> {
         let mut sector = 0;
         while sector < self.sectors {
             let count = LARGEST.min(self.sectors - sector);
@@ -244,13 +245,16 @@ impl DiskLoad {
                 done.is_some()
             });
             if !added || done.is_none() || state.read8(0) != blk::OK {
-                return Err(Stop::Fail(text!(
-                    "disk {}: sector {sector} cannot be read at the end",
-                    self.nth
-                )));
+                return Err(Stop::Fail(text!("disk {}: sector {sector} cannot be read", self.nth)));
             }
             for i in 0..count {
-                self.check(buffer.part(i * SECTOR, SECTOR), sector + i, trouble);
+                let data = buffer.part(i * SECTOR, SECTOR);
+                if adopt {
+                    let number = data.read64(0) as u32;
+                    self.numbers.write32((sector + i) * 4, number);
+                    self.number = self.number.max(number);
+                }
+                self.check(data, sector + i, trouble);
             }
             sector += count;
         }

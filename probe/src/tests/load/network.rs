@@ -1,13 +1,14 @@
 //! A card: numbered frames to a partner on the host, which sends each back as it is, addresses exchanged.
 //!
-//! A frame, behind its Ethernet header (type 0x88b5): what it is (16 bits: 1 to be sent back, 2 "start anew"), 32 bits of epoch at 16, its number
-//! (64 bits) at 24, the pattern of the number from 32 on; how long it is follows from the number. All little-endian.
+//! A frame, behind its Ethernet header (type 0x88b5): what it is (16 bits: 1 to be sent back, 2 "start anew"), 32 bits of epoch at 16
+//! and 32 bits of the load's own at 20, its number (64 bits) at 24, the pattern of the number from 32 on; how long it is follows from the number. All little-endian.
 //!
 //! What is on its way when a machine is saved does not come back where it is restored: the partner there says "start anew" with a higher
 //! epoch, over and over until it sees a frame of that epoch. What was out is given up then, and counted as such. No frame may be lost in any other way:
 //! fewer are out than any queue on the way can hold.
 
 use super::Trouble;
+use crate::clock::ticks;
 use crate::io::Region;
 use crate::random::Random;
 use crate::tests::Machine;
@@ -38,6 +39,8 @@ pub(super) struct NetworkLoad {
     /// The slot behind each head of the transmit queue, 16 bits each.
     slot_of: Region,
     epoch: u32,
+    /// Tells our frames from those of the machine that was here before a reboot, which may come back only now.
+    run: u32,
     /// The next frame's number.
     next: u64,
     /// The first that has not come back.
@@ -79,6 +82,7 @@ impl NetworkLoad {
             slot_of: arena.take(u64::from(card.transmit.size) * 2, 64),
             card,
             epoch: 0,
+            run: ticks() as u32,
             next: 0,
             oldest: 0,
             done: 0,
@@ -121,7 +125,7 @@ impl NetworkLoad {
             self.card.transmit.release(head as u16);
             self.sending.write8(u64::from(slot), 0);
         }
-        let NetworkLoad { nth, card, epoch, next, oldest, done, abandoned, .. } = self;
+        let NetworkLoad { nth, card, epoch, run, next, oldest, done, abandoned, .. } = self;
         let mac = card.mac;
         card.drain(|frame| {
             let mut to = [0; 6];
@@ -136,6 +140,9 @@ impl NetworkLoad {
                     *abandoned += *next - *oldest;
                     *oldest = *next;
                 }
+                return;
+            }
+            if frame.read32(20) != *run {
                 return;
             }
             if kind != ECHO || came != *epoch || !(*oldest..*next).contains(&number) {
@@ -172,7 +179,8 @@ impl NetworkLoad {
             let frame = buffer.part(HEADER, len_of(number));
             ethernet(frame, PARTNER, self.card.mac, TYPE);
             frame.write16(14, ECHO);
-            frame.write64(16, u64::from(self.epoch));
+            frame.write32(16, self.epoch);
+            frame.write32(20, self.run);
             frame.write64(24, number);
             fill(frame, number);
             let Some(head) = self.card.transmit.add(&[Buffer::readable(buffer)]) else {
