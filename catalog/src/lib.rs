@@ -10,14 +10,18 @@ pub mod cpus;
 pub mod flags;
 pub mod machine;
 pub mod memory;
+pub mod overrides;
 pub mod payload;
 pub mod platform_spec;
 pub mod plug;
+pub mod restore;
 
 pub use cpus::CpusSpec;
 pub use flags::Flag;
 pub use machine::VmSpec;
 pub use memory::MemorySpec;
+pub use overrides::Overrides;
 pub use payload::PayloadSpec;
 pub use platform_spec::PlatformSpec;
 pub use plug::Plug;
+pub use restore::{MemoryRestoreMode, RestoreRequest, RestoreSpec, SnapshotSpec};
