@@ -11,6 +11,7 @@ pub mod flags;
 pub mod machine;
 pub mod memory;
 pub mod payload;
+pub mod pci_segment;
 pub mod platform_spec;
 pub mod plug;
 
@@ -19,5 +20,6 @@ pub use flags::Flag;
 pub use machine::VmSpec;
 pub use memory::MemorySpec;
 pub use payload::PayloadSpec;
+pub use pci_segment::PciSegmentSpec;
 pub use platform_spec::PlatformSpec;
 pub use plug::Plug;
