@@ -17,7 +17,10 @@ use virtio_devices::rng::RngSpec;
 use crate::flags::{self, Flag, Purpose};
 use crate::overrides::{self, Overrides};
 use crate::payload::nothing_to_boot;
-use crate::{CpusSpec, MemorySpec, PayloadSpec, PlatformSpec, Plug, RestoreRequest, RestoreSpec};
+use crate::pci_segment;
+use crate::{
+    CpusSpec, MemorySpec, PayloadSpec, PciSegmentSpec, PlatformSpec, Plug, RestoreRequest, RestoreSpec,
+};
 
 /// Generates [`VmSpec`] and what derives from the list of devices.
 macro_rules! machine {
@@ -40,6 +43,9 @@ macro_rules! machine {
             /// Identity.
             #[serde(skip_serializing_if = "Option::is_none")]
             pub platform: Option<PlatformSpec>,
+            /// Shares of the PCI address windows.
+            #[serde(skip_serializing_if = "Option::is_none")]
+            pub pci_segments: Option<Vec<PciSegmentSpec>>,
             $(
                 #[doc = concat!("What `--", stringify!($field), "` or its like configures.")]
                 #[serde(skip_serializing_if = "Field::is_left_out")]
@@ -171,7 +177,6 @@ machine! {
         ivshmem,
         landlock_rules,
         numa,
-        pci_segments,
         pmem,
         pvmemcontrol,
         rate_limit_groups,
@@ -210,8 +215,12 @@ impl VmSpec {
         let text = |name: &'static str, value: &'static str, help: &'static str| {
             Arg::new(name).long(name).value_name(value).help(help).num_args(1)
         };
-        let mut groups =
-            vec![Flag::of::<CpusSpec>(false), Flag::of::<MemorySpec>(false), Flag::of::<PlatformSpec>(false)];
+        let mut groups = vec![
+            Flag::of::<CpusSpec>(false),
+            Flag::of::<MemorySpec>(false),
+            Flag::of::<PlatformSpec>(false),
+            Flag::of::<PciSegmentSpec>(true),
+        ];
         groups.extend(VmSpec::device_flags());
         groups.push(Flag::of::<RestoreSpec>(false));
         command
@@ -248,6 +257,7 @@ impl VmSpec {
         spec.cpus = flags::one(matches)?.unwrap_or_default();
         spec.memory = flags::one(matches)?.unwrap_or_default();
         spec.platform = flags::one(matches)?;
+        spec.pci_segments = flags::many(matches)?;
         spec.take_devices(matches)?;
         spec.complete();
         Ok(Some(spec))
@@ -271,8 +281,8 @@ impl VmSpec {
     }
 
     /// Names of the flags that describe a new machine only.
-    fn fixed_flags() -> [&'static str; 5] {
-        ["cmdline", "initramfs", CpusSpec::FLAG, MemorySpec::FLAG, PlatformSpec::FLAG]
+    fn fixed_flags() -> [&'static str; 6] {
+        ["cmdline", "initramfs", CpusSpec::FLAG, MemorySpec::FLAG, PlatformSpec::FLAG, PciSegmentSpec::FLAG]
     }
 
     /// Names of the flags that mean nothing without a kernel or a saved machine.
@@ -296,6 +306,11 @@ impl VmSpec {
         }
     }
 
+    /// The share of each PCI segment in the address windows, below 4 GiB and above.
+    pub fn segment_weights(&self) -> (Vec<u32>, Vec<u32>) {
+        pci_segment::weights(self.facts().pci_segments, self.pci_segments.as_deref().unwrap_or_default())
+    }
+
     /// Checks everything that can be checked without the host.
     ///
     /// # Errors
@@ -311,6 +326,7 @@ impl VmSpec {
         if let Some(platform) = &self.platform {
             Plugless::check(platform, &facts)?;
         }
+        pci_segment::check(self.pci_segments.as_deref().unwrap_or_default(), &facts)?;
         let mut ids: Vec<&str> = Vec::new();
         let mut slots: Vec<(u16, u8)> = Vec::new();
         let mut counts: BTreeMap<&str, usize> = BTreeMap::new();

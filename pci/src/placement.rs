@@ -134,6 +134,11 @@ pub struct Plugged {
 }
 
 impl Plugged {
+    /// Lets the guest eject the function ([`Segment::eject`]).
+    pub fn removable(&self) {
+        self.segment.set_removable(self.placed.slot);
+    }
+
     /// Where it was placed; the guest may have moved BARs since.
     pub fn placed(&self) -> &PlacedPci {
         &self.placed

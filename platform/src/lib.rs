@@ -12,6 +12,7 @@ pub mod firmware_debug;
 pub mod ged;
 pub mod i8042;
 pub mod ioapic;
+pub mod pci_hotplug;
 pub mod serial;
 mod uart;
 
@@ -26,6 +27,7 @@ pub use firmware_debug::FirmwareDebug;
 pub use ged::Ged;
 pub use i8042::I8042;
 pub use ioapic::Ioapic;
+pub use pci_hotplug::PciHotplug;
 pub use serial::SerialSpec;
 
 use device::Device;
@@ -33,9 +35,9 @@ use device::Device;
 /// Most memory that a machine has below the hole at 3 GiB.
 const LOW_MEMORY: u64 = 3 << 30;
 
-/// The devices that every machine has, by name and in the order of their addresses, for a machine with this many bytes of memory.
-/// The interrupt controller is apart: everybody's lines lead to it ([`Ioapic::new`]).
-pub fn standard(memory: u64) -> Vec<(&'static str, Box<dyn Device>)> {
+/// The devices that every machine has, by name and in the order of their addresses, for a machine with this many bytes of memory
+/// and PCI segments. The interrupt controller is apart: everybody's lines lead to it ([`Ioapic::new`]).
+pub fn standard(memory: u64, segments: u16) -> Vec<(&'static str, Box<dyn Device>)> {
     let low = memory.min(LOW_MEMORY);
     vec![
         ("__i8042", Box::new(I8042)),
@@ -43,6 +45,7 @@ pub fn standard(memory: u64) -> Vec<(&'static str, Box<dyn Device>)> {
         ("__debug_port", Box::new(DebugPort::new())),
         ("__firmware_debug", Box::new(FirmwareDebug::new())),
         ("__acpi_pm", Box::new(AcpiPm::new())),
+        ("__pci_hotplug", Box::new(PciHotplug::new(segments))),
         ("__ged", Box::new(Ged::new())),
     ]
 }
@@ -70,7 +73,7 @@ mod tests {
     fn the_standard_devices_have_names_of_their_own_and_do_not_overlap() {
         let ports = Bus::new(Space::Port);
         let mut names = Vec::new();
-        for (name, device) in standard(1 << 30) {
+        for (name, device) in standard(1 << 30, 1) {
             let needs = device.needs();
             let device: Arc<dyn Device> = device.into();
             for (n, window) in (0..).zip(needs.windows) {
@@ -82,7 +85,7 @@ mod tests {
         }
         names.sort_unstable();
         names.dedup();
-        assert_eq!(names.len(), 6);
+        assert_eq!(names.len(), 7);
         let mut present = [0];
         assert!(ports.read(0x402, &mut present));
         assert_eq!(present, [0xe9]);
