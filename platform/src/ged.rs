@@ -18,6 +18,10 @@ const PIN: u8 = 13;
 const PCI: u8 = 1 << 2;
 /// The power button was pressed.
 const POWER_BUTTON: u8 = 1 << 3;
+/// The VM generation ID is another.
+const GENERATION: u8 = 1 << 4;
+/// Notification that it changed.
+const CHANGED: u8 = 0x80;
 /// Notification for a press (ACPI 6.5 table 5.164).
 const PRESSED: u8 = 0x80;
 
@@ -53,6 +57,7 @@ impl Bell for Ged {
     fn ring(&self, what: Ring) {
         self.tell(match what {
             Ring::Pci => PCI,
+            Ring::Generation => GENERATION,
         });
     }
 }
@@ -148,6 +153,11 @@ impl Device for Ged {
                         &aml::If::new(
                             &aml::NotEqual::new(&aml::Local(1), &aml::ZERO),
                             vec![&aml::Notify::new(&aml::Path::new("\\_SB_.PWRB"), &PRESSED)],
+                        ),
+                        &aml::And::new(&aml::Local(1), &aml::Local(0), &GENERATION),
+                        &aml::If::new(
+                            &aml::NotEqual::new(&aml::Local(1), &aml::ZERO),
+                            vec![&aml::Notify::new(&aml::Path::new("\\_SB_.VGEN"), &CHANGED)],
                         ),
                     ],
                 ),
