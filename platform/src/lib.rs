@@ -28,7 +28,7 @@ pub use i8042::I8042;
 pub use ioapic::Ioapic;
 pub use serial::SerialSpec;
 
-use device::Device;
+use device::{Device, DeviceError, Node, State};
 
 /// Most memory that a machine has below the hole at 3 GiB.
 const LOW_MEMORY: u64 = 3 << 30;
@@ -45,6 +45,12 @@ pub fn standard(memory: u64) -> Vec<(&'static str, Box<dyn Device>)> {
         ("__acpi_pm", Box::new(AcpiPm::new())),
         ("__ged", Box::new(Ged::new())),
     ]
+}
+
+/// The node of a device's state, as [`Device::save`] gives it.
+fn save<S: State>(state: &S) -> Result<Option<Node>, DeviceError> {
+    let failed = |e| DeviceError::new(format!("cannot save the state of kind {:?}", S::KIND), e);
+    Node::of(state).map(Some).map_err(failed)
 }
 
 /// Answers an access of any width with the bytes of a 32-bit register at offset 0.
