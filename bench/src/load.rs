@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use crate::process::Process;
 use crate::rows::{Better, Rows};
 use crate::subject::{Extra, Subject};
-use crate::tap::Tap;
+use tests::tap::{self, Tap};
 
 /// What every load shares.
 #[derive(Debug)]
@@ -146,7 +146,7 @@ impl Setting<'_> {
 
     /// Frames through a tap. The calling thread is put into a network namespace of its own, for good.
     pub(crate) fn network(&self, rows: &mut Rows, subjects: &[Subject]) -> Result<(), Error> {
-        crate::tap::enter_private_network()?;
+        tap::enter_private_network()?;
         for round in 0..self.runs {
             for op in ["send", "receive"] {
                 for size in [64, 1514] {

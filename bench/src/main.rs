@@ -10,7 +10,6 @@ mod rows;
 mod start;
 mod stats;
 mod subject;
-mod tap;
 mod targets;
 
 use std::io::Error;

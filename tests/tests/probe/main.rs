@@ -4,5 +4,8 @@ mod devices;
 mod disk;
 mod ends;
 mod hostile;
+mod loaded;
 mod machine;
 mod network;
+mod pause;
+mod reboot;
