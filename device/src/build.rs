@@ -32,6 +32,10 @@ pub trait Build: Spec {
     /// Its automatic name.
     const NAMING: Naming;
 
+    /// The properties, by their names in JSON, that may have other values when a saved machine is restored: those that the guest
+    /// does not see, or is told of.
+    const REPLACEABLE: &'static [&'static str] = &[];
+
     /// Naming and placement, for PCI devices.
     fn common(&self) -> Option<&PciCommon> {
         None
@@ -65,7 +69,7 @@ pub struct Host<'a> {
 pub struct Kept(Mutex<HashMap<String, Box<dyn Any + Send>>>);
 
 impl Kept {
-    /// The resource of this name: the one opened before, or a new one.
+    /// The resource of this name, which is that of its device: the one opened before, or a new one.
     ///
     /// # Errors
     /// What opening it answered.
@@ -81,6 +85,11 @@ impl Kept {
         let resource = open()?;
         kept.insert(name.to_owned(), Box::new(resource.clone()));
         Ok(resource)
+    }
+
+    /// Lets go of one resource.
+    pub fn forget(&self, name: &str) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
     }
 
     /// Lets go of everything.
@@ -99,7 +108,11 @@ mod tests {
         let open = |n: u32| kept.keep("__console", || Ok::<_, ()>(n));
         assert_eq!(open(1), Ok(1));
         assert_eq!(open(2), Ok(1));
-        kept.clear();
+        kept.forget("_net0");
+        assert_eq!(open(2), Ok(1));
+        kept.forget("__console");
         assert_eq!(open(3), Ok(3));
+        kept.clear();
+        assert_eq!(open(4), Ok(4));
     }
 }

@@ -4,8 +4,9 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Weak};
 
-use device::{Effect, Region, Registers};
+use device::{Effect, Node, Region, Registers, StateError};
 
+use crate::state::PortsState;
 use crate::{Segment, regs};
 
 /// Length of a segment's enhanced window: one bus.
@@ -96,6 +97,25 @@ impl ConfigPorts {
     /// The ports of this segment.
     pub fn new(segment: Arc<Segment>) -> Self {
         ConfigPorts { segment, address: AtomicU32::new(0) }
+    }
+
+    /// The state: a guest may have been stopped between its two accesses.
+    ///
+    /// # Errors
+    /// None in practice.
+    pub fn save(&self) -> Result<Node, StateError> {
+        Node::of(&PortsState { address: self.address.load(Ordering::Relaxed) })
+    }
+
+    /// Goes on from a state that [`ConfigPorts::save`] gave.
+    ///
+    /// # Errors
+    /// It is no such state.
+    pub fn load(&self, node: Node) -> Result<(), StateError> {
+        // Any value can be written to the register.
+        let PortsState { address } = node.read()?;
+        self.address.store(address, Ordering::Relaxed);
+        Ok(())
     }
 }
 

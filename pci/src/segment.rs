@@ -11,10 +11,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
 use device::limit::LogLimit;
-use device::{BarKind, Bus, PlacedPci, Region, Span, guest_warn};
+use device::{BarKind, Bus, Node, PlacedPci, Region, Span, StateError, guest_warn};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::bridge::HostBridge;
+use crate::function::read_state;
 use crate::{BarAllocator, Function, MsiSource, PciError};
 
 /// Slots of a bus.
@@ -69,6 +70,10 @@ struct Map {
     taken: u32,
     // Bit n: slot n is left to devices that ask for it.
     aside: u32,
+    // Bit n: the function in slot n may leave.
+    removable: u32,
+    // Bit n: the function in slot n has left the guest's sight and still holds its room.
+    ejected: u32,
     low: BarAllocator,
     high: BarAllocator,
     bars: Vec<Held>,
@@ -111,6 +116,8 @@ impl Segment {
             map: Mutex::new(Map {
                 taken: u32::from(number == 0),
                 aside: 0,
+                removable: 0,
+                ejected: 0,
                 low: BarAllocator::new(grant.low),
                 high: BarAllocator::new(grant.high),
                 bars: Vec::new(),
@@ -136,6 +143,33 @@ impl Segment {
 
     fn map(&self) -> MutexGuard<'_, Map> {
         self.map.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Hides what the guest ejects: of these slots (bit n: slot n), the functions that may leave, for which it tells. They read as
+    /// empty slots from now on and answer at no address; slot and room are given back when [`crate::Plugged`] is dropped.
+    pub fn eject(&self, slots: u32) -> u32 {
+        let mut map = self.map();
+        let leaving = slots & map.removable & !map.ejected;
+        if leaving == 0 {
+            return 0;
+        }
+        map.ejected |= leaving;
+        for slot in (0..SLOTS).filter(|slot| leaving >> slot & 1 != 0) {
+            self.show(slot, None);
+        }
+        let mut bars = std::mem::take(&mut map.bars);
+        for bar in bars.iter_mut().filter(|bar| leaving >> bar.slot & 1 != 0) {
+            self.withdraw(bar);
+        }
+        map.bars = bars;
+        // What they kept others from answering at is free now.
+        self.settle(&mut map);
+        leaving
+    }
+
+    /// Lets the guest eject the function in a slot.
+    pub(crate) fn set_removable(&self, slot: u8) {
+        self.map().removable |= 1 << slot;
     }
 
     /// Takes a slot: this one, or the lowest free one that is not set aside.
@@ -179,16 +213,16 @@ impl Segment {
         self.map().free(span);
     }
 
-    /// Shows a function to the guest.
-    pub(crate) fn plug(&self, function: Arc<Function>, placed: &PlacedPci) {
+    /// Shows a function to the guest; `rooms` is what was taken for its BARs.
+    pub(crate) fn plug(&self, function: Arc<Function>, placed: &PlacedPci, rooms: &[Option<Span>]) {
         let mut map = self.map();
-        for (index, kind, span) in &placed.bars {
+        for ((index, kind, span), room) in placed.bars.iter().zip(rooms) {
             map.bars.push(Held {
                 slot: placed.slot,
                 function: function.clone(),
                 index: *index,
                 kind: *kind,
-                reserved: Some(*span),
+                reserved: *room,
                 size: span.length,
                 claimed: None,
                 doorbells: Vec::new(),
@@ -212,7 +246,40 @@ impl Segment {
             }
         }
         map.taken &= !(1 << slot);
+        map.removable &= !(1 << slot);
+        map.ejected &= !(1 << slot);
         self.settle(&mut map);
+    }
+
+    /// The state of the function in a slot, without its device.
+    pub(crate) fn save_function(&self, slot: u8, function: &Function) -> Result<Node, StateError> {
+        let map = self.map();
+        function.save(|index| {
+            let held = map.bars.iter().find(|b| b.slot == slot && b.index == index);
+            held.and_then(|bar| bar.reserved).map(|span| span.base)
+        })
+    }
+
+    /// The state of what the segment has without anybody having plugged it in: the host bridge of segment 0.
+    ///
+    /// # Errors
+    /// None in practice.
+    pub fn save(&self) -> Result<Option<Node>, StateError> {
+        self.bridge().map(|bridge| bridge.save(|_| None)).transpose()
+    }
+
+    /// Goes on from a state that [`Segment::save`] gave; the state is untrusted.
+    ///
+    /// # Errors
+    /// The state is not one of this segment.
+    pub fn load(&self, node: Option<Node>) -> Result<(), StateError> {
+        let Some(bridge) = self.bridge() else { return device::state::none(node) };
+        let (state, msix) = read_state(device::state::some(node)?)?;
+        bridge.load(&state, msix.as_ref())
+    }
+
+    fn bridge(&self) -> Option<Arc<Function>> {
+        (self.number == 0).then(|| self.function(0)).flatten()
     }
 
     fn show(&self, slot: u8, function: Option<Arc<Function>>) {
@@ -229,7 +296,9 @@ impl Segment {
     fn settle(&self, map: &mut Map) {
         // First everybody leaves, so that BARs can trade places.
         let mut bars = std::mem::take(&mut map.bars);
-        for bar in &mut bars {
+        let ejected = map.ejected;
+        let present = |bar: &&mut Held| ejected >> bar.slot & 1 == 0;
+        for bar in bars.iter_mut().filter(present) {
             let wanted = bar.function.bar(bar.index);
             if bar.claimed.is_some() && bar.claimed != wanted {
                 self.withdraw(bar);
@@ -243,7 +312,7 @@ impl Segment {
                 map.free(span);
             }
         }
-        for bar in &mut bars {
+        for bar in bars.iter_mut().filter(present) {
             match bar.function.bar(bar.index) {
                 Some(base) if bar.claimed.is_none() => self.enter(map, bar, base),
                 _ => {}

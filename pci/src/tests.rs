@@ -529,3 +529,5 @@ fn impossible_needs_are_refused() {
     ));
     assert_eq!(m.reserve(&Toy::default()).placed().slot, 1, "nothing was left behind");
 }
+
+mod state;

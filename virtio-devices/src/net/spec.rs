@@ -159,6 +159,7 @@ impl NetSpec {
 
 impl Build for NetSpec {
     const NAMING: Naming = Naming::Counted("net");
+    const REPLACEABLE: &'static [&'static str] = &["tap", "ip", "mask", "mac", "host_mac"];
 
     fn common(&self) -> Option<&PciCommon> {
         Some(&self.pci)
@@ -177,7 +178,7 @@ impl NetSpec {
     /// Builds the device; the tap's name and the MAC are written back.
     pub(super) fn make(&mut self, host: &Host<'_>) -> Result<Net, Refusal> {
         let refused = |e: PairError| Refusal::host(format!("cannot set up the tap of \"{}\"", host.id), e);
-        let pairs = host.kept.keep(&format!("tap of {}", host.id), || self.open(host.id)).map_err(refused)?;
+        let pairs = host.kept.keep(host.id, || self.open(host.id)).map_err(refused)?;
         let mac = match self.mac {
             Some(Mac(mac)) => mac,
             None => MacAddr::random().map_err(|e| Refusal::host("cannot draw a MAC address", e))?,

@@ -9,6 +9,7 @@ mod exits;
 mod firmware;
 mod glue;
 mod processors;
+pub mod saved;
 mod tree;
 
 use std::collections::BTreeMap;
