@@ -69,11 +69,16 @@ impl Living {
         Living::start(directory, name, command)
     }
 
-    /// Starts from a snapshot; `restore` is the value of `--restore`.
-    pub fn restore(directory: &Path, name: &str, restore: &str) -> Living {
+    /// Goes on with a snapshot; `restore` is the value of `--restore`.
+    pub fn restore(directory: &Path, name: &str, restore: &str, arguments: &[&str]) -> Living {
         let mut command = Command::new(programs::cloud_hypervisor());
-        command.args(["--restore", restore]);
+        command.args(["--restore", restore]).args(arguments);
         Living::start(directory, name, command)
+    }
+
+    /// A VMM that waits for questions.
+    pub fn wait(directory: &Path, name: &str) -> Living {
+        Living::start(directory, name, Command::new(programs::cloud_hypervisor()))
     }
 
     fn start(directory: &Path, name: &str, mut command: Command) -> Living {

@@ -30,7 +30,7 @@ pub fn enter_private_network() -> Result<(), Error> {
 /// A persistent tap with its link up, which VMMs open by name. Removed on drop.
 #[derive(Debug)]
 pub struct Tap {
-    name: &'static str,
+    name: String,
 }
 
 fn request(name: &str) -> libc::ifreq {
@@ -88,9 +88,9 @@ impl Tap {
     ///
     /// # Errors
     /// The host makes no tap of that name.
-    pub fn new(name: &'static str) -> Result<Tap, Error> {
+    pub fn new(name: &str) -> Result<Tap, Error> {
         persist(name, true)?;
-        let tap = Tap { name };
+        let tap = Tap { name: name.to_string() };
         let socket = packet_socket(0)?;
         let mut request = request(name);
         // SAFETY: both ioctls take an ifreq; the flags are valid after the first.
@@ -108,7 +108,7 @@ impl Tap {
     /// The host takes none.
     pub fn flood(&self, size: usize, time: Duration) -> Result<(), Error> {
         let socket = packet_socket(0)?;
-        let to = link_address(self.name, EXPERIMENTAL_ETHERTYPE)?;
+        let to = link_address(&self.name, EXPERIMENTAL_ETHERTYPE)?;
         let mut frame = vec![0; size];
         frame[..6].fill(0xff);
         frame[6..12].copy_from_slice(&[2, 0, 0, 0, 0, 2]);
@@ -145,7 +145,7 @@ impl Tap {
 
 impl Drop for Tap {
     fn drop(&mut self) {
-        if let Err(e) = persist(self.name, false) {
+        if let Err(e) = persist(&self.name, false) {
             eprintln!("cannot remove the tap {}: {e}", self.name);
         }
     }

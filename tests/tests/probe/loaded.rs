@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use serde_json::{Value, json};
 use tests::image::{SECTOR, pattern_word};
 use tests::living::Living;
 use tests::scratch::Scratch;
@@ -21,7 +22,51 @@ pub(crate) struct Loaded {
     _tap: Tap,
 }
 
+/// Other disks and another tap, for a machine that is restored beside the first or after it.
+#[derive(Debug)]
+pub(crate) struct Elsewhere {
+    pub(crate) disks: [PathBuf; 2],
+    pub(crate) tap: String,
+    _partner: Partner,
+    _tap: Tap,
+}
+
+impl Elsewhere {
+    /// The flags that replace what the machine had.
+    pub(crate) fn flags(&self) -> Vec<String> {
+        let disk = |nth: usize| format!("id=disk{nth},path={}", self.disks[nth].display());
+        ["--disk", &disk(0), &disk(1), "--net", &format!("id=net0,tap={}", self.tap)].map(String::from).into()
+    }
+
+    /// The same for `vm.restore`.
+    pub(crate) fn json(&self) -> Value {
+        let disk = |nth: usize| json!({"id": format!("disk{nth}"), "path": self.disks[nth]});
+        json!({"disks": [disk(0), disk(1)], "net": [{"id": "net0", "tap": self.tap}]})
+    }
+
+    /// Checks that every sector of both disks is whole.
+    pub(crate) fn images_are_whole(&self) {
+        for disk in &self.disks {
+            assert!(written(disk) > 0, "nothing was written to {}", disk.display());
+        }
+    }
+}
+
 impl Loaded {
+    /// Copies of these disks as they are now, and another tap, whose partner has the guest's frames of the past given up. `nth` counts
+    /// from 1.
+    pub(crate) fn elsewhere(&self, nth: u32, disks: [&Path; 2]) -> Elsewhere {
+        let tap = format!("load{nth}");
+        let copies = [0, 1].map(|i| {
+            let copy = self.scratch.file(&format!("disk{i}.{nth}"));
+            std::fs::copy(disks[i], &copy).expect("the scratch directory has room for a copy");
+            copy
+        });
+        let made = Tap::new(&tap).expect("a tap can be made");
+        let partner = Partner::new(&tap, MAC_BYTES, nth).expect("a partner can sit down at it");
+        Elsewhere { disks: copies, tap, _partner: partner, _tap: made }
+    }
+
     /// Two empty disks, `disk0` and `disk1`, and a tap, `load0`, with a partner behind it.
     pub(crate) fn new() -> Loaded {
         tap::enter_private_network().expect("these tests run as root");

@@ -9,3 +9,4 @@ mod machine;
 mod network;
 mod pause;
 mod reboot;
+mod restore;
