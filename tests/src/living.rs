@@ -99,6 +99,28 @@ impl Living {
         self.child.id()
     }
 
+    /// Descriptors that the VMM has open, and its threads, without those that io_uring lends it now and then.
+    fn holdings(&self) -> [usize; 2] {
+        let list = |what: &str| {
+            let entries = std::fs::read_dir(format!("/proc/{}/{what}", self.id())).expect("the VMM runs");
+            entries.flatten().map(|entry| entry.path()).collect::<Vec<_>>()
+        };
+        let own = |task: &PathBuf| {
+            std::fs::read_to_string(task.join("comm")).is_ok_and(|name| !name.starts_with("iou-"))
+        };
+        [list("fd").len(), list("task").iter().filter(|task| own(task)).count()]
+    }
+
+    /// What the VMM holds when the last answer's connection is closed, which is when the server gets to it: descriptors and threads.
+    pub fn settled(&self) -> [usize; 2] {
+        let mut last = self.holdings();
+        for _ in 0..20 {
+            std::thread::sleep(Duration::from_millis(10));
+            last = [0, 1].map(|i| last[i].min(self.holdings()[i]));
+        }
+        last
+    }
+
     /// Asks the VMM; its status and answer.
     ///
     /// # Panics

@@ -12,6 +12,7 @@ use crate::loaded::Loaded;
 
 /// Pauses and resumes `rounds` times, with more or less time in between, and sees that everything goes on.
 fn rounds(machine: &mut Living, rounds: u32, (disk, net): (u64, u64)) {
+    let held = machine.settled();
     let (mut pauses, mut resumes) = (Times::default(), Times::default());
     for round in 0..rounds {
         let (pause, resume) = machine.pause_and_resume(Duration::from_millis(u64::from(round % 3)));
@@ -23,6 +24,7 @@ fn rounds(machine: &mut Living, rounds: u32, (disk, net): (u64, u64)) {
             machine.progress(disk, net);
         }
     }
+    assert_eq!(machine.settled(), held, "pauses leave descriptors or threads behind");
     println!("pause {pauses}; resume {resumes}; {:?}", machine.beat());
 }
 

@@ -1,20 +1,14 @@
 //! Reboots under load, by whoever asks for them: the machine that comes is the one that went.
 
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::Value;
-use tests::living::Living;
 use tests::wire::Wire;
 
 use crate::loaded::Loaded;
 
 const ROUNDS: usize = 10;
-
-/// What the VMM holds open.
-fn descriptors(machine: &Living) -> usize {
-    std::fs::read_dir(format!("/proc/{}/fd", machine.id())).expect("the VMM runs").count()
-}
 
 /// What the guest found on its bus, once for each time it came up.
 fn buses(serial: &str) -> Vec<Vec<&str>> {
@@ -33,11 +27,11 @@ fn a_machine_that_is_rebooted_again_and_again_stays_the_same() {
     let first = machine.info();
     let path = first["config"]["console"]["file"].as_str().expect("a pty has a path");
     let mut console = Wire::terminal(&PathBuf::from(path));
-    let mut open = 0;
+    let mut held = [0; 2];
     for round in 0..ROUNDS {
         machine.progress(3000, 500);
         if round == 1 {
-            open = descriptors(&machine);
+            held = machine.settled();
         }
         if round % 2 == 0 {
             machine.put("vm.reboot", &Value::Null);
@@ -51,16 +45,8 @@ fn a_machine_that_is_rebooted_again_and_again_stays_the_same() {
         let line = console.wait_for("probe: virtio console\n", Duration::from_secs(30));
         assert!(line.is_some(), "nothing comes from the pty after {} reboots", round + 1);
     }
-    // The last answer's connection is closed when the server gets to it.
-    let begun = Instant::now();
-    while descriptors(&machine) > open {
-        assert!(
-            begun.elapsed() < Duration::from_secs(10),
-            "{open} descriptors became {}",
-            descriptors(&machine)
-        );
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    machine.progress(3000, 500);
+    assert_eq!(machine.settled(), held, "reboots leave descriptors or threads behind");
     let report = machine.shut_down();
     report.ended_well();
     assert!(!report.serial.contains("FAIL ") && !report.serial.contains("# wrong"), "{report}");
