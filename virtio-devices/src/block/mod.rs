@@ -16,6 +16,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use ::block::{Choice, Image};
+use ::spec::Refusal;
+use device::grant::Resize;
 use device::limit::LogLimit;
 use device::virtio::feature as ring;
 use device::{Attached, Counters, DeviceError, LiveQueue, Virtio, VirtioGrant, VirtioKind};
@@ -145,6 +147,19 @@ impl Disk {
     }
 }
 
+impl Resize for Disk {
+    fn resize(&self, bytes: u64) -> Result<(), Refusal> {
+        let Shared { id, image, .. } = &*self.shared;
+        image
+            .resize(bytes)
+            .map_err(|e| Refusal::new(spec::fault(&e), format!("cannot resize disk \"{id}\"")).because(e))?;
+        if let Some(grant) = self.grant.get() {
+            grant.link.config_changed();
+        }
+        Ok(())
+    }
+}
+
 impl Virtio for Disk {
     fn kind(&self) -> VirtioKind {
         VirtioKind::Block
@@ -232,6 +247,10 @@ impl Virtio for Disk {
         self.shared.flushes.store(true, Ordering::Relaxed);
         self.shared.writeback.store(true, Ordering::Relaxed);
         self.negotiated_wce.store(false, Ordering::Relaxed);
+    }
+
+    fn resize(&self) -> Option<&dyn Resize> {
+        Some(self)
     }
 
     fn counters(&self) -> Option<Counters> {
