@@ -49,6 +49,20 @@ pub struct DeviceNode {
     pub pci_bdf: Option<String>,
 }
 
+/// A device on PCI: the answer to `vm.add-…`, and what its events tell.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PciDeviceInfo {
+    /// The device's name.
+    pub id: String,
+    /// PCI address as `ssss:bb:dd.f`.
+    pub bdf: String,
+}
+
+/// A PCI address as clients see it: bus 0, function 0.
+pub fn bdf(segment: u16, slot: u8) -> String {
+    format!("{segment:04x}:00:{slot:02x}.0")
+}
+
 /// Something a device occupies.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[allow(missing_docs)]

@@ -202,6 +202,38 @@ fn segment_0_has_the_host_bridge_and_devices_from_slot_1() {
 }
 
 #[test]
+fn an_ejected_function_is_hidden_at_once_and_holds_its_room_until_it_is_dropped() {
+    let m = Machine::new(0);
+    let (stays, _) = m.plug(true);
+    let (leaves, vectors) = m.plug(true);
+    leaves.removable();
+    let base = leaves.placed().bars[0].2.base;
+    for slot in [1, 2] {
+        m.write(config(slot, regs::COMMAND), &[2, 0]);
+    }
+    m.set(base + BELL, 0);
+    assert!(m.answers(base) && m.bells.addresses() == [base + BELL]);
+    // Only what may leave does, and once.
+    assert_eq!((m.segment.eject(!0), m.segment.eject(!0)), (1 << 2, 0));
+    assert_eq!((m.get(config(2, 0)), m.get(config(1, 0))), (u32::MAX, 0x1042_1af4));
+    assert!(!m.answers(base) && m.bells.addresses().is_empty());
+    assert!(m.answers(stays.placed().bars[0].2.base));
+    // The guest cannot bring it back, and nobody gets its place.
+    m.write(config(2, regs::COMMAND), &[2, 0]);
+    m.segment.sync();
+    assert!(!m.answers(base));
+    let next = m.reserve(&Toy { wide: true, ..Toy::default() });
+    assert!(next.placed().slot == 3 && next.placed().bars[0].2.base != base);
+    drop((leaves, vectors));
+    let again = m.reserve(&Toy { wide: true, ..Toy::default() });
+    assert_eq!((again.placed().slot, again.placed().bars[0].2.base), (2, base));
+    // A new function in the slot is there to stay until it says otherwise.
+    let again = again.plug(Arc::new(Toy { wide: true, ..Toy::default() })).unwrap();
+    assert_eq!((m.segment.eject(!0), m.get(config(2, 0))), (0, 0x1042_1af4));
+    drop(again);
+}
+
+#[test]
 fn slots_are_given_in_order_around_those_set_aside() {
     let m = Machine::new(0);
     m.segment.set_aside([2, 40]);
@@ -224,6 +256,8 @@ fn slots_are_given_in_order_around_those_set_aside() {
     assert!(matches!(Reservation::new(&m.segment, &needs, None), Err(PciError::SlotsExhausted { .. })));
     assert_eq!(all[0].placed().slot, 1);
     assert_eq!(Reservation::new(&m.segment, &needs, Some(2)).unwrap().placed().slot, 2);
+    m.segment.end_aside();
+    assert_eq!(m.reserve(&Toy::default()).placed().slot, 2);
 }
 
 #[test]

@@ -8,6 +8,9 @@
 //!      └──── delete ─────┘   └── shutdown ───┘        reboot: running or paused → running
 //! ```
 
+mod hotplug;
+mod waiting;
+
 use std::sync::Arc;
 
 use api::{Action, Inbox, Monitor, Reply, VmInfo, VmState, VmmPing};
@@ -16,10 +19,11 @@ use device::{Kept, Request};
 use hypervisor::Hypervisor;
 use spec::{Kind, Refusal};
 
-use crate::machine::Machine;
+use crate::machine::{Machine, Names};
 use crate::reports::{Generation, Reports};
 use crate::signals::{Signal, Signals};
 use crate::wait::Wait;
+use waiting::Waiting;
 
 /// The version, as `--version` and `vmm.ping` tell it.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -56,6 +60,8 @@ pub struct Control {
     spec: Option<VmSpec>,
     running: Option<Running>,
     kept: Kept,
+    names: Names,
+    waiting: Vec<Waiting>,
     generation: Generation,
 }
 
@@ -73,7 +79,16 @@ impl Control {
     pub fn new(setup: Setup) -> Result<Self, Refusal> {
         let reports = Reports::new(setup.monitor.clone())
             .map_err(|e| Refusal::host("cannot create the control thread's queue", e))?;
-        Ok(Control { setup, reports, spec: None, running: None, kept: Kept::default(), generation: 0 })
+        Ok(Control {
+            setup,
+            reports,
+            spec: None,
+            running: None,
+            kept: Kept::default(),
+            names: Names::default(),
+            waiting: Vec::new(),
+            generation: 0,
+        })
     }
 
     /// Takes a machine's description.
@@ -102,7 +117,7 @@ impl Control {
         spec.check().map_err(|e| e.within("Failed to validate config"))?;
         self.generation += 1;
         let reporter = self.reports.reporter(self.generation);
-        let built = Machine::build(spec, &*self.setup.hypervisor, reporter, &self.kept);
+        let built = Machine::build(spec, &*self.setup.hypervisor, reporter, &self.kept, &mut self.names);
         let machine = match built.and_then(|machine| machine.resume().map(|()| machine)) {
             Ok(machine) => machine,
             Err(e) => {
@@ -126,7 +141,8 @@ impl Control {
             self.setup.inbox.as_ref().map_or(-1, Inbox::fd),
         ]);
         loop {
-            wait.ready().map_err(|e| Refusal::host("the control thread cannot wait for events", e))?;
+            wait.ready(self.patience())
+                .map_err(|e| Refusal::host("the control thread cannot wait for events", e))?;
             if let Next::End = self.turn()? {
                 return Ok(());
             }
@@ -148,22 +164,43 @@ impl Control {
                 }
             }
         }
-        while let Some(generation) = self.running.as_ref().map(|r| r.generation)
-            && let Some(request) = self.reports.next(generation)
-        {
-            if let Next::End = self.on_request(request)? {
-                return Ok(Next::End);
-            }
+        if let Next::End = self.requests()? {
+            return Ok(Next::End);
         }
         let calls: Vec<_> = self.setup.inbox.as_ref().map_or_else(Vec::new, |i| i.drain().collect());
         for call in calls {
             let ending = matches!(call.action, Action::VmmShutdown);
-            let answer = self.perform(call.action);
+            let action = match call.action {
+                Action::VmWaitDevice(what) => {
+                    self.wait_for(what, call.answer);
+                    continue;
+                }
+                action => action,
+            };
+            let answer = self.perform(action);
             if call.answer.send(answer).is_err() {
                 log::debug!("whoever asked did not wait for the answer");
             }
             // The answer to the last question is given before the process ends.
             if ending {
+                return Ok(Next::End);
+            }
+            // The next question is answered by a machine that has done what the guest asked meanwhile.
+            if let Next::End = self.requests()? {
+                return Ok(Next::End);
+            }
+        }
+        self.answer_waiting();
+        Ok(Next::Go)
+    }
+
+    /// Does what devices and vCPUs asked for.
+    fn requests(&mut self) -> Result<Next, Refusal> {
+        self.reports.woken();
+        while let Some(generation) = self.running.as_ref().map(|r| r.generation)
+            && let Some(request) = self.reports.next(generation)
+        {
+            if let Next::End = self.on_request(request)? {
                 return Ok(Next::End);
             }
         }
@@ -185,6 +222,10 @@ impl Control {
                 log::info!("the guest powered itself off");
                 Ok(Next::End)
             }
+            Request::Eject { segment, slots } => {
+                self.ejected(segment, slots);
+                Ok(Next::Go)
+            }
             Request::Fault => Err(Refusal::new(
                 Kind::Bug,
                 "The machine cannot go on: a thread of it failed, and the log says which",
@@ -201,6 +242,16 @@ impl Control {
             Action::VmCreate(spec) => (done(self.create(*spec)), "The VM could not be created"),
             Action::VmBoot => (done(self.boot()), "The VM could not boot"),
             Action::VmDelete => (done(self.delete()), "The VM could not be deleted"),
+            Action::VmAdd(addition) => {
+                let text = hotplug::not_added(addition.flag());
+                return self.add(addition).map_err(|e| e.within(text).within("Error from API"));
+            }
+            Action::VmRemoveDevice(body) => {
+                (self.remove(&body), "The device could not be removed from the VM")
+            }
+            Action::VmResizeDisk(body) => (self.resize_disk(&body), "The disk could not be resized"),
+            // Answered later: see `turn`.
+            Action::VmWaitDevice(_) => return Ok(Reply::Done),
             Action::VmPause => (done(self.pause()), "The VM could not be paused"),
             Action::VmResume => (done(self.resume()), "The VM could not resume"),
             Action::VmShutdown => (done(self.shutdown()), "The VM could not shutdown"),
@@ -249,7 +300,8 @@ impl Control {
 
     fn shutdown(&mut self) -> Result<(), Refusal> {
         let refusal = self.not_running();
-        drop(self.running.take().ok_or(refusal)?);
+        let running = self.running.take().ok_or(refusal)?;
+        self.end_machine(running);
         self.kept.clear();
         self.setup.monitor.record("vm", "shutdown", &[]);
         Ok(())
@@ -260,7 +312,7 @@ impl Control {
         let running = self.running.take().ok_or(refusal)?;
         self.setup.monitor.record("vm", "rebooting", &[]);
         // All of the old machine goes before the new one is built: it holds the taps, locks and memory that the new one needs.
-        drop(running);
+        self.end_machine(running);
         self.boot()?;
         self.setup.monitor.record("vm", "rebooted", &[]);
         Ok(())
@@ -270,6 +322,7 @@ impl Control {
         if self.running.is_some() {
             self.shutdown()?;
         }
+        self.names = Names::default();
         if self.spec.take().is_some() {
             self.setup.monitor.record("vm", "deleted", &[]);
         }

@@ -8,6 +8,8 @@ mod clock;
 mod exits;
 mod firmware;
 mod glue;
+mod hotplug;
+mod names;
 mod processors;
 pub mod saved;
 mod tree;
@@ -31,6 +33,8 @@ use clock::Clock;
 use exits::GuestExits;
 use processors::Processors;
 
+pub use names::Names;
+
 /// See the module.
 pub struct Machine {
     vcpus: Vcpus,
@@ -49,6 +53,7 @@ impl Machine {
         hypervisor: &dyn Hypervisor,
         events: Arc<dyn Events>,
         kept: &Kept,
+        names: &mut Names,
     ) -> Result<Machine, Refusal> {
         let payload = spec.payload.clone().unwrap_or_default();
         let kernel = payload.kernel.as_deref().ok_or_else(catalog::payload::nothing_to_boot)?;
@@ -81,9 +86,10 @@ impl Machine {
 
         let capabilities = hypervisor.capabilities();
         let clock = Clock::new(vm.clone(), capabilities);
-        let mut board = Board::new(vm.clone(), capabilities, &map, memory.clone(), events.clone())?;
+        let weights = spec.segment_weights();
+        let mut board = Board::new(vm.clone(), capabilities, &map, &weights, memory.clone(), events.clone())?;
         board.add_platform(spec.memory.size.0)?;
-        board.add_devices(spec, kept)?;
+        board.add_devices(spec, kept, names)?;
 
         firmware::write(&board, &processors, spec.platform.as_ref(), &memory.map())?;
         let plan = boot::plan(
