@@ -40,7 +40,10 @@ fn command() -> Command {
         .about("Measures VMMs side by side; see scripts/bench, which calls this")
         .arg(path("programs", "Directory with cloud-hypervisor and bare-kvm").required(true))
         .arg(path("guests", "Directory with probe and first-byte").required(true))
-        .arg(path("scratch", "Directory for a disk image of 256 MiB").required(true))
+        .arg(
+            path("scratch", "Directory for disk images and snapshots, on a disk with 3 GiB to spare")
+                .required(true),
+        )
         .arg(
             Arg::new("qemu")
                 .long("qemu")

@@ -8,6 +8,7 @@ use crate::load::{Image, Setting};
 use crate::rows::{Better, Rows};
 use crate::served::Served;
 use crate::subject::{Extra, Subject};
+use crate::targets::OURS;
 
 /// Sectors that the guest's load uses.
 const SECTORS: u64 = 8192;
@@ -48,13 +49,7 @@ pub(crate) fn measure(setting: &Setting<'_>, rows: &mut Rows, subjects: &[Subjec
                         for (verb, time) in times {
                             let name = format!("{verb}, {what}");
                             let millis = time.as_secs_f64() * 1e3;
-                            rows.note(
-                                (&name, "ms", Better::Less),
-                                setting.yardstick,
-                                &subject.name,
-                                round,
-                                millis,
-                            );
+                            rows.note((&name, "ms", Better::Less), OURS, &subject.name, round, millis);
                         }
                         true
                     }
