@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
+use super::alone;
 use super::machine::{
     KINDS, Kind, Random, assert_same, copied, empty_like, fill, memory, resident, save, save_at,
 };
@@ -95,11 +96,8 @@ fn holes_stay_holes_and_nothing_is_left_behind() {
 /// Other tests of this process have pagers too, so this one is run in a process of its own.
 #[test]
 fn thread_and_descriptors_go() {
-    const ALONE: &str = "MIGRATION_TEST_ALONE";
-    if std::env::var_os(ALONE).is_none() {
-        let name = "tests::demand::thread_and_descriptors_go";
-        let mut command = std::process::Command::new(std::env::current_exe().unwrap());
-        let output = command.args([name, "--exact", "--nocapture"]).env(ALONE, "1").output().unwrap();
+    if !alone::is_alone() {
+        let output = alone::command("tests::demand::thread_and_descriptors_go", "yes").output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         return;
     }
