@@ -28,7 +28,7 @@ use crate::files::check;
 use crate::presence::host_page;
 use crate::userfault::{Filled, Userfault};
 use crate::write::next_run;
-use crate::{Error, PAGE, Progress, mapping};
+use crate::{Error, PAGE, Progress, extents, mapping};
 
 /// Bytes that are read ahead in one step; who faults meanwhile waits for it.
 const STEP: u64 = 256 << 10;
@@ -268,12 +268,34 @@ impl Work {
             // Zeros that were left out, or a page that was given back since.
             return self.fill(at, number..number + 1, Why::Touched);
         }
+        let stretch = &self.stretches[at];
         let around = page / AROUND * AROUND;
         let lowest = first + (around.max(host.start) - host.start) / PAGE;
         let highest = first + ((around + AROUND).min(host.end) - host.start) / PAGE;
         let start = (lowest..number).rev().find(|n| self.is_handled(*n)).map_or(lowest, |n| n + 1);
         let end = (number..highest).find(|n| self.is_handled(*n)).unwrap_or(highest);
-        self.fill(at, start..end, Why::Touched)
+        match self.next_data(stretch, number..end)? {
+            Some(data) if data.start == number => self.fill(at, start..data.end, Why::Touched),
+            _ => {
+                self.put(page..page + PAGE, None)?;
+                self.handle(number..number + 1);
+                Ok(())
+            }
+        }
+    }
+
+    /// The first of these pages of a stretch that are data in the file. Holes are not read: that would fill the host's cache with zeros.
+    fn next_data(&self, stretch: &Stretch, pages: Range<u64>) -> Result<Option<Range<u64>>, Error> {
+        let Some(backing) = &self.backing else { return Ok(None) };
+        let offset = |page: u64| stretch.offset + (page - stretch.first) * PAGE;
+        let number = |offset: u64| stretch.first + (offset - stretch.offset) / PAGE;
+        let found = extents::next(backing.file(), offset(pages.start)..offset(pages.end))
+            .map_err(|e| Error::file("look at", backing.path(), e))?;
+        if found.as_ref().is_none_or(|data| data.end < offset(pages.end)) {
+            // What was cut off would look like a hole, too.
+            backing.check_length()?;
+        }
+        Ok(found.map(|data| number(data.start)..number(data.end)))
     }
 
     /// Reads the next step of what is missing.
@@ -284,19 +306,27 @@ impl Work {
             return Ok(());
         };
         let at = self.stretches.partition_point(|s| s.first <= start) - 1;
-        let Stretch { host, first, offset } = &self.stretches[at];
+        let Stretch { host, first, .. } = &self.stretches[at];
         let behind = first + (host.end - host.start) / PAGE;
-        if start + STEP / PAGE > self.told {
-            let (from, to) = (start.max(self.told), behind.min(start + AHEAD / PAGE));
-            if to > from {
-                advise(self.backing.as_ref(), offset + (from - first) * PAGE, (to - from) * PAGE);
+        let data = self.next_data(&self.stretches[at], start..behind)?;
+        let Some(Range { start: from, end: to }) = data else {
+            self.handle(start..behind);
+            return Ok(());
+        };
+        self.handle(start..from);
+        if from + STEP / PAGE > self.told {
+            let known = from.max(self.told);
+            self.told = to.min(from + AHEAD / PAGE);
+            if self.told > known {
+                let offset = self.stretches[at].offset + (known - self.stretches[at].first) * PAGE;
+                advise(self.backing.as_ref(), offset, (self.told - known) * PAGE);
             }
-            self.told = to;
         }
-        let most = behind.min(start + STEP / PAGE);
-        let end = (start..most).find(|n| self.is_handled(*n)).unwrap_or(most);
+        let Some(from) = (from..to).find(|n| !self.is_handled(*n)) else { return Ok(()) };
+        let most = to.min(from + STEP / PAGE);
+        let end = (from..most).find(|n| self.is_handled(*n)).unwrap_or(most);
         self.cursor = end;
-        self.fill(at, start..end, Why::Ahead)
+        self.fill(at, from..end, Why::Ahead)
     }
 
     /// Puts pages of one stretch, at most [`STEP`] bytes, into memory.
@@ -320,6 +350,11 @@ impl Work {
             done = run.end;
         }
         self.buffer = buffer;
+        self.handle(pages);
+        Ok(())
+    }
+
+    fn handle(&mut self, pages: Range<u64>) {
         for page in pages {
             if !self.is_handled(page) {
                 self.handled[(page / 64) as usize] |= 1 << (page % 64);
@@ -327,7 +362,6 @@ impl Work {
                 self.shared.progress.advance(PAGE);
             }
         }
-        Ok(())
     }
 
     /// Makes pages with this content, or of zeros.
