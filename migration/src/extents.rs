@@ -7,8 +7,9 @@ use std::os::fd::AsRawFd;
 
 use crate::PAGE;
 
-/// With more than this many stretches of data a file is looked at in coarser steps: the host has to remember each.
-pub(crate) const MOST: usize = 512;
+/// With more than this many stretches of data a file is looked at in coarser steps: the host has to remember each, which takes it about 10 µs, so
+/// that this many keep a machine waiting for no more than a millisecond or two.
+pub(crate) const MOST: usize = 128;
 
 /// Lists are shortened whenever they get this long, so that a file of a thousand million little holes costs no memory.
 const ROUGH: usize = 1 << 16;

@@ -97,6 +97,7 @@ pub(crate) fn write(
         Ok(())
     })?;
     progress.check()?;
+    memory.behind.map_or(Ok(()), Backing::check_length)?;
     file.sync_all().map_err(|e| Error::write(path, writer.data, e))?;
     progress.finish();
     let mut samples = writer.samples.finish();
