@@ -8,6 +8,7 @@ pub mod linux;
 pub mod place;
 pub mod probe;
 pub mod programs;
+pub mod remote;
 pub mod scratch;
 pub mod stock;
 pub mod terminal;

@@ -4,5 +4,6 @@ mod devices;
 mod disk;
 mod ends;
 mod hostile;
+mod hotplug;
 mod machine;
 mod network;
