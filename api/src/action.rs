@@ -6,7 +6,7 @@ use std::borrow::Cow;
 use std::sync::LazyLock;
 
 use catalog::hot::{self, Addition, Hot};
-use catalog::{VmSpec, machine};
+use catalog::{RestoreRequest, SnapshotSpec, VmSpec, machine};
 use serde::de::DeserializeOwned;
 
 use crate::bodies::{RemoveDevice, ResizeDisk, WaitDevice};
@@ -36,6 +36,10 @@ pub enum Action {
     VmResizeDisk(ResizeDisk),
     /// Wait for what a guest does with a device.
     VmWaitDevice(WaitDevice),
+    /// Save the machine, which is paused.
+    VmSnapshot(SnapshotSpec),
+    /// Go on with a saved machine.
+    VmRestore(Box<RestoreRequest>),
     /// Stop its vCPUs and I/O.
     VmPause,
     /// Continue after a pause.
@@ -70,6 +74,8 @@ pub enum Body {
     Json(fn(&[u8]) -> Result<Action, serde_json::Error>, Written),
     /// The description of a device, and perhaps descriptors.
     Device(&'static Hot),
+    /// What to restore and what is different now, and perhaps descriptors.
+    Restore,
 }
 
 /// How a client's command line says what a JSON body holds.
@@ -206,6 +212,23 @@ static ROUTES: LazyLock<Vec<Route>> = LazyLock::new(|| {
                 },
             ]),
         ),
+        json(
+                    "snapshot",
+            "Save a paused machine into an empty directory",
+            |text| parse(text, Action::VmSnapshot),
+            Written::Fields(&[Field {
+                json: "destination_url",
+                help: "file:// and the directory",
+                ..ID
+            }]),
+        ),
+        Route {
+            verb: Verb::Put,
+            path: "vm.restore".into(),
+            command: "restore".into(),
+            help: "Go on with a saved machine; devices' flags say what is different now".into(),
+            body: Body::Restore,
+        },
         Route {
             verb: Verb::Put,
             path: "vmm.shutdown".into(),
@@ -266,7 +289,5 @@ pub const UNSUPPORTED: &[&str] = &[
     "vm.receive-migration",
     "vm.resize",
     "vm.resize-zone",
-    "vm.restore",
     "vm.send-migration",
-    "vm.snapshot",
 ];

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use crate::direct::Alignment;
@@ -50,7 +50,7 @@ pub struct Image {
     lock: Granularity,
     readonly: bool,
     is_device: bool,
-    protect_sector0: bool,
+    protect_sector0: AtomicBool,
     direct: Option<Alignment>,
     topology: Topology,
     sparse: Sparse,
@@ -125,7 +125,7 @@ impl Image {
             size: AtomicU64::new(size),
             lock: options.lock,
             is_device,
-            protect_sector0,
+            protect_sector0: AtomicBool::new(protect_sector0),
             direct,
             topology,
         }))
@@ -180,7 +180,12 @@ impl Image {
 
     /// Whether writes to the first sector are forbidden because the format was not stated.
     pub fn protects_sector0(&self) -> bool {
-        self.protect_sector0
+        self.protect_sector0.load(Ordering::Relaxed)
+    }
+
+    /// Forbids writes to the first sector from now on: the format was not stated when the machine was first made.
+    pub fn protect_sector0(&self) {
+        self.protect_sector0.store(true, Ordering::Relaxed);
     }
 
     /// Its block sizes.
@@ -223,7 +228,7 @@ impl Image {
         if self.readonly {
             return Err(Forbidden::ReadOnly);
         }
-        if self.protect_sector0 && offset < SECTOR && len > 0 {
+        if self.protects_sector0() && offset < SECTOR && len > 0 {
             return Err(Forbidden::Sector0);
         }
         Ok(())

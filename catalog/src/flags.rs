@@ -139,7 +139,6 @@ pub const UNSUPPORTED: &[(&str, bool)] = &[
     ("pvmemcontrol", false),
     ("pvpanic", false),
     ("rate-limit-group", true),
-    ("restore", true),
     ("rtc", true),
     ("tpm", true),
     ("user-device", true),
@@ -191,6 +190,7 @@ mod tests {
                     help,
                     default: default.into(),
                     bare: false,
+                    fields: &[],
                 };
                 vec![
                     key("a", "<size>", " Short.", "1M"),

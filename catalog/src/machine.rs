@@ -17,10 +17,13 @@ use virtio_devices::rng::RngSpec;
 
 use crate::flags::{self, Flag, Purpose};
 use crate::hot::{self, Hot, InList};
+use crate::overrides::{self, Overrides};
 use crate::payload::nothing_to_boot;
 use crate::pci_segment;
 use crate::plug::Listed;
-use crate::{CpusSpec, MemorySpec, PayloadSpec, PciSegmentSpec, PlatformSpec, Plug};
+use crate::{
+    CpusSpec, MemorySpec, PayloadSpec, PciSegmentSpec, PlatformSpec, Plug, RestoreRequest, RestoreSpec,
+};
 
 /// Generates [`VmSpec`] and what derives from the list of devices.
 macro_rules! machine {
@@ -105,6 +108,25 @@ macro_rules! machine {
                 Ok(())
             }
 
+            /// Replaces properties of devices: see [`Overrides`].
+            ///
+            /// # Errors
+            /// A device that is not there, a property that may not change, or a value that it cannot have.
+            pub fn replace(&mut self, overrides: &Overrides) -> Result<(), Refusal> {
+                $( machine!(@replace $arity self.$field, overrides); )*
+                Ok(())
+            }
+
+            /// What devices' flags replace in a saved machine.
+            ///
+            /// # Errors
+            /// What the grammar refused, or a flag without the id of its device.
+            pub fn overrides(matches: &ArgMatches) -> Result<Overrides, Refusal> {
+                let mut overrides = Overrides::default();
+                $( machine!(@overrides $arity $field: $spec, matches, overrides); )*
+                Ok(overrides)
+            }
+
             fn first_unsupported(&self) -> Option<&'static str> {
                 $( if self.$ufield.0 { return Some(stringify!($ufield)); } )*
                 $( if self.$switch.0 { return Some(stringify!($switch)); } )*
@@ -148,6 +170,29 @@ macro_rules! machine {
     (@take one $self:ident.$field:ident, $matches:ident) => {
         if let Some(spec) = flags::one($matches)? { $self.$field = spec; }
     };
+    (@replace one $self:ident.$field:ident, $overrides:ident) => {
+        if let Some(patch) = $overrides.one(stringify!($field))? {
+            $self.$field = overrides::patched(&$self.$field, patch)?;
+        }
+    };
+    (@replace hot $self:ident.$field:ident, $overrides:ident) => {
+        for (id, patch) in $overrides.many(stringify!($field))? {
+            let mut all = $self.$field.iter_mut().flatten();
+            let spec = all.find(|s| s.common().and_then(|c| c.id.as_deref()) == Some(id));
+            let spec = spec.ok_or_else(|| absent(stringify!($field), id))?;
+            *spec = overrides::patched(spec, patch).map_err(|e| e.within(format!("Cannot change device {id:?}")))?;
+        }
+    };
+    (@overrides one $field:ident: $spec:ty, $matches:ident, $overrides:ident) => {
+        if let Some(text) = $matches.get_one::<String>(<$spec as spec::Spec>::FLAG) {
+            $overrides.set(stringify!($field), overrides::patch_of::<$spec>(text)?);
+        }
+    };
+    (@overrides hot $field:ident: $spec:ty, $matches:ident, $overrides:ident) => {
+        for text in $matches.get_many::<String>(<$spec as spec::Spec>::FLAG).into_iter().flatten() {
+            $overrides.push(stringify!($field), overrides::patch_of::<$spec>(text)?);
+        }
+    };
     (@take hot $self:ident.$field:ident, $matches:ident) => {
         if let Some(specs) = flags::many($matches)? { $self.$field = Some(specs); }
     };
@@ -185,6 +230,10 @@ machine! {
     unsupported_switches { iommu, landlock_enable, pvpanic, watchdog, }
 }
 
+fn absent(field: &str, id: &str) -> Refusal {
+    Refusal::new(Kind::Absent, format!("The saved machine has no device {id:?} among its {field}"))
+}
+
 /// A field of [`VmSpec`] in JSON.
 trait Field {
     fn is_left_out(&self) -> bool {
@@ -214,6 +263,7 @@ impl VmSpec {
             Flag::of::<PciSegmentSpec>(true),
         ];
         groups.extend(VmSpec::device_flags());
+        groups.push(Flag::of::<RestoreSpec>(false));
         command
             .next_help_heading(HEADING)
             .arg(text(
@@ -254,17 +304,32 @@ impl VmSpec {
         Ok(Some(spec))
     }
 
-    /// Names of the flags that mean nothing without a kernel.
+    /// The saved machine that the command line asks for; `None` if it asks for none.
+    ///
+    /// # Errors
+    /// A flag that does not parse, or one that describes a new machine.
+    pub fn restore_from_matches(matches: &ArgMatches) -> Result<Option<RestoreRequest>, Refusal> {
+        flags::refuse_unsupported(matches)?;
+        let Some(restore) = flags::one::<RestoreSpec>(matches)? else { return Ok(None) };
+        let new = VmSpec::fixed_flags().into_iter().chain(["kernel"]).find(|flag| matches.contains_id(flag));
+        if let Some(flag) = new {
+            return Err(Refusal::invalid(format!(
+                "--{flag} describes a new machine and cannot be given with --restore, which goes on with a saved one"
+            )));
+        }
+        spec::Spec::check(&restore, &VmSpec::default().facts())?;
+        Ok(Some(RestoreRequest { restore, overrides: VmSpec::overrides(matches)? }))
+    }
+
+    /// Names of the flags that describe a new machine only.
+    fn fixed_flags() -> [&'static str; 6] {
+        ["cmdline", "initramfs", CpusSpec::FLAG, MemorySpec::FLAG, PlatformSpec::FLAG, PciSegmentSpec::FLAG]
+    }
+
+    /// Names of the flags that mean nothing without a kernel or a saved machine.
     pub fn dependent_flags() -> Vec<&'static str> {
-        let own = [
-            "cmdline",
-            "initramfs",
-            CpusSpec::FLAG,
-            MemorySpec::FLAG,
-            PlatformSpec::FLAG,
-            PciSegmentSpec::FLAG,
-        ];
-        own.into_iter().chain(VmSpec::device_flags().into_iter().map(|f| f.name)).collect()
+        let devices = VmSpec::device_flags().into_iter().map(|f| f.name);
+        VmSpec::fixed_flags().into_iter().chain(devices).collect()
     }
 
     /// Writes defaults that depend on other values.

@@ -33,6 +33,10 @@ pub trait Build: Spec {
     /// Its automatic name.
     const NAMING: Naming;
 
+    /// The properties, by their names in JSON, that may have other values when a saved machine is restored: those that the guest
+    /// does not see, or is told of.
+    const REPLACEABLE: &'static [&'static str] = &[];
+
     /// Naming and placement, for PCI devices.
     fn common(&self) -> Option<&PciCommon> {
         None

@@ -233,6 +233,8 @@ pub trait PowerButton {
 pub enum Ring {
     /// PCI functions came or are to go: [`Slots`] says which.
     Pci,
+    /// The guest goes on from a saved state.
+    Generation,
 }
 
 /// A device through which the platform tells the guest that something happened.

@@ -39,6 +39,13 @@ pub mod feature {
     pub const RING_EVENT_IDX: u64 = 1 << 29;
     /// Virtio 1.x; the only kind there is here.
     pub const VERSION_1: u64 = 1 << 32;
+
+    /// Their names.
+    pub const NAMES: &[(u64, &str)] = &[
+        (RING_INDIRECT_DESC, "VIRTIO_F_INDIRECT_DESC"),
+        (RING_EVENT_IDX, "VIRTIO_F_EVENT_IDX"),
+        (VERSION_1, "VIRTIO_F_VERSION_1"),
+    ];
 }
 
 /// The way back to the driver. Calls are cheap and may come from any thread.
@@ -73,6 +80,11 @@ pub trait Virtio: Send + Sync {
 
     /// The features offered, [`feature::VERSION_1`] among them.
     fn features(&self) -> u64;
+
+    /// Names of the feature bits of this device type, for messages.
+    fn feature_names(&self) -> &'static [(u64, &'static str)] {
+        &[]
+    }
 
     /// Largest size of each queue: powers of two up to 32768.
     fn queue_sizes(&self) -> Vec<u16>;

@@ -9,6 +9,7 @@ use device::{BarKind, MsixNeed, PciIdentity, PciNeeds, PlacedPci};
 
 use crate::PciError;
 use crate::regs::{self, bar, command, msix, status};
+use crate::state::Identity;
 
 /// The registers of one function. Accesses of any width and alignment are safe.
 #[derive(Debug)]
@@ -134,7 +135,23 @@ impl ConfigSpace {
         }
     }
 
-    fn u16(&self, at: usize) -> u16 {
+    /// What the guest knows the function by.
+    pub(crate) fn saved_identity(&self) -> Identity {
+        Identity {
+            vendor: self.u16(regs::VENDOR_ID),
+            device: self.u16(regs::DEVICE_ID),
+            revision: self.u8(regs::REVISION),
+            class: self.u32(regs::REVISION) >> 8,
+            subsystem_vendor: self.u16(regs::SUBSYSTEM_VENDOR_ID),
+            subsystem: self.u16(regs::SUBSYSTEM_ID),
+        }
+    }
+
+    pub(crate) fn u8(&self, at: usize) -> u8 {
+        self.bytes[at]
+    }
+
+    pub(crate) fn u16(&self, at: usize) -> u16 {
         u16::from_le_bytes([self.bytes[at], self.bytes[at + 1]])
     }
 
@@ -154,6 +171,20 @@ impl ConfigSpace {
         match kind {
             BarKind::Memory32 => low,
             BarKind::Memory64 { .. } => low | u64::from(self.u32(at + 4)) << 32,
+        }
+    }
+
+    /// Writes a BAR as the guest would.
+    pub(crate) fn set_bar(&mut self, index: u8, kind: BarKind, base: u64) {
+        let bytes = base.to_le_bytes();
+        let length = if kind == BarKind::Memory32 { 4 } else { 8 };
+        self.write(register(index), &bytes[..length]);
+    }
+
+    /// Sets the two bits of MSI-X message control that the guest may write.
+    pub(crate) fn set_msix_control(&mut self, control: u16) {
+        if let Some(at) = self.msix {
+            self.write(at, &control.to_le_bytes());
         }
     }
 

@@ -1,6 +1,6 @@
 //! What can be wrong with a function or its place.
 
-use device::Span;
+use device::{Span, StateError};
 use thiserror::Error;
 
 /// Why a function could not be placed or plugged.
@@ -62,6 +62,15 @@ pub enum PciError {
     Foreign {
         /// The slot.
         slot: u8,
+    },
+    /// A saved state that is not one of this function.
+    #[error("cannot restore the function in slot {slot}")]
+    State {
+        /// The slot.
+        slot: u8,
+        /// What is wrong with it.
+        #[source]
+        source: StateError,
     },
     /// The capabilities exceed configuration space.
     #[error("capabilities of {length} bytes exceed configuration space")]

@@ -9,11 +9,23 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use device::{BarKind, Device, DoorbellNeed, Effect, PciNeeds, PlacedPci, Region, Registers};
+use device::{
+    BarKind, Device, DoorbellNeed, Effect, Node, PciNeeds, PlacedPci, Region, Registers, StateError,
+};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::config::{ConfigSpace, LiveRange};
-use crate::{Msix, PciError};
+use crate::state::{BarState, FunctionState, MsixState};
+use crate::{Msix, PciError, regs};
+
+/// Name of the part of the state that is MSI-X.
+const MSIX: &str = "msix";
+
+/// Reads the state of a function and of its MSI-X structures, if it has any; what is in them is still to be checked.
+pub(crate) fn read_state(mut node: Node) -> Result<(FunctionState, Option<MsixState>), StateError> {
+    let msix = node.parts.remove(MSIX).map(Node::read).transpose()?;
+    Ok((node.read()?, msix))
+}
 
 /// One PCI function.
 pub struct Function {
@@ -156,6 +168,65 @@ impl Function {
         let config = self.config();
         let bar = self.bars.iter().find(|b| b.index == index)?;
         config.decodes().then(|| config.bar_base(index, bar.kind))
+    }
+
+    /// The registers and, as a part, the MSI-X structures; `room` tells where a BAR has room. The device itself saves its own
+    /// state.
+    pub(crate) fn save(&self, room: impl Fn(u8) -> Option<u64>) -> Result<Node, StateError> {
+        let config = self.config();
+        let bar = |bar: &Bar| BarState {
+            index: bar.index,
+            base: config.bar_base(bar.index, bar.kind),
+            room: room(bar.index),
+        };
+        let node = Node::of(&FunctionState {
+            identity: config.saved_identity(),
+            command: config.u16(regs::COMMAND),
+            cache_line_size: config.u8(regs::CACHE_LINE_SIZE),
+            interrupt_line: config.u8(regs::INTERRUPT_LINE),
+            bars: self.bars.iter().map(bar).collect(),
+        })?;
+        Ok(match &self.msix {
+            Some(msix) => node.with(MSIX, Node::of(&msix.save())?),
+            None => node,
+        })
+    }
+
+    /// Goes on from a state, before the guest sees the function. Only what a guest could have written is taken.
+    pub(crate) fn load(&self, saved: &FunctionState, msix: Option<&MsixState>) -> Result<(), StateError> {
+        let refuse = |what: String| Err(StateError::value::<FunctionState>(what));
+        let mut config = self.config();
+        let identity = config.saved_identity();
+        if identity != saved.identity {
+            return refuse(format!("identity is {:x?}, and the function's is {identity:x?}", saved.identity));
+        }
+        config.write(regs::COMMAND, &saved.command.to_le_bytes());
+        config.write(regs::CACHE_LINE_SIZE, &[saved.cache_line_size]);
+        config.write(regs::INTERRUPT_LINE, &[saved.interrupt_line]);
+        let command = config.u16(regs::COMMAND);
+        if command != saved.command {
+            return refuse(format!("command is {:#x}, of which {command:#x} can be", saved.command));
+        }
+        if saved.bars.len() != self.bars.len() {
+            return refuse(format!("bars has {} BARs, and there are {}", saved.bars.len(), self.bars.len()));
+        }
+        for (bar, saved) in self.bars.iter().zip(&saved.bars) {
+            if bar.index != saved.index {
+                return refuse(format!("bars has BAR {}, and there is BAR {}", saved.index, bar.index));
+            }
+            config.set_bar(bar.index, bar.kind, saved.base);
+            let base = config.bar_base(bar.index, bar.kind);
+            if base != saved.base {
+                return refuse(format!("BAR {} is {:#x}, of which {base:#x} can be", bar.index, saved.base));
+            }
+        }
+        match (&self.msix, msix) {
+            (Some(msix), Some(saved)) => config.set_msix_control(msix.load(saved)?),
+            (None, None) => {}
+            (Some(_), None) => return Err(StateError::Missing(format!("part {MSIX:?}"))),
+            (None, Some(_)) => return Err(StateError::LeftOver(format!("part {MSIX:?}"))),
+        }
+        Ok(())
     }
 
     /// The doorbells, by BAR and offset.

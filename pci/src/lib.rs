@@ -17,6 +17,7 @@ mod msix;
 mod placement;
 pub mod regs;
 mod segment;
+mod state;
 #[cfg(test)]
 mod tests;
 

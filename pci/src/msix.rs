@@ -14,9 +14,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use device::limit::LogLimit;
-use device::{MsiMessage, MsiRoute, MsixNeed, Vector, guest_warn};
+use device::{MsiMessage, MsiRoute, MsixNeed, StateError, Vector, guest_warn};
 
 use crate::regs::msix::{CONTROL_ENABLE, CONTROL_MASK, ENTRY, VECTOR_MASKED};
+use crate::state::{MsixEntry, MsixState};
 
 static REFUSED: LogLimit = LogLimit::new();
 
@@ -70,6 +71,17 @@ impl Entry {
         // The two low address bits are reserved and read as written, but the address is that of a double word.
         let address = u64::from(self.word(0) & !3) | u64::from(self.word(1)) << 32;
         MsiMessage { address, data: self.word(2) }
+    }
+
+    fn saved(&self) -> MsixEntry {
+        let address = u64::from(self.word(0)) | u64::from(self.word(1)) << 32;
+        MsixEntry { address, data: self.word(2), control: self.word(3) }
+    }
+
+    fn load(&mut self, saved: &MsixEntry) {
+        self.bytes[..8].copy_from_slice(&saved.address.to_le_bytes());
+        self.bytes[8..12].copy_from_slice(&saved.data.to_le_bytes());
+        self.bytes[12..].copy_from_slice(&saved.control.to_le_bytes());
     }
 
     fn masked(&self) -> bool {
@@ -255,6 +267,47 @@ impl Msix {
         });
         if let Err(e) = batch {
             guest_warn!(REFUSED, "cannot update interrupt sources: {e}");
+        }
+    }
+
+    /// The state; nobody signals meanwhile.
+    pub(crate) fn save(&self) -> MsixState {
+        let table = self.lock();
+        let pending = (0..self.need.vectors).filter(|n| self.waits(&table, usize::from(*n))).collect();
+        let entries = table.entries.iter().map(Entry::saved).collect();
+        MsixState { enabled: table.enabled, masked: table.masked, entries, pending }
+    }
+
+    /// Goes on from a state: live vectors get their sources, pending ones are signalled again. Returns message control.
+    pub(crate) fn load(&self, saved: &MsixState) -> Result<u16, StateError> {
+        let refuse = |what: String| Err(StateError::value::<MsixState>(what));
+        let vectors = usize::from(self.need.vectors);
+        if saved.entries.len() != vectors {
+            return refuse(format!("entries has {} vectors, and there are {vectors}", saved.entries.len()));
+        }
+        if let Some(vector) = saved.pending.iter().find(|v| **v >= self.need.vectors) {
+            return refuse(format!("pending has vector {vector}, and there are {vectors}"));
+        }
+        if let Some(pair) = saved.pending.windows(2).find(|pair| pair[0] >= pair[1]) {
+            return refuse(format!("pending has vector {} after {}", pair[1], pair[0]));
+        }
+        let mut table = self.lock();
+        for (entry, saved) in table.entries.iter_mut().zip(&saved.entries) {
+            entry.load(saved);
+        }
+        drop(table);
+        for vector in &saved.pending {
+            self.vectors[usize::from(*vector)].signal();
+        }
+        let bit = |set, bit| if set { bit } else { 0 };
+        let control = bit(saved.enabled, CONTROL_ENABLE) | bit(saved.masked, CONTROL_MASK);
+        self.control(control);
+        // To the guest's own writes a vector without a source is a vector that is silent; here somebody can be told.
+        let table = self.lock();
+        let dead = |e: &Entry| table.enabled && !table.masked && !e.masked() && e.told.is_none();
+        match table.entries.iter().position(dead) {
+            Some(n) => refuse(format!("vector {n} cannot be had again: no interrupt source")),
+            None => Ok(control),
         }
     }
 

@@ -5,13 +5,17 @@
 //! device.wire(Grant { vectors: place.vectors(), doorbells: place.doorbells()?, … })?;
 //! let plugged = place.plug(Arc::new(device))?;     // the guest sees it; dropping `plugged` takes it away
 //! ```
+//!
+//! A function that was saved ([`Plugged::save`]) takes its place with [`Reservation::load`] instead; the other steps are the same.
 
 use std::sync::Arc;
 
-use device::{BarKind, Device, Needs, PciNeeds, PlacedPci, Span, Vector};
+use device::{BarKind, Device, Needs, Node, PciNeeds, PlacedPci, Span, StateError, Vector};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::config::check_bar;
+use crate::function::read_state;
+use crate::state::{FunctionState, MsixState};
 use crate::{Function, Msix, PciError, Segment, regs};
 
 /// A slot and room for BARs, not yet seen by the guest; dropping it gives them back.
@@ -20,6 +24,9 @@ pub struct Reservation {
     needs: Needs,
     pci: PciNeeds,
     placed: PlacedPci,
+    // What was taken for each BAR of `placed`.
+    rooms: Vec<Option<Span>>,
+    state: Option<(FunctionState, Option<MsixState>)>,
     msix: Option<Arc<Msix>>,
     doorbells: Vec<EventFd>,
     // The slot and the BARs are the guest's now.
@@ -40,7 +47,7 @@ impl Reservation {
                 index,
                 size,
             })?;
-            this.placed.bars.push((index, need.kind, span));
+            this.add(index, need.kind, span, Some(span));
         }
         Ok(this)
     }
@@ -50,22 +57,70 @@ impl Reservation {
     /// # Errors
     /// As for [`Reservation::new`], and a place that does not fit the device or is taken.
     pub fn again(segment: &Arc<Segment>, needs: &Needs, placed: &PlacedPci) -> Result<Self, PciError> {
-        let foreign = PciError::Foreign { slot: placed.slot };
         let mut this = Self::empty(segment, needs, Some(placed.slot))?;
-        if placed.segment != segment.number() || placed.bars.len() != this.pci.bars.len() {
-            return Err(foreign);
-        }
-        for (need, (index, kind, span)) in this.pci.bars.clone().iter().zip(&placed.bars) {
-            let aligned = span.length.is_power_of_two() && span.base.is_multiple_of(span.length);
-            if (need.index, need.kind, need.size) != (*index, *kind, span.length) || !aligned {
-                return Err(foreign);
-            }
-            if !segment.reserve(*kind, *span) {
-                return Err(PciError::Replay { index: *index, span: *span });
-            }
-            this.placed.bars.push((*index, *kind, *span));
+        this.check_place(placed)?;
+        for (index, kind, span) in &placed.bars {
+            this.take(*index, *kind, *span, Some(*span))?;
         }
         Ok(this)
+    }
+
+    /// Takes the place that a function had when [`Plugged::save`] gave this state. `placed` says where that was at boot; the guest
+    /// may have moved BARs since, and what they had room in then is what is taken. The state is untrusted.
+    ///
+    /// # Errors
+    /// As for [`Reservation::again`], and a state that is none of a function.
+    pub fn load(
+        segment: &Arc<Segment>,
+        needs: &Needs,
+        placed: &PlacedPci,
+        node: Node,
+    ) -> Result<Self, PciError> {
+        let slot = placed.slot;
+        let (state, msix) = read_state(node).map_err(|source| PciError::State { slot, source })?;
+        let mut this = Self::empty(segment, needs, Some(slot))?;
+        this.check_place(placed)?;
+        if state.bars.len() != placed.bars.len() {
+            return Err(PciError::Foreign { slot });
+        }
+        for ((index, kind, span), saved) in placed.bars.iter().zip(&state.bars) {
+            let room = saved.room.map(|base| Span { base, length: span.length });
+            this.take(*index, *kind, *span, room)?;
+        }
+        this.state = Some((state, msix));
+        Ok(this)
+    }
+
+    /// Whether a place is one for this device.
+    fn check_place(&self, placed: &PlacedPci) -> Result<(), PciError> {
+        let fits = |(need, (index, kind, span)): (&device::BarNeed, &(u8, BarKind, Span))| {
+            (need.index, need.kind, need.size) == (*index, *kind, span.length)
+                && span.base.is_multiple_of(span.length)
+        };
+        let bars = self.pci.bars.iter().zip(&placed.bars);
+        if placed.segment == self.segment.number()
+            && placed.bars.len() == self.pci.bars.len()
+            && bars.into_iter().all(fits)
+        {
+            return Ok(());
+        }
+        Err(PciError::Foreign { slot: placed.slot })
+    }
+
+    /// Takes room for a BAR that was at `span` at boot.
+    fn take(&mut self, index: u8, kind: BarKind, span: Span, room: Option<Span>) -> Result<(), PciError> {
+        if let Some(room) = room
+            && !(room.base.is_multiple_of(room.length) && self.segment.reserve(kind, room))
+        {
+            return Err(PciError::Replay { index, span: room });
+        }
+        self.add(index, kind, span, room);
+        Ok(())
+    }
+
+    fn add(&mut self, index: u8, kind: BarKind, span: Span, room: Option<Span>) {
+        self.placed.bars.push((index, kind, span));
+        self.rooms.push(room);
     }
 
     /// A slot without BARs.
@@ -78,7 +133,8 @@ impl Reservation {
         let slot = segment.take_slot(slot)?;
         let placed = PlacedPci { segment: segment.number(), slot, bars: Vec::new() };
         let (segment, needs) = (segment.clone(), needs.clone());
-        Ok(Reservation { segment, needs, pci, placed, msix, doorbells, plugged: false })
+        let (rooms, state) = (Vec::new(), None);
+        Ok(Reservation { segment, needs, pci, placed, rooms, state, msix, doorbells, plugged: false })
     }
 
     /// Where the function will be.
@@ -102,14 +158,18 @@ impl Reservation {
     /// Shows the wired device to the guest.
     ///
     /// # Errors
-    /// The capabilities do not fit configuration space.
+    /// The capabilities do not fit configuration space, or the state is none of this function.
     pub fn plug(mut self, device: Arc<dyn Device>) -> Result<Plugged, PciError> {
         let doorbells =
             self.needs.doorbells.iter().copied().zip(std::mem::take(&mut self.doorbells)).collect();
         let function = Function::new(device, &self.pci, &self.placed, self.msix.take(), doorbells)?;
+        if let Some((state, msix)) = self.state.take() {
+            let slot = self.placed.slot;
+            function.load(&state, msix.as_ref()).map_err(|source| PciError::State { slot, source })?;
+        }
         let function = Arc::new(function);
         self.plugged = true;
-        self.segment.plug(function.clone(), &self.placed);
+        self.segment.plug(function.clone(), &self.placed, &self.rooms);
         Ok(Plugged { segment: self.segment.clone(), placed: self.placed.clone(), function })
     }
 }
@@ -117,7 +177,7 @@ impl Reservation {
 impl Drop for Reservation {
     fn drop(&mut self) {
         if !self.plugged {
-            for (_, _, span) in &self.placed.bars {
+            for span in self.rooms.iter().flatten() {
                 self.segment.free(*span);
             }
             self.segment.free_slot(self.placed.slot);
@@ -137,6 +197,14 @@ impl Plugged {
     /// Lets the guest eject the function ([`Segment::eject`]).
     pub fn removable(&self) {
         self.segment.set_removable(self.placed.slot);
+    }
+
+    /// The function's state, for [`Reservation::load`]; the device is stopped and saves its own.
+    ///
+    /// # Errors
+    /// None in practice.
+    pub fn save(&self) -> Result<Node, StateError> {
+        self.segment.save_function(self.placed.slot, &self.function)
     }
 
     /// Where it was placed; the guest may have moved BARs since.

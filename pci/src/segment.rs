@@ -11,10 +11,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
 use device::limit::LogLimit;
-use device::{BarKind, Bus, PlacedPci, Region, Span, guest_warn};
+use device::{BarKind, Bus, Node, PlacedPci, Region, Span, StateError, guest_warn};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::bridge::HostBridge;
+use crate::function::read_state;
 use crate::{BarAllocator, Function, MsiSource, PciError};
 
 /// Slots of a bus.
@@ -217,16 +218,16 @@ impl Segment {
         self.map().free(span);
     }
 
-    /// Shows a function to the guest.
-    pub(crate) fn plug(&self, function: Arc<Function>, placed: &PlacedPci) {
+    /// Shows a function to the guest; `rooms` is what was taken for its BARs.
+    pub(crate) fn plug(&self, function: Arc<Function>, placed: &PlacedPci, rooms: &[Option<Span>]) {
         let mut map = self.map();
-        for (index, kind, span) in &placed.bars {
+        for ((index, kind, span), room) in placed.bars.iter().zip(rooms) {
             map.bars.push(Held {
                 slot: placed.slot,
                 function: function.clone(),
                 index: *index,
                 kind: *kind,
-                reserved: Some(*span),
+                reserved: *room,
                 size: span.length,
                 claimed: None,
                 doorbells: Vec::new(),
@@ -253,6 +254,37 @@ impl Segment {
         map.removable &= !(1 << slot);
         map.ejected &= !(1 << slot);
         self.settle(&mut map);
+    }
+
+    /// The state of the function in a slot, without its device.
+    pub(crate) fn save_function(&self, slot: u8, function: &Function) -> Result<Node, StateError> {
+        let map = self.map();
+        function.save(|index| {
+            let held = map.bars.iter().find(|b| b.slot == slot && b.index == index);
+            held.and_then(|bar| bar.reserved).map(|span| span.base)
+        })
+    }
+
+    /// The state of what the segment has without anybody having plugged it in: the host bridge of segment 0.
+    ///
+    /// # Errors
+    /// None in practice.
+    pub fn save(&self) -> Result<Option<Node>, StateError> {
+        self.bridge().map(|bridge| bridge.save(|_| None)).transpose()
+    }
+
+    /// Goes on from a state that [`Segment::save`] gave; the state is untrusted.
+    ///
+    /// # Errors
+    /// The state is not one of this segment.
+    pub fn load(&self, node: Option<Node>) -> Result<(), StateError> {
+        let Some(bridge) = self.bridge() else { return device::state::none(node) };
+        let (state, msix) = read_state(device::state::some(node)?)?;
+        bridge.load(&state, msix.as_ref())
+    }
+
+    fn bridge(&self) -> Option<Arc<Function>> {
+        (self.number == 0).then(|| self.function(0)).flatten()
     }
 
     fn show(&self, slot: u8, function: Option<Arc<Function>>) {

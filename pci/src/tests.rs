@@ -176,6 +176,16 @@ fn config(slot: u64, register: usize) -> u64 {
 }
 
 #[test]
+fn a_segment_and_its_bus_go_when_nobody_holds_them() {
+    let machine = Machine::new(0);
+    let (segment, memory) = (Arc::downgrade(&machine.segment), Arc::downgrade(&machine.memory));
+    drop(machine.plug(false));
+    drop(machine);
+    assert!(segment.upgrade().is_none(), "the window keeps the segment");
+    assert!(memory.upgrade().is_none(), "the segment keeps the bus");
+}
+
+#[test]
 fn segment_0_has_the_host_bridge_and_devices_from_slot_1() {
     let m = Machine::new(0);
     let (a, _) = m.plug(false);
@@ -553,3 +563,5 @@ fn impossible_needs_are_refused() {
     ));
     assert_eq!(m.reserve(&Toy::default()).placed().slot, 1, "nothing was left behind");
 }
+
+mod state;

@@ -51,6 +51,11 @@ impl Inbox {
         count
     }
 
+    /// A copy of what is there.
+    pub fn contents(&self) -> Vec<u8> {
+        self.lock().iter().copied().collect()
+    }
+
     /// Whether there is nothing to take.
     pub fn is_empty(&self) -> bool {
         self.lock().is_empty()

@@ -12,16 +12,18 @@
 
 use std::io;
 use std::os::fd::AsRawFd;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use device::limit::LogLimit;
+use device::state::{self as saved, Node, State, StateError};
 use device::virtio::feature as ring;
 use device::{
     Attached, Build, Built, DeviceError, Host, LiveQueue, Naming, Task, Virtio, VirtioGrant, VirtioKind,
     Watch, guest_warn,
 };
 use log::warn;
+use serde::{Deserialize, Serialize};
 use spec::{Facts, Part, PciCommon, Refusal, Spec};
 use terminal::{ConsoleMode, Inbox, Input, Mode, Session, Terminal};
 use virtio_queue::QueueState;
@@ -76,6 +78,7 @@ impl Spec for ConsoleSpec {
 
 impl Build for ConsoleSpec {
     const NAMING: Naming = Naming::Single("__console");
+    const REPLACEABLE: &'static [&'static str] = &["mode", "file", "socket"];
 
     fn common(&self) -> Option<&PciCommon> {
         Some(&self.pci)
@@ -137,6 +140,8 @@ struct Screen {
     features: AtomicU64,
     /// Columns and rows.
     shown: Mutex<(u16, u16)>,
+    /// The driver comes from a saved state, and no queue was started since.
+    loaded: AtomicBool,
 }
 
 impl Screen {
@@ -152,11 +157,11 @@ impl Screen {
         }
     }
 
-    /// Tells a new driver of the size if there is one. Linux looks at it only when it is said to have changed.
+    /// Tells a driver that is new, or new here, of the size if there is one. Linux looks at it only when it is said to have changed.
     fn introduce(&self) {
         let size = self.terminal.size().unwrap_or_default();
-        *self.shown() = size;
-        if size != (0, 0) {
+        let before = std::mem::replace(&mut *self.shown(), size);
+        if size != (0, 0) || before != size {
             self.announce();
         }
     }
@@ -168,6 +173,20 @@ impl Screen {
             grant.link.config_changed();
         }
     }
+}
+
+/// What is saved of a console. What the guest wrote and the host has not read yet is not its state any more.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ConsoleState {
+    columns: u16,
+    rows: u16,
+    /// Typed, and not taken by the guest.
+    input: Vec<u8>,
+}
+
+impl State for ConsoleState {
+    const KIND: &'static str = "virtio-console";
 }
 
 /// A console device.
@@ -193,6 +212,7 @@ impl Console {
             terminal,
             grant: OnceLock::new(),
             features: AtomicU64::new(0),
+            loaded: AtomicBool::new(false),
         };
         let typed = Arc::new(Typed { inbox: Inbox::new(MAX_INPUT)?, screen });
         Ok(Console { id: id.to_owned(), typed, live: Mutex::default() })
@@ -252,7 +272,9 @@ impl Virtio for Console {
         let grant = self.grant()?;
         let screen = &self.typed.screen;
         screen.features.store(features, Ordering::Release);
-        screen.introduce();
+        if !screen.loaded.load(Ordering::Acquire) {
+            screen.introduce();
+        }
         let mut live = self.live();
         if live.session.is_none() {
             live.session = Some(screen.terminal.serve(&grant.workers, self.typed.clone())?);
@@ -262,6 +284,9 @@ impl Virtio for Console {
 
     fn start_queue(&self, index: usize, queue: LiveQueue) -> Result<(), DeviceError> {
         let (id, typed, pieces) = (self.id.clone(), self.typed.clone(), Pieces::new());
+        if typed.screen.loaded.swap(false, Ordering::AcqRel) {
+            typed.screen.introduce();
+        }
         match index {
             TO_GUEST => {
                 let task = self.attach(Receive { id, queue, typed, pieces })?;
@@ -292,6 +317,27 @@ impl Virtio for Console {
 
     fn reset(&self) {
         self.typed.screen.features.store(0, Ordering::Release);
+        self.typed.screen.loaded.store(false, Ordering::Release);
+    }
+
+    fn save(&self) -> Result<Option<Node>, DeviceError> {
+        let (columns, rows) = *self.typed.screen.shown();
+        let state = ConsoleState { columns, rows, input: self.typed.inbox.contents() };
+        let failed = |e| DeviceError::new(format!("cannot save \"{}\"", self.id), e);
+        Node::of(&state).map(Some).map_err(failed)
+    }
+
+    fn load(&self, node: Option<Node>) -> Result<(), StateError> {
+        let ConsoleState { columns, rows, input } = saved::some(node)?.read()?;
+        if input.len() > MAX_INPUT {
+            let what =
+                format!("input of {:?} has {} bytes, and at most {MAX_INPUT} can be", self.id, input.len());
+            return Err(StateError::value::<ConsoleState>(what));
+        }
+        *self.typed.screen.shown() = (columns, rows);
+        self.typed.screen.loaded.store(true, Ordering::Release);
+        self.typed.inbox.put(&input);
+        Ok(())
     }
 
     fn resized(&self) {

@@ -3,12 +3,13 @@
 //! It waits for three things: questions from the API, requests from devices and vCPUs, and signals.
 //!
 //! ```text
-//!   nothing ─ create → described ─ boot → running ⇄ paused
+//!   nothing ─ create → described ─ boot → running ⇄ paused ← restore ─ nothing
 //!      ↑                 │   ↑               │
 //!      └──── delete ─────┘   └── shutdown ───┘        reboot: running or paused → running
 //! ```
 
 mod hotplug;
+mod saving;
 mod waiting;
 
 use std::sync::Arc;
@@ -17,12 +18,14 @@ use api::{Action, Inbox, Monitor, Reply, VmInfo, VmState, VmmPing};
 use catalog::VmSpec;
 use device::{Kept, Request};
 use hypervisor::Hypervisor;
+use migration::Pager;
 use spec::{Kind, Refusal};
 
 use crate::machine::{Machine, Names};
 use crate::reports::{Generation, Reports};
 use crate::signals::{Signal, Signals};
 use crate::wait::Wait;
+use saving::Saving;
 use waiting::Waiting;
 
 /// The version, as `--version` and `vmm.ping` tell it.
@@ -51,6 +54,8 @@ struct Running {
     machine: Machine,
     paused: bool,
     generation: Generation,
+    /// Brings memory of a restored machine in; dropped after the machine, whose threads may wait for it.
+    pager: Option<Pager>,
 }
 
 /// See the module.
@@ -62,6 +67,7 @@ pub struct Control {
     kept: Kept,
     names: Names,
     waiting: Vec<Waiting>,
+    saving: Option<Saving>,
     generation: Generation,
 }
 
@@ -87,6 +93,7 @@ impl Control {
             kept: Kept::default(),
             names: Names::default(),
             waiting: Vec::new(),
+            saving: None,
             generation: 0,
         })
     }
@@ -125,7 +132,7 @@ impl Control {
                 return Err(e);
             }
         };
-        self.running = Some(Running { machine, paused: false, generation: self.generation });
+        self.running = Some(Running { machine, paused: false, generation: self.generation, pager: None });
         self.setup.monitor.record("vm", "booted", &[]);
         Ok(())
     }
@@ -135,13 +142,15 @@ impl Control {
     /// # Errors
     /// The machine failed, or waiting did.
     pub fn run(&mut self) -> Result<(), Refusal> {
-        let wait = Wait::new(&[
-            self.setup.signals.fd(),
-            self.reports.fd(),
-            self.setup.inbox.as_ref().map_or(-1, Inbox::fd),
-        ]);
         loop {
-            wait.ready(self.patience())
+            let wait = Wait::new(&[
+                self.setup.signals.fd(),
+                self.reports.fd(),
+                self.setup.inbox.as_ref().map_or(-1, Inbox::fd),
+                self.saving.as_ref().map_or(-1, Saving::fd),
+            ]);
+            let patience = self.patience().into_iter().chain(self.snapshot_patience()).min();
+            wait.ready(patience)
                 .map_err(|e| Refusal::host("the control thread cannot wait for events", e))?;
             if let Next::End = self.turn()? {
                 return Ok(());
@@ -175,6 +184,10 @@ impl Control {
                     self.wait_for(what, call.answer);
                     continue;
                 }
+                Action::VmSnapshot(what) => {
+                    self.snapshot(&what, call.answer);
+                    continue;
+                }
                 action => action,
             };
             let answer = self.perform(action);
@@ -190,6 +203,7 @@ impl Control {
                 return Ok(Next::End);
             }
         }
+        self.follow_snapshot();
         self.answer_waiting();
         Ok(Next::Go)
     }
@@ -234,6 +248,9 @@ impl Control {
     }
 
     fn perform(&mut self, action: Action) -> Result<Reply, Refusal> {
+        if !Control::harmless(&action) {
+            self.refuse_while_saving().map_err(|e| e.within("Error from API"))?;
+        }
         let (result, text) = match action {
             Action::VmmPing => return json(&ping()),
             Action::VmmShutdown => return Ok(Reply::Empty),
@@ -251,7 +268,8 @@ impl Control {
             }
             Action::VmResizeDisk(body) => (self.resize_disk(&body), "The disk could not be resized"),
             // Answered later: see `turn`.
-            Action::VmWaitDevice(_) => return Ok(Reply::Done),
+            Action::VmWaitDevice(_) | Action::VmSnapshot(_) => return Ok(Reply::Done),
+            Action::VmRestore(request) => (done(self.restore(&request)), "The VM could not be restored"),
             Action::VmPause => (done(self.pause()), "The VM could not be paused"),
             Action::VmResume => (done(self.resume()), "The VM could not resume"),
             Action::VmShutdown => (done(self.shutdown()), "The VM could not shutdown"),
@@ -301,6 +319,7 @@ impl Control {
     fn shutdown(&mut self) -> Result<(), Refusal> {
         let refusal = self.not_running();
         let running = self.running.take().ok_or(refusal)?;
+        self.cancel_snapshot();
         self.end_machine(running);
         self.kept.clear();
         self.setup.monitor.record("vm", "shutdown", &[]);
@@ -341,6 +360,7 @@ impl Control {
             config,
             state,
             device_tree: self.running.as_ref().map(|r| r.machine.device_tree()),
+            progress: self.snapshot_progress(),
         })
     }
 

@@ -294,18 +294,21 @@ fn route(
         Body::Ignored(make) => Ok(make()),
         Body::None(make) if body.is_empty() => Ok(make()),
         Body::None(_) => refuse(StatusCode::BAD_REQUEST, &["Bad Request", "This request takes no body"]),
-        Body::Json(..) | Body::Device(_) if body.is_empty() => {
+        Body::Json(..) | Body::Device(_) | Body::Restore if body.is_empty() => {
             refuse(StatusCode::BAD_REQUEST, &["Bad Request", "This request needs a body"])
         }
         Body::Json(parse, _) => parse(body).map_err(malformed),
         Body::Device(hot) => {
             let mut device = (hot.from_json)(body).map_err(malformed)?;
             if !descriptors.is_empty() {
-                device.adopt(descriptors).map_err(|e| {
-                    refusal(status(&e), &e.chain().iter().map(String::as_str).collect::<Vec<_>>())
-                })?;
+                device.adopt(descriptors).map_err(unfit)?;
             }
             Ok(Action::VmAdd(device))
+        }
+        Body::Restore => {
+            let mut request: RestoreRequest = hot::object(body).map_err(malformed)?;
+            request.adopt(descriptors).map_err(unfit)?;
+            Ok(Action::VmRestore(Box::new(request)))
         }
     }
 }

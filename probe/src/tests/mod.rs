@@ -20,6 +20,7 @@ mod cpu;
 mod hostile;
 mod hotplug;
 mod interrupts;
+mod load;
 mod net;
 mod pci;
 mod platform;
@@ -131,6 +132,8 @@ static TESTS: &[Entry] = &[
     on_demand("exits", bench::exits),
     on_demand("bench-blk", bench::disk),
     on_demand("bench-net", bench::network),
+    on_demand("pulse", bench::pulse),
+    on_demand("load", load::load),
     on_demand("x2apic", cpu::x2apic),
     on_demand("processors", cpu::processors),
     on_demand("hang", platform::hang),

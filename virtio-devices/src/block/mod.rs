@@ -9,16 +9,18 @@
 mod queue;
 mod request;
 mod spec;
+mod state;
 mod stats;
 mod wire;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use ::block::{Choice, Image};
+use ::block::{Choice, Image, Topology};
 use ::spec::Refusal;
 use device::grant::Resize;
 use device::limit::LogLimit;
+use device::state::{self as saved, Node, StateError};
 use device::virtio::feature as ring;
 use device::{Attached, Counters, DeviceError, LiveQueue, Virtio, VirtioGrant, VirtioKind};
 use log::{error, warn};
@@ -32,12 +34,21 @@ pub use self::request::MAX_PIECES;
 pub use self::spec::{Affinity, DiskSpec, DiskType, ImageType, LockGranularity, QueueAffinity};
 pub use self::wire::{MAX_SEGMENTS, SERIAL_LENGTH};
 
+/// What a driver is told once and relies on, wherever the image comes from.
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    serial: [u8; SERIAL_LENGTH],
+    topology: Topology,
+}
+
 /// What the threads of one disk share.
 #[derive(Debug)]
 struct Shared {
     id: String,
     image: Arc<Image>,
     serial: [u8; SERIAL_LENGTH],
+    /// What the driver knows from before the disk was saved.
+    loaded: OnceLock<Known>,
     /// Ranges may be given back.
     discard: bool,
     /// Ranges may be zeroed.
@@ -51,6 +62,11 @@ struct Shared {
 }
 
 impl Shared {
+    fn known(&self) -> Known {
+        let fresh = || Known { serial: self.serial, topology: self.image.topology() };
+        self.loaded.get().copied().unwrap_or_else(fresh)
+    }
+
     /// Whether writes must be durable before they are answered (§5.2.6.2).
     fn writes_through(&self) -> bool {
         !(self.flushes.load(Ordering::Relaxed) && self.writeback.load(Ordering::Relaxed))
@@ -104,6 +120,7 @@ impl Disk {
             id,
             image,
             serial,
+            loaded: OnceLock::new(),
             discard,
             zeroes,
             flushes: AtomicBool::new(true),
@@ -131,7 +148,7 @@ impl Disk {
         let shared = &self.shared;
         let config = Config {
             size: shared.image.size(),
-            topology: shared.image.topology(),
+            topology: shared.known().topology,
             // At most 65535: see `DiskSpec::check`.
             queues: shared.stats.len() as u16,
             queue_size: self.queue_size,
@@ -167,6 +184,10 @@ impl Virtio for Disk {
 
     fn features(&self) -> u64 {
         self.offered
+    }
+
+    fn feature_names(&self) -> &'static [(u64, &'static str)] {
+        feature::NAMES
     }
 
     fn queue_sizes(&self) -> Vec<u16> {
@@ -247,6 +268,15 @@ impl Virtio for Disk {
         self.shared.flushes.store(true, Ordering::Relaxed);
         self.shared.writeback.store(true, Ordering::Relaxed);
         self.negotiated_wce.store(false, Ordering::Relaxed);
+    }
+
+    fn save(&self) -> Result<Option<Node>, DeviceError> {
+        let failed = |e| DeviceError::new(format!("cannot save disk \"{}\"", self.shared.id), e);
+        self.save_state().map(Some).map_err(failed)
+    }
+
+    fn load(&self, node: Option<Node>) -> Result<(), StateError> {
+        self.load_state(saved::some(node)?)
     }
 
     fn resize(&self) -> Option<&dyn Resize> {

@@ -180,7 +180,7 @@ impl DiskQueue {
         };
         if operation == Operation::Identify {
             // SAFETY: `map` is the one that the request was parsed with.
-            let written = unsafe { fill(self.pieces.data(operation), &self.shared.serial) };
+            let written = unsafe { fill(self.pieces.data(operation), &self.shared.known().serial) };
             // The status comes after the data; it counts only if there is no gap.
             let used = written + u32::from(u64::from(written) == length);
             return self.answer(map, head, status, Status::Ok, used);

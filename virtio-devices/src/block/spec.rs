@@ -138,6 +138,8 @@ impl Spec for DiskSpec {
 
 impl Build for DiskSpec {
     const NAMING: Naming = Naming::Counted("disk");
+    const REPLACEABLE: &'static [&'static str] =
+        &["path", "direct", "queue_affinity", "lock_granularity", "disable_io_uring", "disable_aio"];
 
     fn common(&self) -> Option<&PciCommon> {
         Some(&self.pci)

@@ -13,6 +13,19 @@ pub(super) mod feature {
     pub(crate) const MQ: u64 = 1 << 12;
     pub(crate) const DISCARD: u64 = 1 << 13;
     pub(crate) const WRITE_ZEROES: u64 = 1 << 14;
+
+    /// Their names.
+    pub(crate) const NAMES: &[(u64, &str)] = &[
+        (SEG_MAX, "VIRTIO_BLK_F_SEG_MAX"),
+        (RO, "VIRTIO_BLK_F_RO"),
+        (BLK_SIZE, "VIRTIO_BLK_F_BLK_SIZE"),
+        (FLUSH, "VIRTIO_BLK_F_FLUSH"),
+        (TOPOLOGY, "VIRTIO_BLK_F_TOPOLOGY"),
+        (CONFIG_WCE, "VIRTIO_BLK_F_CONFIG_WCE"),
+        (MQ, "VIRTIO_BLK_F_MQ"),
+        (DISCARD, "VIRTIO_BLK_F_DISCARD"),
+        (WRITE_ZEROES, "VIRTIO_BLK_F_WRITE_ZEROES"),
+    ];
 }
 
 /// Request types (§5.2.6).

@@ -14,7 +14,7 @@ use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::epoll::EventSet;
 
 use super::Shared;
-use super::wire::{ACK_ERR, ACK_OK, Command, MAX_COMMAND, STATUS_ANNOUNCE, feature, offloads};
+use super::wire::{ACK_ERR, ACK_OK, Command, MAX_COMMAND, STATUS_ANNOUNCE, feature};
 use crate::buffers::{MAX_PIECES, drain_event, kick_again, next_chain};
 
 /// Most commands carried out before other events of the thread are looked at.
@@ -112,8 +112,7 @@ fn carry_out(shared: &Shared, command: Command) -> bool {
             if features & feature::CTRL_GUEST_OFFLOADS != 0
                 && wanted & !(features & feature::GUEST_OFFLOADS) == 0 =>
         {
-            // The first queue is never detached, and the setting is the whole interface's.
-            shared.pairs.list[0].rx.set_offloads(offloads(wanted))
+            shared.set_offloads(wanted)
         }
         _ => {
             guest_warn!(BAD_COMMAND, "{}: refused {command:?}", shared.id);

@@ -18,6 +18,7 @@ mod ctrl;
 mod pair;
 mod rx;
 mod spec;
+mod state;
 mod stats;
 mod tx;
 mod wire;
@@ -25,16 +26,18 @@ mod wire;
 use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
+use device::state::{self as saved, Node, StateError};
 use device::virtio::feature as ring;
 use device::worker::Worker;
 use device::{Attached, Counters, DeviceError, LiveQueue, Task, Virtio, VirtioGrant, VirtioKind};
 use log::{debug, warn};
-use net_util::{MacAddr, Offloads};
+use net_util::MacAddr;
 use virtio_queue::QueueState;
 
 use ctrl::Ctrl;
 use pair::Pairs;
 use rx::Rx;
+use state::Settings;
 use stats::Stats;
 use tx::Tx;
 use wire::{CONFIG_LENGTH, STATUS_ANNOUNCE, STATUS_LINK_UP, feature};
@@ -54,6 +57,8 @@ struct Shared {
     features: AtomicU64,
     /// The link's status, as in the configuration space.
     status: AtomicU16,
+    /// What the tap leaves undone, as the bits of features.
+    offloads: AtomicU64,
 }
 
 /// What a device is made of.
@@ -77,6 +82,8 @@ pub struct Net {
     offered: u64,
     grant: OnceLock<VirtioGrant>,
     live: Mutex<Live>,
+    /// Until the device is activated or reset.
+    loaded: Mutex<Option<Settings>>,
 }
 
 /// The queues that are started. The lock is held by those who start and stop queues; no thread of the device takes it.
@@ -95,6 +102,16 @@ enum Started {
     Idle(Box<LiveQueue>),
 }
 
+impl Shared {
+    /// Tells the tap what the driver takes, in the bits of features. The first queue is never detached, and the setting is the whole
+    /// interface's.
+    fn set_offloads(&self, offloads: u64) -> Result<(), net_util::Error> {
+        self.pairs.list[0].rx.set_offloads(wire::offloads(offloads))?;
+        self.offloads.store(offloads, Ordering::Release);
+        Ok(())
+    }
+}
+
 impl Net {
     fn new(parts: Parts) -> Self {
         let Parts { id, pairs, mac, mtu, queue_size, offloads } = parts;
@@ -109,6 +126,7 @@ impl Net {
             stats: Stats::default(),
             features: AtomicU64::new(0),
             status: AtomicU16::new(STATUS_LINK_UP),
+            offloads: AtomicU64::new(0),
         };
         Net {
             shared: Arc::new(shared),
@@ -118,6 +136,7 @@ impl Net {
             offered,
             grant: OnceLock::new(),
             live: Mutex::default(),
+            loaded: Mutex::default(),
         }
     }
 
@@ -127,6 +146,10 @@ impl Net {
 
     fn live(&self) -> MutexGuard<'_, Live> {
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn loaded(&self) -> MutexGuard<'_, Option<Settings>> {
+        self.loaded.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Where the driver looks for the control queue (§5.1.2).
@@ -175,6 +198,10 @@ impl Virtio for Net {
         self.offered
     }
 
+    fn feature_names(&self) -> &'static [(u64, &'static str)] {
+        feature::NAMES
+    }
+
     fn queue_sizes(&self) -> Vec<u16> {
         vec![self.queue_size; 2 * self.pairs() + 1]
     }
@@ -199,12 +226,19 @@ impl Virtio for Net {
     }
 
     fn activate(&self, features: u64) -> Result<(), DeviceError> {
-        let first = &self.shared.pairs.list[0];
         let failed = |e| DeviceError::new(format!("cannot set up \"{}\"", self.shared.id), e);
-        first.rx.set_offloads(wire::offloads(features)).map_err(failed)?;
+        let pairs = &self.shared.pairs;
+        // A driver that was saved has perhaps changed by command what it began with.
+        let settings = self.loaded().take().unwrap_or_else(|| Settings::new(features));
+        if !settings.suit(features) {
+            let what = format!("\"{}\": {settings:?} with the features {features:#x}", self.shared.id);
+            return Err(DeviceError { what, source: None });
+        }
+        self.shared.set_offloads(settings.offloads).map_err(failed)?;
         // What waits in the tap was prepared for another driver's offloads, or for none at all.
-        first.drain();
-        self.shared.status.store(STATUS_LINK_UP, Ordering::Release);
+        pairs.list[0].drain();
+        pairs.use_first(usize::from(settings.pairs)).map_err(failed)?;
+        self.shared.status.store(settings.status(), Ordering::Release);
         self.shared.features.store(features, Ordering::Release);
         Ok(())
     }
@@ -253,10 +287,19 @@ impl Virtio for Net {
     fn reset(&self) {
         self.shared.features.store(0, Ordering::Release);
         self.shared.status.store(STATUS_LINK_UP, Ordering::Release);
-        let pairs = &self.shared.pairs;
-        if let Err(e) = pairs.use_first(1).and_then(|()| pairs.list[0].rx.set_offloads(Offloads::empty())) {
+        *self.loaded() = None;
+        if let Err(e) = self.shared.pairs.use_first(1).and_then(|()| self.shared.set_offloads(0)) {
             warn!("{}: reset: {e}", self.shared.id);
         }
+    }
+
+    fn save(&self) -> Result<Option<Node>, DeviceError> {
+        let failed = |e| DeviceError::new(format!("cannot save \"{}\"", self.shared.id), e);
+        self.save_state().map(Some).map_err(failed)
+    }
+
+    fn load(&self, node: Option<Node>) -> Result<(), StateError> {
+        self.load_state(saved::some(node)?)
     }
 
     fn counters(&self) -> Option<Counters> {

@@ -35,6 +35,11 @@ impl Pairs {
         }
         Ok(())
     }
+
+    /// How many are in use.
+    pub(super) fn in_use(&self) -> usize {
+        self.list.iter().filter(|pair| *pair.active()).count()
+    }
 }
 
 /// Why the pairs could not be set up.

@@ -159,6 +159,7 @@ impl NetSpec {
 
 impl Build for NetSpec {
     const NAMING: Naming = Naming::Counted("net");
+    const REPLACEABLE: &'static [&'static str] = &["tap", "ip", "mask", "mac", "host_mac"];
 
     fn common(&self) -> Option<&PciCommon> {
         Some(&self.pci)

@@ -41,6 +41,27 @@ pub(super) mod feature {
 
     /// What [`CTRL_GUEST_OFFLOADS`] can switch; the same bits in its command.
     pub(crate) const GUEST_OFFLOADS: u64 = GUEST_CSUM | GUEST_TSO4 | GUEST_TSO6 | GUEST_ECN | GUEST_UFO;
+
+    /// Their names.
+    pub(crate) const NAMES: &[(u64, &str)] = &[
+        (CSUM, "VIRTIO_NET_F_CSUM"),
+        (GUEST_CSUM, "VIRTIO_NET_F_GUEST_CSUM"),
+        (CTRL_GUEST_OFFLOADS, "VIRTIO_NET_F_CTRL_GUEST_OFFLOADS"),
+        (MTU, "VIRTIO_NET_F_MTU"),
+        (MAC, "VIRTIO_NET_F_MAC"),
+        (GUEST_TSO4, "VIRTIO_NET_F_GUEST_TSO4"),
+        (GUEST_TSO6, "VIRTIO_NET_F_GUEST_TSO6"),
+        (GUEST_ECN, "VIRTIO_NET_F_GUEST_ECN"),
+        (GUEST_UFO, "VIRTIO_NET_F_GUEST_UFO"),
+        (HOST_TSO4, "VIRTIO_NET_F_HOST_TSO4"),
+        (HOST_TSO6, "VIRTIO_NET_F_HOST_TSO6"),
+        (HOST_ECN, "VIRTIO_NET_F_HOST_ECN"),
+        (HOST_UFO, "VIRTIO_NET_F_HOST_UFO"),
+        (STATUS, "VIRTIO_NET_F_STATUS"),
+        (CTRL_VQ, "VIRTIO_NET_F_CTRL_VQ"),
+        (GUEST_ANNOUNCE, "VIRTIO_NET_F_GUEST_ANNOUNCE"),
+        (MQ, "VIRTIO_NET_F_MQ"),
+    ];
 }
 
 /// What the tap may leave undone for a driver with these features (or these offloads, which are the same bits).

@@ -11,6 +11,7 @@ mod common;
 mod layout;
 mod life;
 mod link;
+mod state;
 #[cfg(test)]
 mod tests;
 mod window;
@@ -20,8 +21,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use device::grant::ConfigWindow;
 use device::limit::LogLimit;
 use device::{
-    BarKind, Counters, Device, DeviceError, DriverLink, Effect, Grant, Needs, Ram, Region, Registers, Virtio,
-    VirtioGrant, VirtioKind, guest_warn,
+    BarKind, Counters, Device, DeviceError, DriverLink, Effect, Grant, Needs, Node, Ram, Region, Registers,
+    StateError, Virtio, VirtioGrant, VirtioKind, guest_warn,
 };
 use thiserror::Error;
 use vmm_sys_util::eventfd::EventFd;
@@ -389,6 +390,14 @@ impl Device for VirtioPci {
     fn stop(&self) -> Result<(), DeviceError> {
         self.wired()?.life.turn(&*self.device).stop();
         Ok(())
+    }
+
+    fn save(&self) -> Result<Option<Node>, DeviceError> {
+        self.save_state().map(Some)
+    }
+
+    fn load(&self, node: Option<Node>) -> Result<(), StateError> {
+        self.load_state(node)
     }
 
     fn counters(&self) -> Option<Counters> {

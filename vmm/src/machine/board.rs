@@ -10,8 +10,9 @@ use api::DeviceNode;
 use arch::x86_64::acpi::PciSegment;
 use arch::x86_64::layout::{self, MemoryMap, PlatformArea};
 use catalog::{Plug, VmSpec};
+use device::grant::Ring;
 use device::{
-    BarKind, Built, Bus, Counters, Device, Events, Grant, Host, Kept, Line, Naming, Needs, Node, Placed, Ram,
+    BarKind, Built, Bus, Counters, Device, Events, Grant, Host, Kept, Line, Naming, Needs, Placed, Ram,
     Region, Space, Span, TableSink, VirtioKind, Workers,
 };
 use hypervisor::{Capabilities, Vm};
@@ -25,6 +26,7 @@ use virtio_devices::transport::pci::{VirtioPci, bar_kind};
 
 use super::glue::{VmDoorbells, VmInterrupts};
 use super::names::Names;
+use super::saved::{SavedDevice, SavedDevices};
 use super::tree;
 
 /// A device in its place. Dropping it takes the device away from the guest, then the device.
@@ -70,16 +72,8 @@ pub(super) struct Plan<'a> {
     pub(super) at_boot: bool,
     /// Whether it may be taken out while the machine runs.
     pub(super) removable: bool,
-    /// Where it was and how, in a machine that was saved.
-    pub(super) saved: Option<Saved>,
-}
-
-/// A device of a machine that was saved.
-pub(super) struct Saved {
-    /// Where it was; it must be there again.
-    pub(super) placed: Placed,
-    /// Its state.
-    pub(super) state: Option<Node>,
+    /// Where it was and how, in a machine that was saved; it must be there again.
+    pub(super) saved: Option<SavedDevice>,
 }
 
 impl<'a> Plan<'a> {
@@ -108,6 +102,8 @@ pub(super) struct Board {
     ram: Ram,
     workers: Workers,
     events: Arc<dyn Events>,
+    /// While a saved machine is built: its devices that have not been plugged in yet.
+    saved: Option<SavedDevices>,
 }
 
 impl Board {
@@ -120,6 +116,7 @@ impl Board {
         weights: &(Vec<u32>, Vec<u32>),
         ram: Ram,
         events: Arc<dyn Events>,
+        saved: Option<SavedDevices>,
     ) -> Result<Self, Refusal> {
         let (ports, memory) = (Arc::new(Bus::new(Space::Port)), Arc::new(Bus::new(Space::Memory)));
         let routes = (0..u32::from(ioapic::PINS)).map(|pin| vm.ioapic_route(pin));
@@ -175,6 +172,7 @@ impl Board {
             ram,
             workers,
             events,
+            saved,
         };
         board.claim_ioapic()?;
         Ok(board)
@@ -182,13 +180,17 @@ impl Board {
 
     /// The interrupt controller is a device like any other, but everybody's lines lead to it.
     fn claim_ioapic(&mut self) -> Result<(), Refusal> {
+        let id = "__ioapic";
         let device: Arc<dyn Device> = self.ioapic.clone();
         let placed = self.place(&device.needs())?;
-        let windows = self.show("__ioapic", &device, &placed)?;
+        if let Some(saved) = self.saved_device(id)? {
+            load(id, &*device, saved, &placed)?;
+        }
+        let windows = self.show(id, &device, &placed)?;
         self.attached.push(Attached {
             function: None,
             windows,
-            id: "__ioapic".into(),
+            id: id.into(),
             device,
             placed,
             virtio: false,
@@ -201,7 +203,8 @@ impl Board {
     /// Plugs in the devices that every machine has.
     pub(super) fn add_platform(&mut self, ram_size: u64) -> Result<(), Refusal> {
         let segments = u16::try_from(self.segments.len()).unwrap_or(u16::MAX);
-        for (id, device) in platform::standard(ram_size, segments) {
+        let frame = platform::Frame { memory: ram_size, segments, generation: layout::VM_GENERATION };
+        for (id, device) in platform::standard(frame) {
             self.attach(Plan::boot(id), Built::Device(device))?;
         }
         Ok(())
@@ -269,13 +272,16 @@ impl Board {
     }
 
     /// Plugs a device in: grants what it needs, wires it, and lets the guest see it. On an error nothing of it is left.
-    pub(super) fn attach(&mut self, plan: Plan<'_>, built: Built) -> Result<(), Refusal> {
+    pub(super) fn attach(&mut self, mut plan: Plan<'_>, built: Built) -> Result<(), Refusal> {
         let id = plan.id;
         let failed = |e: Box<dyn std::error::Error + Send + Sync>| {
             Refusal::new(Kind::Host, format!("Cannot plug in device {id:?}")).because(e)
         };
         if self.find(id).is_some() {
             return Err(Refusal::new(Kind::Conflict, format!("Identifier {id} is not unique")));
+        }
+        if !matches!(built, Built::Nothing) {
+            plan.saved = self.saved_device(id)?;
         }
         let (mut device, virtio): (Box<dyn Device>, bool) = match built {
             Built::Nothing => return Ok(()),
@@ -291,14 +297,9 @@ impl Board {
         let mut placed = self.place(&needs)?;
         let mut reservation = None;
         if needs.pci.is_some() {
-            let place = self.reserve(&plan, &needs)?;
+            let place = self.reserve(&mut plan, &needs)?;
             placed.pci = Some(place.placed().clone());
             reservation = Some(place);
-        }
-        if let Some(saved) = &plan.saved
-            && saved.placed != placed
-        {
-            return Err(failed(format!("it was at {:?}, and would be at {placed:?}", saved.placed).into()));
         }
         let (vectors, doorbells) = match &reservation {
             Some(place) => (place.vectors(), place.doorbells().map_err(|e| failed(e.into()))?),
@@ -315,7 +316,7 @@ impl Board {
         };
         device.wire(grant).map_err(|e| failed(e.into()))?;
         if let Some(saved) = plan.saved {
-            device.load(saved.state).map_err(|e| failed(e.into()))?;
+            load(id, &*device, saved, &placed)?;
         }
         let device: Arc<dyn Device> = device.into();
         let windows = self.show(id, &device, &placed)?;
@@ -342,14 +343,17 @@ impl Board {
     }
 
     /// Room on PCI for a device: where it was saved, where it is told to be, where it was before, or anywhere.
-    fn reserve(&self, plan: &Plan<'_>, needs: &Needs) -> Result<Reservation, Refusal> {
+    fn reserve(&self, plan: &mut Plan<'_>, needs: &Needs) -> Result<Reservation, Refusal> {
         let segment = self
             .segments
             .get(usize::from(plan.segment))
             .ok_or_else(|| Refusal::invalid(format!("Invalid PCI segment id: {}", plan.segment)))?;
-        let reservation = match plan.saved.as_ref().map(|saved| saved.placed.pci.as_ref()) {
-            Some(Some(placed)) => Reservation::again(segment, needs, placed),
-            Some(None) => Err(PciError::NoFunction),
+        let reservation = match &mut plan.saved {
+            Some(SavedDevice { placed: Placed { pci: Some(placed), .. }, function, .. }) => {
+                let state = function.take().ok_or_else(|| missing(&format!("the PCI function of {:?}", plan.id)))?;
+                Reservation::load(segment, needs, placed, state)
+            }
+            Some(_) => Err(PciError::NoFunction),
             None => match (plan.slot, plan.before) {
                 (None, Some(before)) => Reservation::new(segment, needs, Some(before))
                     // Somebody else was given it meanwhile.
@@ -360,6 +364,7 @@ impl Board {
         reservation.map_err(|e| {
             let kind = match e {
                 PciError::SlotTaken { .. } | PciError::SlotsExhausted { .. } => Kind::Conflict,
+                PciError::State { .. } | PciError::Foreign { .. } | PciError::NoFunction => Kind::Invalid,
                 _ => Kind::Host,
             };
             Refusal::new(kind, format!("Cannot plug in device {:?}", plan.id)).because(e)
@@ -396,6 +401,35 @@ impl Board {
             windows.push(Window { bus: bus.clone(), base: span.base });
         }
         Ok(windows)
+    }
+
+    /// The saved state of a device, where a saved machine is built.
+    fn saved_device(&mut self, id: &str) -> Result<Option<SavedDevice>, Refusal> {
+        let Some(saved) = &mut self.saved else { return Ok(None) };
+        saved.remove(id).map(Some).ok_or_else(|| missing(&format!("device {id:?}")))
+    }
+
+    /// The machine is built. All that was saved must have found its device.
+    pub(super) fn built(&mut self) -> Result<(), Refusal> {
+        let left = self.saved.take().and_then(|saved| saved.into_keys().next());
+        left.map_or(Ok(()), |id| {
+            Err(Refusal::invalid(format!(
+                "There is a state of device {id:?}, which the description of the machine does not have"
+            )))
+        })
+    }
+
+    /// The state of every device; all of them are stopped.
+    pub(super) fn save(&self) -> Result<SavedDevices, Refusal> {
+        let one = |attached: &Attached| {
+            let Attached { id, device, placed, function, .. } = attached;
+            let failed = || format!("Cannot save device {id:?}");
+            let state = device.save().map_err(|e| Refusal::host(failed(), e))?;
+            let function = function.as_ref().map(Plugged::save).transpose();
+            let function = function.map_err(|e| Refusal::host(failed(), e))?;
+            Ok((id.clone(), SavedDevice { placed: placed.clone(), state, function }))
+        };
+        self.attached.iter().map(one).collect()
     }
 
     /// The device with this name.
@@ -460,6 +494,13 @@ impl Board {
         Ok(())
     }
 
+    /// Tells the guest that something happened.
+    pub(super) fn ring(&self, what: Ring) -> Result<(), Refusal> {
+        let bell = self.attached.iter().find_map(|a| a.device.bell());
+        bell.ok_or_else(|| Refusal::new(Kind::Bug, "The machine has no event device"))?.ring(what);
+        Ok(())
+    }
+
     pub(super) fn press_power_button(&self) -> Result<(), Refusal> {
         let button = self.attached.iter().find_map(|a| a.device.power_button());
         button.ok_or_else(|| Refusal::new(Kind::Bug, "The machine has no power button"))?.press();
@@ -490,4 +531,21 @@ fn segment_windows(map: &MemoryMap, (low, high): &(Vec<u32>, Vec<u32>)) -> Resul
 
 fn bug(message: &str, e: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Refusal {
     Refusal::new(Kind::Bug, message).because(e)
+}
+
+fn missing(what: &str) -> Refusal {
+    Refusal::invalid(format!("The state of {what} is missing"))
+}
+
+/// Lets a device that is placed and wired go on from its saved state.
+fn load(id: &str, device: &dyn Device, saved: SavedDevice, placed: &Placed) -> Result<(), Refusal> {
+    let failed = || format!("Cannot restore device {id:?}");
+    if saved.placed != *placed {
+        return Err(Refusal::invalid(format!("it was at {:?}, and would be at {placed:?}", saved.placed))
+            .within(failed()));
+    }
+    if saved.function.is_some() {
+        return Err(Refusal::invalid("it is no PCI function, and has the state of one").within(failed()));
+    }
+    device.load(saved.state).map_err(|e| Refusal::invalid(failed()).because(e))
 }

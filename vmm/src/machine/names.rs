@@ -33,6 +33,16 @@ impl Names {
         self.places.insert(id.to_owned(), place);
     }
 
+    /// The number of the next automatic name, for a machine that is saved.
+    pub(super) fn next(&self) -> u64 {
+        self.next
+    }
+
+    /// Names of a machine that is restored; places come with its devices.
+    pub(super) fn restored(next: u64) -> Self {
+        Names { next, places: BTreeMap::new() }
+    }
+
     /// A device is not part of the machine any more; its slot may go to another.
     pub fn forget(&mut self, id: &str) {
         self.places.remove(id);

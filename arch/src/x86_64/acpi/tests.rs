@@ -158,7 +158,7 @@ fn the_largest_machine_fits() {
     }
     let list = cpus(8192, |i| i);
     let error = described().finish(&Machine { cpus: &list, segments: &[], hotplug: true }).unwrap_err();
-    assert!(matches!(error, Error::TablesTooLarge { tables: "ACPI", available: 0x5_0000, .. }));
+    assert!(matches!(error, Error::TablesTooLarge { tables: "ACPI", available: 0x4_f000, .. }));
 }
 
 /// Needs `iasl` (Debian: acpica-tools).

@@ -5,10 +5,13 @@
 //! depends on can be changed.
 
 use device::virtio::feature;
+use serde::{Deserialize, Serialize};
 use virtio_queue::QueueState;
 use vm_memory::{GuestAddress, GuestMemoryBackend};
 
 use device::ram::RamMap;
+
+use super::link::status;
 
 /// A field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -257,6 +260,98 @@ impl Setup {
         self.queues_fixed = true;
         let event_idx = self.accepted & feature::RING_EVENT_IDX != 0;
         (self.accepted, self.queues.iter().map(|q| q.state(event_idx)).collect())
+    }
+}
+
+/// What is saved of a [`Setup`].
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct SetupState {
+    pub(super) offered: u64,
+    pub(super) accepted: u64,
+    device_select: u32,
+    driver_select: u32,
+    queue_select: u16,
+    pub(super) queues: Vec<QueueRecord>,
+}
+
+/// What is saved of a [`QueueSetup`].
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct QueueRecord {
+    max_size: u16,
+    pub(super) size: u16,
+    pub(super) enabled: bool,
+    desc: u64,
+    driver: u64,
+    device: u64,
+}
+
+impl QueueRecord {
+    fn setup(self) -> QueueSetup {
+        let QueueRecord { max_size, size, enabled, desc, driver, device } = self;
+        QueueSetup { max_size, size, enabled, desc, driver, device }
+    }
+}
+
+impl Setup {
+    pub(super) fn save(&self) -> SetupState {
+        let record = |q: &QueueSetup| {
+            let QueueSetup { max_size, size, enabled, desc, driver, device } = *q;
+            QueueRecord { max_size, size, enabled, desc, driver, device }
+        };
+        SetupState {
+            offered: self.offered,
+            accepted: self.accepted,
+            device_select: self.device_select,
+            driver_select: self.driver_select,
+            queue_select: self.queue_select,
+            queues: self.queues.iter().map(record).collect(),
+        }
+    }
+
+    /// Whether a driver could have set the queues up so; tells what it could not. Addresses of queues that are not enabled may be
+    /// anything.
+    pub(super) fn check(&self, saved: &SetupState, map: &RamMap) -> Result<(), String> {
+        let (found, queues) = (saved.queues.len(), self.queues.len());
+        if found != queues {
+            return Err(format!("queues has {found} queues, and there are {queues}"));
+        }
+        for (n, (now, then)) in self.queues.iter().zip(&saved.queues).enumerate() {
+            if then.max_size != now.max_size {
+                return Err(format!(
+                    "max_size of queue {n} is {}, and it is {} now",
+                    then.max_size, now.max_size
+                ));
+            }
+            if !then.size.is_power_of_two() || then.size > then.max_size {
+                return Err(format!(
+                    "size of queue {n} is {}, and at most {} can be",
+                    then.size, then.max_size
+                ));
+            }
+            if then.enabled && !then.setup().is_sound(map) {
+                return Err(format!(
+                    "queue {n} has its rings at {:#x}, {:#x} and {:#x}, which is not in memory",
+                    then.desc, then.driver, then.device
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Goes on from what was checked, for a device with this status.
+    pub(super) fn load(&mut self, saved: &SetupState, status: u8) {
+        *self = Setup {
+            offered: self.offered,
+            device_select: saved.device_select,
+            driver_select: saved.driver_select,
+            accepted: saved.accepted,
+            features_fixed: status & status::FEATURES_OK != 0,
+            queues_fixed: status & status::DRIVER_OK != 0,
+            queue_select: saved.queue_select,
+            queues: saved.queues.iter().map(|q| q.setup()).collect(),
+        };
     }
 }
 

@@ -12,10 +12,11 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use device::{DeviceError, DriverLink, Events, LiveQueue, Ram, Virtio};
+use serde::{Deserialize, Serialize};
 use virtio_queue::{Queue, QueueState};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::link::Link;
+use super::link::{Link, status};
 
 /// What running queues need.
 pub(super) struct Supplies {
@@ -40,6 +41,23 @@ struct State {
     active: bool,
     // Queues that are to run and do not.
     held: Vec<Option<QueueState>>,
+    // The device goes on from a saved state and was not started since.
+    loaded: bool,
+}
+
+/// How far a queue that is held has come in its rings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Position {
+    pub(super) next_avail: u16,
+    pub(super) next_used: u16,
+}
+
+impl Position {
+    /// The queue when it has come that far.
+    pub(super) fn in_queue(self, queue: QueueState) -> QueueState {
+        QueueState { next_avail: self.next_avail, next_used: self.next_used, ..queue }
+    }
 }
 
 /// Proof that nobody else changes the device's life.
@@ -93,14 +111,41 @@ impl Turn<'_> {
             self.device.stop_queue(index);
         }
         self.state.held.clear();
+        self.state.loaded = false;
         self.device.reset();
         self.record("reset");
     }
 
-    /// The board lets queues run.
+    /// The board lets queues run. Those of a device that has broken down stay where they are until it is reset.
     pub(super) fn start(&mut self) -> Result<(), DeviceError> {
         self.state.running = true;
-        self.start_held()
+        if self.supplies.link.status() & status::NEEDS_RESET != 0 { Ok(()) } else { self.start_held() }
+    }
+
+    /// How far each queue has come; none for those that are not to run.
+    pub(super) fn positions(&self) -> Result<Vec<Option<Position>>, DeviceError> {
+        if self.state.running {
+            let what = format!("device {} was not stopped before it was saved", self.supplies.id);
+            return Err(DeviceError { what, source: None });
+        }
+        let position = |q: &QueueState| Position { next_avail: q.next_avail, next_used: q.next_used };
+        // What has broken down does not go on, and its rings may be nonsense.
+        let usable = self.supplies.link.status() & status::NEEDS_RESET == 0;
+        let queues = 0..self.supplies.doorbells.len();
+        Ok(queues.map(|n| self.state.held.get(n)?.as_ref().filter(|_| usable).map(position)).collect())
+    }
+
+    /// Goes on where a saved device was active, with the features that its driver accepted, or none if it had broken down. Queues
+    /// start when the board lets them.
+    pub(super) fn resume(
+        &mut self,
+        features: Option<u64>,
+        queues: Vec<Option<QueueState>>,
+    ) -> Result<(), DeviceError> {
+        self.state.active = true;
+        self.state.held = queues;
+        self.state.loaded = true;
+        features.map_or(Ok(()), |features| self.device.activate(features))
     }
 
     /// The board wants silence; returns when nothing is outstanding.
@@ -116,6 +161,7 @@ impl Turn<'_> {
 
     fn start_held(&mut self) -> Result<(), DeviceError> {
         let supplies = self.supplies;
+        let loaded = std::mem::take(&mut self.state.loaded);
         for (index, (held, doorbell)) in self.state.held.iter_mut().zip(&supplies.doorbells).enumerate() {
             let Some(state) = *held else { continue };
             let broken =
@@ -133,6 +179,10 @@ impl Turn<'_> {
             };
             self.device.start_queue(index, live)?;
             *held = None;
+            if loaded {
+                // An interrupt may have been on its way when the state was taken. One too many does no harm.
+                supplies.link.queue_used(index as u16);
+            }
         }
         Ok(())
     }

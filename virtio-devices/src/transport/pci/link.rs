@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU16, Ordering};
 
 use device::{DriverLink, Vector};
+use serde::{Deserialize, Serialize};
 
 /// Device status bits (virtio 1.3 §2.1).
 pub(super) mod status {
@@ -21,10 +22,23 @@ pub(super) mod status {
 pub(super) mod isr {
     pub(in crate::transport::pci) const QUEUE: u8 = 1;
     pub(in crate::transport::pci) const CONFIG: u8 = 2;
+    /// All of them.
+    pub(in crate::transport::pci) const ALL: u8 = QUEUE | CONFIG;
 }
 
 /// "No vector" in a vector register (virtio 1.3 §4.1.5.1.2).
 pub(super) const NO_VECTOR: u16 = 0xffff;
+
+/// What is saved of a [`Link`].
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct LinkState {
+    pub(super) status: u8,
+    isr: u8,
+    generation: u8,
+    config_vector: u16,
+    queue_vectors: Vec<u16>,
+}
 
 /// Registers that the device side changes.
 pub(super) struct Link {
@@ -100,6 +114,40 @@ impl Link {
         if let Some(v) = self.queue_vectors.get(usize::from(queue)) {
             v.store(self.existing(vector), Ordering::Relaxed);
         }
+    }
+
+    pub(super) fn save(&self) -> LinkState {
+        LinkState {
+            status: self.status(),
+            isr: self.isr.load(Ordering::SeqCst),
+            generation: self.generation(),
+            config_vector: self.config_vector(),
+            queue_vectors: self.queue_vectors.iter().map(|v| v.load(Ordering::Relaxed)).collect(),
+        }
+    }
+
+    /// Goes on from a state whose status was checked; tells what cannot be.
+    pub(super) fn load(&self, saved: &LinkState) -> Result<(), String> {
+        let (found, queues) = (saved.queue_vectors.len(), self.queue_vectors.len());
+        if found != queues {
+            return Err(format!("queue_vectors has {found} queues, and there are {queues}"));
+        }
+        let mut vectors = saved.queue_vectors.iter().chain([&saved.config_vector]);
+        if let Some(vector) = vectors.find(|v| **v != NO_VECTOR && self.existing(**v) != **v) {
+            return Err(format!("there is no vector {vector}"));
+        }
+        if saved.isr & !isr::ALL != 0 {
+            return Err(format!("isr is {:#x}, of which {:#x} can be", saved.isr, isr::ALL));
+        }
+        self.config_vector.store(saved.config_vector, Ordering::Relaxed);
+        for (vector, saved) in self.queue_vectors.iter().zip(&saved.queue_vectors) {
+            vector.store(*saved, Ordering::Relaxed);
+        }
+        self.isr.store(saved.isr, Ordering::SeqCst);
+        // The configuration may be another one, a MAC for instance: a driver that was in the middle of it reads it again.
+        self.generation.store(saved.generation.wrapping_add(1), Ordering::SeqCst);
+        self.status.store(saved.status, Ordering::SeqCst);
+        Ok(())
     }
 
     fn existing(&self, vector: u16) -> u16 {

@@ -1,11 +1,23 @@
 //! The `pci_cfg` capability: access to BAR 0 through configuration space, for firmware that maps no BARs (virtio 1.3 §4.1.4.9).
 
+use serde::{Deserialize, Serialize};
+
 use super::layout::{BAR, BAR_SIZE, pci_cfg};
 
 /// The capability's registers.
 #[derive(Debug)]
 pub(super) struct Window {
     body: [u8; pci_cfg::BODY],
+}
+
+/// What is saved of a [`Window`].
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct WindowState {
+    bar: u8,
+    offset: u32,
+    length: u32,
+    data: u32,
 }
 
 /// An access that the driver asked for.
@@ -66,6 +78,24 @@ impl Window {
                 self.body[at] = *byte;
             }
         }
+    }
+
+    pub(super) fn save(&self) -> WindowState {
+        let word = |at| u32::from_le_bytes(self.word(at));
+        WindowState {
+            bar: self.body[pci_cfg::BAR],
+            offset: word(pci_cfg::OFFSET),
+            length: word(pci_cfg::LENGTH),
+            data: word(pci_cfg::DATA),
+        }
+    }
+
+    /// Goes on from a state; a driver can write any value to these registers.
+    pub(super) fn load(&mut self, saved: &WindowState) {
+        self.body[pci_cfg::BAR] = saved.bar;
+        self.body[pci_cfg::OFFSET].copy_from_slice(&saved.offset.to_le_bytes());
+        self.body[pci_cfg::LENGTH].copy_from_slice(&saved.length.to_le_bytes());
+        self.body[pci_cfg::DATA].copy_from_slice(&saved.data.to_le_bytes());
     }
 
     /// Keeps what an access read.
