@@ -10,6 +10,7 @@ pub mod living;
 pub mod place;
 pub mod probe;
 pub mod programs;
+pub mod remote;
 pub mod scratch;
 pub mod stock;
 pub mod tap;

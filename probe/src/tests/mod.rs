@@ -18,6 +18,7 @@ mod bench;
 mod blk;
 mod cpu;
 mod hostile;
+mod hotplug;
 mod interrupts;
 mod load;
 mod net;
@@ -126,6 +127,8 @@ static TESTS: &[Entry] = &[
     test("virtio-registers", hostile::registers),
     test("virtio-bar", hostile::whole_bar),
     test("virtio-queue-setup", hostile::queue_setup),
+    on_demand("hotplug", hotplug::rounds),
+    on_demand("resize", hotplug::resize),
     on_demand("exits", bench::exits),
     on_demand("bench-blk", bench::disk),
     on_demand("bench-net", bench::network),

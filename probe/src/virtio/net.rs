@@ -57,7 +57,16 @@ impl Card {
         vector: u16,
     ) -> Result<Option<Card>, Text> {
         let Some(device) = Device::find(bus, kind::NET, nth) else { return Ok(None) };
-        let mut device = device?;
+        Card::on(device?, arena, clock, features).map(Some)
+    }
+
+    /// Starts a card, its receive queue full.
+    pub(crate) fn on(
+        mut device: Device,
+        arena: &mut Arena,
+        clock: Clock,
+        features: u64,
+    ) -> Result<Card, Text> {
         device.negotiate(features | F_MAC | F_STATUS | F_EVENT_IDX)?;
         let bdf = device.function.bdf;
         let mut receive = device.queue(arena, 0, 256, vector)?;
@@ -82,7 +91,7 @@ impl Card {
         device.start()?;
         receive.kick();
         let frame = arena.take(HEADER + 65536, 4096);
-        Ok(Some(Card { device, receive, transmit, control, mac, clock, slots, slot_of, frame }))
+        Ok(Card { device, receive, transmit, control, mac, clock, slots, slot_of, frame })
     }
 
     /// The frame to fill before `send`, behind its virtio header.

@@ -4,6 +4,7 @@ mod devices;
 mod disk;
 mod ends;
 mod hostile;
+mod hotplug;
 mod loaded;
 mod machine;
 mod network;
