@@ -57,15 +57,16 @@ impl Card {
         vector: u16,
     ) -> Result<Option<Card>, Text> {
         let Some(device) = Device::find(bus, kind::NET, nth) else { return Ok(None) };
-        Card::on(device?, arena, clock, features).map(Some)
+        Card::on(device?, arena, clock, features, vector).map(Some)
     }
 
-    /// Starts a card, its receive queue full.
+    /// Starts a card, its receive queue full and its interrupt `vector`.
     pub(crate) fn on(
         mut device: Device,
         arena: &mut Arena,
         clock: Clock,
         features: u64,
+        vector: u16,
     ) -> Result<Card, Text> {
         device.negotiate(features | F_MAC | F_STATUS | F_EVENT_IDX)?;
         let bdf = device.function.bdf;
