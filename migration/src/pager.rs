@@ -303,6 +303,7 @@ impl Work {
         let data = self.next_data(at, start..behind)?;
         let Some(Range { start: from, end: to }) = data else {
             self.handle(start..behind);
+            self.cursor = behind;
             return Ok(());
         };
         self.handle(start..from);
@@ -314,7 +315,10 @@ impl Work {
                 advise(self.backing.as_ref(), offset, (self.told - known) * PAGE);
             }
         }
-        let Some(from) = (from..to).find(|n| !self.is_handled(*n)) else { return Ok(()) };
+        let Some(from) = (from..to).find(|n| !self.is_handled(*n)) else {
+            self.cursor = to;
+            return Ok(());
+        };
         let most = to.min(from + STEP / PAGE);
         let end = (from..most).find(|n| self.is_handled(*n)).unwrap_or(most);
         self.cursor = end;
