@@ -213,14 +213,11 @@ static ROUTES: LazyLock<Vec<Route>> = LazyLock::new(|| {
             ]),
         ),
         json(
-                    "snapshot",
+            "vm.snapshot",
+            "snapshot",
             "Save a paused machine into an empty directory",
             |text| parse(text, Action::VmSnapshot),
-            Written::Fields(&[Field {
-                json: "destination_url",
-                help: "file:// and the directory",
-                ..ID
-            }]),
+            Written::Fields(&[Field { json: "destination_url", help: "file:// and the directory", ..ID }]),
         ),
         Route {
             verb: Verb::Put,

@@ -277,6 +277,11 @@ impl VmSpec {
             .args(flags::UNSUPPORTED.iter().map(flags::unsupported_arg))
     }
 
+    /// Adds the flags by which devices of a saved machine are changed.
+    pub fn add_override_flags(command: Command) -> Command {
+        command.args(VmSpec::device_flags().iter().map(|flag| flag.arg(Purpose::Help)))
+    }
+
     /// The machine that the command line asks for; `None` if it describes none.
     ///
     /// # Errors

@@ -207,7 +207,11 @@ impl RestoreRequest {
             let named = spec.net.iter().flatten().any(|n| n.pci.id.as_ref() == Some(id) && n.tap.is_some());
             match nets.iter().find(|n| n.id == *id) {
                 None if named => {}
-                None => return Err(Refusal::invalid(format!("Net id {id} is associated with FDs and is required"))),
+                None => {
+                    return Err(Refusal::invalid(format!(
+                        "Net id {id} is associated with FDs and is required"
+                    )));
+                }
                 Some(net) if net.num_fds == *count => {}
                 Some(net) => {
                     return Err(Refusal::invalid(format!(
@@ -233,7 +237,8 @@ impl RestoreRequest {
 impl NetFd {
     /// The taps: those that came with a request, or copies of those that the process was started with.
     fn descriptors(&self) -> Result<Vec<OwnedFd>, Refusal> {
-        let failed = |e| Refusal::host(format!("Cannot use the descriptors for network device {:?}", self.id), e);
+        let failed =
+            |e| Refusal::host(format!("Cannot use the descriptors for network device {:?}", self.id), e);
         let received = self.received.0.iter().map(|fd| fd.try_clone());
         let inherited = self.numbers.iter().map(|number| {
             if *number <= 2 {

@@ -3,11 +3,14 @@
 mod request;
 
 use api::action::{Body, Field, FieldValue, Route, Written, routes};
+use catalog::VmSpec;
 use clap::builder::PossibleValuesParser;
 use clap::{Arg, Command};
 
 pub use request::{Request, request};
 
+/// The argument that says what to restore.
+const RESTORE: &str = "restore";
 /// The argument that has a command wait for the guest.
 const WAIT: &str = "wait";
 
@@ -44,6 +47,11 @@ fn subcommand(route: &'static Route) -> Command {
                 .required(true)
                 .help(format!("The device, as after --{} of cloud-hypervisor", hot.name)),
         ),
+        Body::Restore => VmSpec::add_override_flags(command.arg(
+            Arg::new(RESTORE).value_name("key=value,…").required(true).help(
+                "The snapshot, as after --restore of cloud-hypervisor: source_url=file://<directory>,…",
+            ),
+        )),
         Body::None(_) | Body::Ignored(_) => command,
     };
     match request::waits_for(route) {

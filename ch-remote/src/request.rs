@@ -6,11 +6,12 @@ use std::os::fd::RawFd;
 use api::action::{Body, Field, FieldValue, Route, Written};
 use api::bodies::{Until, WaitDevice};
 use api::{PciDeviceInfo, bodies};
+use catalog::{RestoreRequest, RestoreSpec, VmSpec};
 use clap::ArgMatches;
 use serde_json::{Map, Value, json};
-use spec::{Bytes, Value as _};
+use spec::{Bytes, Spec, Value as _};
 
-use crate::WAIT;
+use crate::{RESTORE, WAIT};
 
 /// What a command asks.
 #[derive(Debug)]
@@ -57,6 +58,13 @@ pub fn request(route: &Route, arguments: &ArgMatches) -> Result<Request, Vec<Str
                 }
             }
             body = Some(Value::Object(object).to_string());
+        }
+        Body::Restore => {
+            let restore = RestoreSpec::parse(text(RESTORE).unwrap_or_default()).map_err(|e| e.chain())?;
+            let overrides = VmSpec::overrides(arguments).map_err(|e| e.chain())?;
+            let request = RestoreRequest { restore, overrides };
+            descriptors = request.lend();
+            body = Some(serde_json::to_string(&request).map_err(|e| vec![e.to_string()])?);
         }
         Body::Device(hot) => {
             let mut device = (hot.from_text)(text("device").unwrap_or_default()).map_err(|e| e.chain())?;

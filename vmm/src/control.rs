@@ -371,6 +371,11 @@ impl Control {
 
     /// Ends the machine, if there is one, and records the end of everything.
     pub fn end(mut self) {
+        if self.running.as_ref().and_then(|r| r.pager.as_ref()).is_some_and(Pager::failed) {
+            // Threads of devices may wait for pages that will never come, and must not go on without them: the end of the process
+            // is theirs.
+            std::mem::forget(self.running.take());
+        }
         if let Err(e) = self.delete() {
             log::error!("cannot shut the machine down: {e}");
         }

@@ -2,11 +2,13 @@
 //!
 //! [`crate::ram`] maps memory as `--memory` asks; here it gets the content that it had. Three ways differ in when that is read.
 
+use std::sync::Arc;
+
 use catalog::{MemoryRestoreMode, MemorySpec, RestoreSpec};
-use device::Ram;
-use migration::{Progress, Source};
+use device::{Events, Ram, Request};
+use migration::{Pager, Progress, Source};
 use spec::{Kind, Refusal};
-use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+use vm_memory::{GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap};
 
 use crate::ram;
 
@@ -28,11 +30,14 @@ fn mode(restore: &RestoreSpec, memory: &MemorySpec) -> Result<MemoryRestoreMode,
         Some(MemoryRestoreMode::Mmap) if !private => Err(Refusal::invalid(
             "memory_restore_mode=mmap is for private memory, and this machine's is shared or in huge pages: use copy or ondemand",
         )),
+        Some(MemoryRestoreMode::OnDemand) if memory.hugepages => Err(Refusal::invalid(
+            "memory_restore_mode=ondemand is for ordinary pages, and this machine's are huge: use copy",
+        )),
         Some(mode) => Ok(mode),
     }
 }
 
-/// Brings memory back. `failed` is called, from another thread, when pages cannot be read that the guest needs.
+/// Brings memory back. When pages cannot be read later that the guest needs, `events` is told.
 ///
 /// # Errors
 /// The host has not the memory, or the file is damaged.
@@ -40,7 +45,7 @@ pub fn restore(
     restore: &RestoreSpec,
     memory: &MemorySpec,
     source: &Source,
-    failed: impl Fn(String) + Send + 'static,
+    events: Arc<dyn Events>,
 ) -> Result<Restored, Refusal> {
     let mode = mode(restore, memory)?;
     let prefault = restore.prefault || memory.prefault;
@@ -48,14 +53,15 @@ pub fn restore(
     let restored = match mode {
         MemoryRestoreMode::Copy => {
             // What is read is touched anyway; the rest is only if somebody asks for it.
-            let ram = ram::map(&MemorySpec { prefault, ..memory.clone() }, &source.spans()).map_err(host)?;
+            let ram =
+                ram::map(&MemorySpec { prefault, ..memory.clone() }, &source.spans()).map_err(no_memory)?;
             source.copy(&ram.map(), &Progress::new()).map_err(refusal)?;
             Restored { ram, pager: None }
         }
         MemoryRestoreMode::Mmap => {
             let regions = source.map(memory.reserve).map_err(refusal)?;
             for region in &regions {
-                ram::advise(memory, region).map_err(host)?;
+                ram::advise(memory, region).map_err(no_memory)?;
                 if prefault {
                     populate(region)?;
                 }
@@ -66,13 +72,21 @@ pub fn restore(
         }
         MemoryRestoreMode::OnDemand => {
             // Pages that were mapped before would never be asked for.
-            let ram = ram::map(&MemorySpec { prefault: false, ..memory.clone() }, &source.spans()).map_err(host)?;
-            let failed = move |e: migration::Error| failed(chain(&e));
-            let pager = Pager::start(source.backing(), &ram.map(), Arc::new(failed)).map_err(refusal)?;
+            let ram = ram::map(&MemorySpec { prefault: false, ..memory.clone() }, &source.spans())
+                .map_err(no_memory)?;
+            let failed = move |e: migration::Error| {
+                log::error!("memory of the guest cannot be read: {}", refusal(e).chain().join(": "));
+                events.request(Request::Fault);
+            };
+            let pager = source.page_in(&ram.map(), failed).map_err(refusal)?;
             Restored { ram, pager: Some(pager) }
         }
     };
     Ok(restored)
+}
+
+fn no_memory(e: ram::RamError) -> Refusal {
+    Refusal::host("Cannot set up guest memory", e)
 }
 
 /// Maps what the file has for all of a region, without breaking the sharing of its pages.
@@ -82,7 +96,10 @@ fn populate(region: &GuestRegionMmap<()>) -> Result<(), Refusal> {
         return Ok(());
     }
     let e = std::io::Error::last_os_error();
-    Err(Refusal::host(format!("Cannot map all of guest memory at {:#x} for prefault=on", region.start_addr().0), e))
+    Err(Refusal::host(
+        format!("Cannot map all of guest memory at {:#x} for prefault=on", region.start_addr().0),
+        e,
+    ))
 }
 
 /// What a snapshot's error is to whoever asked: their directory is wrong, damaged or in use, or the host refuses.

@@ -78,9 +78,10 @@ impl Writing {
         match self.done.try_recv() {
             Ok(result) => Some(result),
             Err(TryRecvError::Empty) => None,
-            Err(TryRecvError::Disconnected) => {
-                Some(Err(Refusal::new(Kind::Bug, "The thread that wrote the snapshot has ended without a word")))
-            }
+            Err(TryRecvError::Disconnected) => Some(Err(Refusal::new(
+                Kind::Bug,
+                "The thread that wrote the snapshot has ended without a word",
+            ))),
         }
     }
 }

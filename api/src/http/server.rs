@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
+use catalog::{RestoreRequest, hot};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::{Body as _, Bytes, Incoming};
 use hyper::ext::ReasonPhrase;
@@ -268,6 +269,7 @@ fn route(
     let malformed = |e: serde_json::Error| {
         refusal(StatusCode::BAD_REQUEST, &["Failed to deserialize JSON", &e.to_string()])
     };
+    let unfit = |e: Refusal| refusal(status(&e), &e.chain().iter().map(String::as_str).collect::<Vec<_>>());
     let Some(name) = path.strip_prefix(ROOT) else {
         return refuse(StatusCode::NOT_FOUND, &["Not Found"]);
     };

@@ -11,7 +11,7 @@ use api::{Action, Reply};
 use catalog::restore::fd_backed_nets;
 use catalog::{RestoreRequest, SnapshotSpec, VmSpec};
 use device::Node;
-use migration::{Directory, Source};
+use migration::{Directory, Pager, Source};
 use spec::{Kind, Refusal};
 
 use super::{Control, Running, state};
@@ -56,7 +56,7 @@ impl Control {
         let config = serde_json::to_string_pretty(&self.spec)
             .map_err(|e| Refusal::new(Kind::Bug, "Cannot write the description as JSON").because(e))?;
         let machine = running.machine.save(&*self.setup.hypervisor, &self.names)?;
-        let behind = running.pager.as_ref().filter(|p| !p.done()).map(|p| p.backing().clone());
+        let behind = running.pager.as_ref().and_then(Pager::backing);
         Writing::start(Job { directory, ram: running.machine.ram().clone(), behind, config, machine })
     }
 
@@ -176,7 +176,8 @@ impl Control {
 
 /// The description of a saved machine, with what is different now.
 fn description(source: &Source, request: &RestoreRequest) -> Result<VmSpec, Refusal> {
-    let malformed = |e| Refusal::invalid("The description of the saved machine cannot be understood").because(e);
+    let malformed =
+        |e| Refusal::invalid("The description of the saved machine cannot be understood").because(e);
     let saved: serde_json::Value = serde_json::from_str(source.config()).map_err(malformed)?;
     let with_fds = fd_backed_nets(&saved);
     let mut spec: VmSpec = serde_json::from_value(saved).map_err(malformed)?;

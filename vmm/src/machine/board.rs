@@ -350,7 +350,8 @@ impl Board {
             .ok_or_else(|| Refusal::invalid(format!("Invalid PCI segment id: {}", plan.segment)))?;
         let reservation = match &mut plan.saved {
             Some(SavedDevice { placed: Placed { pci: Some(placed), .. }, function, .. }) => {
-                let state = function.take().ok_or_else(|| missing(&format!("the PCI function of {:?}", plan.id)))?;
+                let state =
+                    function.take().ok_or_else(|| missing(&format!("the PCI function of {:?}", plan.id)))?;
                 Reservation::load(segment, needs, placed, state)
             }
             Some(_) => Err(PciError::NoFunction),

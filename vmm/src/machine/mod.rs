@@ -116,7 +116,15 @@ impl Machine {
 
         let capabilities = hypervisor.capabilities();
         let clock = Clock::new(base.vm.clone(), capabilities);
-        let board = Board::new(base.vm.clone(), capabilities, &base.map, &spec.segment_weights(), memory.clone(), events.clone(), None);
+        let board = Board::new(
+            base.vm.clone(),
+            capabilities,
+            &base.map,
+            &spec.segment_weights(),
+            memory.clone(),
+            events.clone(),
+            None,
+        );
         let mut board = board?;
         board.add_platform(spec.memory.size.0)?;
         board.add_devices(spec, kept, names)?;

@@ -70,7 +70,8 @@ impl Machine {
             node.read().map_err(|e| Refusal::invalid("The saved machine cannot be understood").because(e))?;
         let SavedMachine { phys_bits, taken, clock: time, cpus, devices, next_name } = machine;
         let base = Base::new(spec, hypervisor, Some(phys_bits))?;
-        let found: Vec<Span> = ram.map().iter().map(|r| Span { base: r.start_addr().0, length: r.len() }).collect();
+        let found: Vec<Span> =
+            ram.map().iter().map(|r| Span { base: r.start_addr().0, length: r.len() }).collect();
         if found != base.spans() {
             return Err(Refusal::invalid(format!(
                 "The snapshot has memory at {found:x?}, and a machine of this description at {:x?}",
