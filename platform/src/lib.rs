@@ -17,6 +17,8 @@ mod uart;
 
 #[cfg(test)]
 mod bench;
+#[cfg(test)]
+mod state_tests;
 
 pub use acpi_pm::AcpiPm;
 pub use cmos::Cmos;
