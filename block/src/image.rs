@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use crate::direct::Alignment;
@@ -46,8 +46,10 @@ pub enum Forbidden {
 pub struct Image {
     file: File,
     path: PathBuf,
-    size: u64,
+    size: AtomicU64,
+    lock: Granularity,
     readonly: bool,
+    is_device: bool,
     protect_sector0: AtomicBool,
     direct: Option<Alignment>,
     topology: Topology,
@@ -120,7 +122,9 @@ impl Image {
             readonly: options.readonly,
             exclusive: Mutex::new(()),
             file,
-            size,
+            size: AtomicU64::new(size),
+            lock: options.lock,
+            is_device,
             protect_sector0: AtomicBool::new(protect_sector0),
             direct,
             topology,
@@ -134,7 +138,39 @@ impl Image {
 
     /// Bytes that are usable, a multiple of [`SECTOR`] and never zero.
     pub fn size(&self) -> u64 {
-        self.size
+        self.size.load(Ordering::Acquire)
+    }
+
+    /// Changes the size to this many bytes; no request may be under way. A file is made longer or cut; a block device must have that
+    /// many bytes already, and is looked at no further than that.
+    ///
+    /// # Errors
+    /// A size that cannot be, a read-only image, a range that somebody else has locked, or what the host refused. The size is
+    /// as before.
+    pub fn resize(&self, bytes: u64) -> Result<()> {
+        let refuse = |why: &'static str| {
+            Err(Error::Resize { path: self.path.clone(), from: self.size(), to: bytes, why })
+        };
+        let inspect = |source| Error::Inspect { path: self.path.clone(), what: "size", source };
+        if bytes == 0 || !bytes.is_multiple_of(SECTOR) {
+            return refuse("it is no multiple of 512 bytes, or nothing");
+        }
+        if self.direct.is_some_and(|direct| !bytes.is_multiple_of(u64::from(direct.block))) {
+            return refuse("it is no multiple of the block size of direct I/O");
+        }
+        if self.readonly {
+            return refuse("the image is read-only");
+        }
+        if self.is_device {
+            if bytes > geometry::device_size(&self.file).map_err(inspect)? {
+                return refuse("the block device has fewer bytes");
+            }
+        } else {
+            lock::acquire(&self.file, &self.path, bytes.max(self.size()), self.lock, true)?;
+            self.file.set_len(bytes).map_err(|source| Error::SetSize { path: self.path.clone(), source })?;
+        }
+        self.size.store(bytes, Ordering::Release);
+        Ok(())
     }
 
     /// Whether it was opened for reading only.
@@ -178,7 +214,7 @@ impl Image {
     /// [`Forbidden::PastEnd`].
     pub fn may_read(&self, offset: u64, len: u64) -> std::result::Result<(), Forbidden> {
         match offset.checked_add(len) {
-            Some(end) if end <= self.size => Ok(()),
+            Some(end) if end <= self.size() => Ok(()),
             _ => Err(Forbidden::PastEnd),
         }
     }

@@ -135,12 +135,10 @@ pub const UNSUPPORTED: &[(&str, bool)] = &[
     ("landlock-rules", true),
     ("memory-zone", true),
     ("numa", true),
-    ("pci-segment", true),
     ("pmem", true),
     ("pvmemcontrol", false),
     ("pvpanic", false),
     ("rate-limit-group", true),
-    ("restore", true),
     ("rtc", true),
     ("tpm", true),
     ("user-device", true),
@@ -192,6 +190,7 @@ mod tests {
                     help,
                     default: default.into(),
                     bare: false,
+                    fields: &[],
                 };
                 vec![
                     key("a", "<size>", " Short.", "1M"),

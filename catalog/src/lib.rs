@@ -8,16 +8,24 @@
 
 pub mod cpus;
 pub mod flags;
+pub mod hot;
 pub mod machine;
 pub mod memory;
+pub mod overrides;
 pub mod payload;
+pub mod pci_segment;
 pub mod platform_spec;
 pub mod plug;
+pub mod restore;
 
 pub use cpus::CpusSpec;
 pub use flags::Flag;
+pub use hot::{Addable, Addition, Hot};
 pub use machine::VmSpec;
 pub use memory::MemorySpec;
+pub use overrides::Overrides;
 pub use payload::PayloadSpec;
+pub use pci_segment::PciSegmentSpec;
 pub use platform_spec::PlatformSpec;
 pub use plug::Plug;
+pub use restore::{MemoryRestoreMode, RestoreRequest, RestoreSpec, SnapshotSpec};

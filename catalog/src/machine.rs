@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::LazyLock;
 
 use clap::{Arg, ArgMatches, Command};
 use device::Naming;
@@ -15,8 +16,14 @@ use virtio_devices::net::NetSpec;
 use virtio_devices::rng::RngSpec;
 
 use crate::flags::{self, Flag, Purpose};
+use crate::hot::{self, Hot, InList};
+use crate::overrides::{self, Overrides};
 use crate::payload::nothing_to_boot;
-use crate::{CpusSpec, MemorySpec, PayloadSpec, PlatformSpec, Plug};
+use crate::pci_segment;
+use crate::plug::Listed;
+use crate::{
+    CpusSpec, MemorySpec, PayloadSpec, PciSegmentSpec, PlatformSpec, Plug, RestoreRequest, RestoreSpec,
+};
 
 /// Generates [`VmSpec`] and what derives from the list of devices.
 macro_rules! machine {
@@ -39,6 +46,9 @@ macro_rules! machine {
             /// Identity.
             #[serde(skip_serializing_if = "Option::is_none")]
             pub platform: Option<PlatformSpec>,
+            /// Shares of the PCI address windows.
+            #[serde(skip_serializing_if = "Option::is_none")]
+            pub pci_segments: Option<Vec<PciSegmentSpec>>,
             $(
                 #[doc = concat!("What `--", stringify!($field), "` or its like configures.")]
                 #[serde(skip_serializing_if = "Field::is_left_out")]
@@ -55,7 +65,17 @@ macro_rules! machine {
             )*
         }
 
-        $( impl Field for $spec {} )*
+        $(
+            impl Field for $spec {}
+            machine!(@listed $arity $field $spec);
+        )*
+
+        /// The devices that can be added to a running machine, in the order of the list.
+        pub static HOT: LazyLock<Vec<Hot>> = LazyLock::new(|| {
+            let mut all = Vec::with_capacity(8);
+            $( machine!(@hot $arity all, $spec); )*
+            all
+        });
 
         impl VmSpec {
             /// The devices in the order of their PCI slots.
@@ -72,6 +92,12 @@ macro_rules! machine {
                 all
             }
 
+            /// Takes the device with this name out, if it is one that can be removed; tells whether there was one.
+            pub fn remove(&mut self, id: &str) -> bool {
+                $( machine!(@remove $arity self.$field, id); )*
+                false
+            }
+
             /// The flags of the devices.
             fn device_flags() -> Vec<Flag> {
                 vec![ $( machine!(@flag $arity $spec) ),* ]
@@ -82,6 +108,25 @@ macro_rules! machine {
                 Ok(())
             }
 
+            /// Replaces properties of devices: see [`Overrides`].
+            ///
+            /// # Errors
+            /// A device that is not there, a property that may not change, or a value that it cannot have.
+            pub fn replace(&mut self, overrides: &Overrides) -> Result<(), Refusal> {
+                $( machine!(@replace $arity self.$field, overrides); )*
+                Ok(())
+            }
+
+            /// What devices' flags replace in a saved machine.
+            ///
+            /// # Errors
+            /// What the grammar refused, or a flag without the id of its device.
+            pub fn overrides(matches: &ArgMatches) -> Result<Overrides, Refusal> {
+                let mut overrides = Overrides::default();
+                $( machine!(@overrides $arity $field: $spec, matches, overrides); )*
+                Ok(overrides)
+            }
+
             fn first_unsupported(&self) -> Option<&'static str> {
                 $( if self.$ufield.0 { return Some(stringify!($ufield)); } )*
                 $( if self.$switch.0 { return Some(stringify!($switch)); } )*
@@ -90,31 +135,76 @@ macro_rules! machine {
         }
     };
     (@type one $spec:ty) => { $spec };
-    (@type many $spec:ty) => { Option<Vec<$spec>> };
+    (@type hot $spec:ty) => { Option<Vec<$spec>> };
+    (@listed hot $field:ident $spec:ty) => {
+        impl Listed for $spec {
+            const HOT: bool = true;
+        }
+        impl InList for $spec {
+            fn list(spec: &mut VmSpec) -> &mut Option<Vec<Self>> {
+                &mut spec.$field
+            }
+        }
+    };
+    (@listed $arity:ident $field:ident $spec:ty) => {
+        impl Listed for $spec {
+            const HOT: bool = false;
+        }
+    };
+    (@hot hot $all:ident, $spec:ty) => { $all.push(Hot::of::<$spec>()) };
+    (@hot $arity:ident $all:ident, $spec:ty) => {};
+    (@remove hot $self:ident.$field:ident, $id:ident) => {
+        if hot::take(&mut $self.$field, $id) { return true; }
+    };
+    (@remove $arity:ident $self:ident.$field:ident, $id:ident) => {};
     (@list one $all:ident, $self:ident.$field:ident) => { $all.push(&$self.$field) };
-    (@list many $all:ident, $self:ident.$field:ident) => {
+    (@list hot $all:ident, $self:ident.$field:ident) => {
         $all.extend($self.$field.iter().flatten().map(|s| s as &dyn Plug))
     };
     (@list_mut one $all:ident, $self:ident.$field:ident) => { $all.push(&mut $self.$field) };
-    (@list_mut many $all:ident, $self:ident.$field:ident) => {
+    (@list_mut hot $all:ident, $self:ident.$field:ident) => {
         $all.extend($self.$field.iter_mut().flatten().map(|s| s as &mut dyn Plug))
     };
     (@flag one $spec:ty) => { Flag::of::<$spec>(false) };
-    (@flag many $spec:ty) => { Flag::of::<$spec>(true) };
+    (@flag hot $spec:ty) => { Flag::of::<$spec>(true) };
     (@take one $self:ident.$field:ident, $matches:ident) => {
         if let Some(spec) = flags::one($matches)? { $self.$field = spec; }
     };
-    (@take many $self:ident.$field:ident, $matches:ident) => {
+    (@replace one $self:ident.$field:ident, $overrides:ident) => {
+        if let Some(patch) = $overrides.one(stringify!($field))? {
+            $self.$field = overrides::patched(&$self.$field, patch)?;
+        }
+    };
+    (@replace hot $self:ident.$field:ident, $overrides:ident) => {
+        for (id, patch) in $overrides.many(stringify!($field))? {
+            let mut all = $self.$field.iter_mut().flatten();
+            let spec = all.find(|s| s.common().and_then(|c| c.id.as_deref()) == Some(id));
+            let spec = spec.ok_or_else(|| absent(stringify!($field), id))?;
+            *spec = overrides::patched(spec, patch).map_err(|e| e.within(format!("Cannot change device {id:?}")))?;
+        }
+    };
+    (@overrides one $field:ident: $spec:ty, $matches:ident, $overrides:ident) => {
+        if let Some(text) = $matches.get_one::<String>(<$spec as spec::Spec>::FLAG) {
+            $overrides.set(stringify!($field), overrides::patch_of::<$spec>(text)?);
+        }
+    };
+    (@overrides hot $field:ident: $spec:ty, $matches:ident, $overrides:ident) => {
+        for text in $matches.get_many::<String>(<$spec as spec::Spec>::FLAG).into_iter().flatten() {
+            $overrides.push(stringify!($field), overrides::patch_of::<$spec>(text)?);
+        }
+    };
+    (@take hot $self:ident.$field:ident, $matches:ident) => {
         if let Some(specs) = flags::many($matches)? { $self.$field = Some(specs); }
     };
 }
 
 machine! {
-    // In the order of PCI slots; the field is the name in JSON. A new device is its file and a line here.
+    // In the order of PCI slots; the field is the name in JSON. A new device is its file and a line here: `one` that every machine
+    // has, or `hot` ones, any number of them, which can also be added to a running machine and removed from it.
     devices {
         one console: ConsoleSpec,
-        many disks: DiskSpec,
-        many net: NetSpec,
+        hot disks: DiskSpec,
+        hot net: NetSpec,
         one rng: RngSpec,
         one serial: SerialSpec,
         one debug_console: DebugConsoleSpec,
@@ -128,7 +218,6 @@ machine! {
         ivshmem,
         landlock_rules,
         numa,
-        pci_segments,
         pmem,
         pvmemcontrol,
         rate_limit_groups,
@@ -139,6 +228,10 @@ machine! {
         vsock,
     }
     unsupported_switches { iommu, landlock_enable, pvpanic, watchdog, }
+}
+
+fn absent(field: &str, id: &str) -> Refusal {
+    Refusal::new(Kind::Absent, format!("The saved machine has no device {id:?} among its {field}"))
 }
 
 /// A field of [`VmSpec`] in JSON.
@@ -163,9 +256,14 @@ impl VmSpec {
         let text = |name: &'static str, value: &'static str, help: &'static str| {
             Arg::new(name).long(name).value_name(value).help(help).num_args(1)
         };
-        let mut groups =
-            vec![Flag::of::<CpusSpec>(false), Flag::of::<MemorySpec>(false), Flag::of::<PlatformSpec>(false)];
+        let mut groups = vec![
+            Flag::of::<CpusSpec>(false),
+            Flag::of::<MemorySpec>(false),
+            Flag::of::<PlatformSpec>(false),
+            Flag::of::<PciSegmentSpec>(true),
+        ];
         groups.extend(VmSpec::device_flags());
+        groups.push(Flag::of::<RestoreSpec>(false));
         command
             .next_help_heading(HEADING)
             .arg(text(
@@ -177,6 +275,11 @@ impl VmSpec {
             .arg(text("initramfs", "path", "Initial RAM file system"))
             .args(groups.iter().map(|flag| flag.arg(purpose)))
             .args(flags::UNSUPPORTED.iter().map(flags::unsupported_arg))
+    }
+
+    /// Adds the flags by which devices of a saved machine are changed.
+    pub fn add_override_flags(command: Command) -> Command {
+        command.args(VmSpec::device_flags().iter().map(|flag| flag.arg(Purpose::Help)))
     }
 
     /// The machine that the command line asks for; `None` if it describes none.
@@ -200,15 +303,38 @@ impl VmSpec {
         spec.cpus = flags::one(matches)?.unwrap_or_default();
         spec.memory = flags::one(matches)?.unwrap_or_default();
         spec.platform = flags::one(matches)?;
+        spec.pci_segments = flags::many(matches)?;
         spec.take_devices(matches)?;
         spec.complete();
         Ok(Some(spec))
     }
 
-    /// Names of the flags that mean nothing without a kernel.
+    /// The saved machine that the command line asks for; `None` if it asks for none.
+    ///
+    /// # Errors
+    /// A flag that does not parse, or one that describes a new machine.
+    pub fn restore_from_matches(matches: &ArgMatches) -> Result<Option<RestoreRequest>, Refusal> {
+        flags::refuse_unsupported(matches)?;
+        let Some(restore) = flags::one::<RestoreSpec>(matches)? else { return Ok(None) };
+        let new = VmSpec::fixed_flags().into_iter().chain(["kernel"]).find(|flag| matches.contains_id(flag));
+        if let Some(flag) = new {
+            return Err(Refusal::invalid(format!(
+                "--{flag} describes a new machine and cannot be given with --restore, which goes on with a saved one"
+            )));
+        }
+        spec::Spec::check(&restore, &VmSpec::default().facts())?;
+        Ok(Some(RestoreRequest { restore, overrides: VmSpec::overrides(matches)? }))
+    }
+
+    /// Names of the flags that describe a new machine only.
+    fn fixed_flags() -> [&'static str; 6] {
+        ["cmdline", "initramfs", CpusSpec::FLAG, MemorySpec::FLAG, PlatformSpec::FLAG, PciSegmentSpec::FLAG]
+    }
+
+    /// Names of the flags that mean nothing without a kernel or a saved machine.
     pub fn dependent_flags() -> Vec<&'static str> {
-        let own = ["cmdline", "initramfs", CpusSpec::FLAG, MemorySpec::FLAG, PlatformSpec::FLAG];
-        own.into_iter().chain(VmSpec::device_flags().into_iter().map(|f| f.name)).collect()
+        let devices = VmSpec::device_flags().into_iter().map(|f| f.name);
+        VmSpec::fixed_flags().into_iter().chain(devices).collect()
     }
 
     /// Writes defaults that depend on other values.
@@ -226,6 +352,11 @@ impl VmSpec {
         }
     }
 
+    /// The share of each PCI segment in the address windows, below 4 GiB and above.
+    pub fn segment_weights(&self) -> (Vec<u32>, Vec<u32>) {
+        pci_segment::weights(self.facts().pci_segments, self.pci_segments.as_deref().unwrap_or_default())
+    }
+
     /// Checks everything that can be checked without the host.
     ///
     /// # Errors
@@ -241,6 +372,7 @@ impl VmSpec {
         if let Some(platform) = &self.platform {
             Plugless::check(platform, &facts)?;
         }
+        pci_segment::check(self.pci_segments.as_deref().unwrap_or_default(), &facts)?;
         let mut ids: Vec<&str> = Vec::new();
         let mut slots: Vec<(u16, u8)> = Vec::new();
         let mut counts: BTreeMap<&str, usize> = BTreeMap::new();

@@ -10,7 +10,7 @@ spec::spec! {
     pub struct PlatformSpec: "platform" {
         flatten {}
         fields {
-            /// PCI segments; more than one is not supported yet.
+            /// PCI segments, each a bus of its own with 32 slots.
             "num_pci_segments" => num_pci_segments: u16 = 1,
             /// SMBIOS system manufacturer.
             "system_manufacturer" => system_manufacturer: Option<String> = None,
@@ -48,6 +48,9 @@ spec::spec! {
         }
     }
 }
+
+/// Most PCI segments of a machine.
+pub const MAX_PCI_SEGMENTS: u16 = 96;
 
 /// A list of texts.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -119,14 +122,11 @@ impl Spec for PlatformSpec {
     const ABOUT: &'static str = PlatformSpec::ABOUT;
 
     fn check(&self, _facts: &Facts) -> Result<(), Refusal> {
-        match self.num_pci_segments {
-            1 => {}
-            n @ 2..=96 => return Err(Refusal::unsupported(format!("--platform num_pci_segments={n}"))),
-            n => {
-                return Err(Refusal::invalid(format!(
-                    "Number of PCI segments ({n}) not in range of 1 to 96"
-                )));
-            }
+        let segments = self.num_pci_segments;
+        if !(1..=MAX_PCI_SEGMENTS).contains(&segments) {
+            return Err(Refusal::invalid(format!(
+                "Number of PCI segments ({segments}) not in range of 1 to {MAX_PCI_SEGMENTS}"
+            )));
         }
         if self.iommu_address_width_bits > 64 {
             return Err(Refusal::invalid(format!(

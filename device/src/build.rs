@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::collections::HashMap;
+use std::os::fd::{OwnedFd, RawFd};
 use std::sync::{Mutex, PoisonError};
 
 use spec::{Facts, PciCommon, Refusal, Spec};
@@ -32,6 +33,10 @@ pub trait Build: Spec {
     /// Its automatic name.
     const NAMING: Naming;
 
+    /// The properties, by their names in JSON, that may have other values when a saved machine is restored: those that the guest
+    /// does not see, or is told of.
+    const REPLACEABLE: &'static [&'static str] = &[];
+
     /// Naming and placement, for PCI devices.
     fn common(&self) -> Option<&PciCommon> {
         None
@@ -40,6 +45,20 @@ pub trait Build: Spec {
     /// The same, to write the automatic name back.
     fn common_mut(&mut self) -> Option<&mut PciCommon> {
         None
+    }
+
+    /// Takes descriptors that came with a request for this device, in their order. A device that has no use for them closes them.
+    ///
+    /// # Errors
+    /// They do not fit what was described.
+    fn adopt(&mut self, descriptors: Vec<OwnedFd>) -> Result<(), Refusal> {
+        drop(descriptors);
+        Ok(())
+    }
+
+    /// Takes the numbers of descriptors out of the description, for a client that sends the descriptors with a request.
+    fn lend(&mut self) -> Vec<RawFd> {
+        Vec::new()
     }
 
     /// Meets the host: opens files, taps, sockets. What the host chose (a tap's name, a MAC, a terminal's path) is written back, so
@@ -65,7 +84,7 @@ pub struct Host<'a> {
 pub struct Kept(Mutex<HashMap<String, Box<dyn Any + Send>>>);
 
 impl Kept {
-    /// The resource of this name: the one opened before, or a new one.
+    /// The resource of this name, which is that of its device: the one opened before, or a new one.
     ///
     /// # Errors
     /// What opening it answered.
@@ -81,6 +100,11 @@ impl Kept {
         let resource = open()?;
         kept.insert(name.to_owned(), Box::new(resource.clone()));
         Ok(resource)
+    }
+
+    /// Lets go of one resource.
+    pub fn forget(&self, name: &str) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
     }
 
     /// Lets go of everything.
@@ -99,7 +123,11 @@ mod tests {
         let open = |n: u32| kept.keep("__console", || Ok::<_, ()>(n));
         assert_eq!(open(1), Ok(1));
         assert_eq!(open(2), Ok(1));
-        kept.clear();
+        kept.forget("_net0");
+        assert_eq!(open(2), Ok(1));
+        kept.forget("__console");
         assert_eq!(open(3), Ok(3));
+        kept.clear();
+        assert_eq!(open(4), Ok(4));
     }
 }

@@ -25,6 +25,14 @@ pub enum Effect {
         /// The segment.
         segment: u16,
     },
+    /// The guest gives these slots (bit n: slot n) back. Functions that may leave are hidden from it at once; the control thread
+    /// then drops their devices ([`Request::Eject`]).
+    Eject {
+        /// The segment.
+        segment: u16,
+        /// The slots.
+        slots: u32,
+    },
     /// The guest asked for a reset.
     Reset,
     /// The guest powered itself off.
@@ -38,6 +46,13 @@ pub enum Request {
     Reset,
     /// Power the guest off.
     PowerOff,
+    /// The functions in these slots (bit n: slot n) are hidden from the guest; their devices are to be dropped.
+    Eject {
+        /// The segment.
+        segment: u16,
+        /// The slots.
+        slots: u32,
+    },
     /// A thread of a device ended unexpectedly; the machine cannot go on.
     Fault,
 }
@@ -173,6 +188,26 @@ pub trait Device: Registers {
         None
     }
 
+    /// The ability to tell the guest that something happened, if the device has it.
+    fn bell(&self) -> Option<&dyn Bell> {
+        None
+    }
+
+    /// The ability to have PCI functions come and go, if the device has it.
+    fn slots(&self) -> Option<&dyn Slots> {
+        None
+    }
+
+    /// The ability to change its size, if the device has it.
+    fn resize(&self) -> Option<&dyn Resize> {
+        None
+    }
+
+    /// Whether a driver of the guest uses the device now.
+    fn in_use(&self) -> bool {
+        false
+    }
+
     /// The ability to follow a terminal's size, if the device has it.
     fn terminal(&self) -> Option<&dyn Terminal> {
         None
@@ -191,6 +226,42 @@ pub type Counters = BTreeMap<&'static str, u64>;
 pub trait PowerButton {
     /// Presses it once.
     fn press(&self);
+}
+
+/// What a [`Bell`] can tell of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ring {
+    /// PCI functions came or are to go: [`Slots`] says which.
+    Pci,
+    /// The guest goes on from a saved state.
+    Generation,
+}
+
+/// A device through which the platform tells the guest that something happened.
+pub trait Bell {
+    /// Tells it once; what the guest has not looked at yet is not told twice.
+    fn ring(&self, what: Ring);
+}
+
+/// A device that tells the guest which PCI functions came and which are to go. The guest looks when a [`Bell`] rings.
+pub trait Slots {
+    /// A function is there that was not.
+    fn came(&self, segment: u16, slot: u8);
+
+    /// The guest is to let go of a function; it answers with [`Effect::Eject`], or does not.
+    fn ask_back(&self, segment: u16, slot: u8);
+
+    /// Nothing more is to be said of this slot: the function is gone.
+    fn gone(&self, segment: u16, slot: u8);
+}
+
+/// A device whose size can change. It is stopped meanwhile ([`Device::stop`]).
+pub trait Resize {
+    /// Changes the size to this many bytes, and tells the driver.
+    ///
+    /// # Errors
+    /// A size that cannot be, or what the host refused; the size is as before.
+    fn resize(&self, bytes: u64) -> Result<(), spec::Refusal>;
 }
 
 /// A device that shows a terminal.

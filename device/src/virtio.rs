@@ -144,6 +144,11 @@ pub trait Virtio: Send + Sync {
         None
     }
 
+    /// The ability to change its size, if the device has it.
+    fn resize(&self) -> Option<&dyn crate::grant::Resize> {
+        None
+    }
+
     /// The terminal's size changed, for a device that shows one.
     fn resized(&self) {}
 }

@@ -194,6 +194,11 @@ pub struct Plugged {
 }
 
 impl Plugged {
+    /// Lets the guest eject the function ([`Segment::eject`]).
+    pub fn removable(&self) {
+        self.segment.set_removable(self.placed.slot);
+    }
+
     /// The function's state, for [`Reservation::load`]; the device is stopped and saves its own.
     ///
     /// # Errors

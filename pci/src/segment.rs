@@ -70,6 +70,10 @@ struct Map {
     taken: u32,
     // Bit n: slot n is left to devices that ask for it.
     aside: u32,
+    // Bit n: the function in slot n may leave.
+    removable: u32,
+    // Bit n: the function in slot n has left the guest's sight and still holds its room.
+    ejected: u32,
     low: BarAllocator,
     high: BarAllocator,
     bars: Vec<Held>,
@@ -112,6 +116,8 @@ impl Segment {
             map: Mutex::new(Map {
                 taken: u32::from(number == 0),
                 aside: 0,
+                removable: 0,
+                ejected: 0,
                 low: BarAllocator::new(grant.low),
                 high: BarAllocator::new(grant.high),
                 bars: Vec::new(),
@@ -135,8 +141,40 @@ impl Segment {
         self.map().aside |= bits;
     }
 
+    /// Gives away the slots that were left and that nobody asked for.
+    pub fn end_aside(&self) {
+        self.map().aside = 0;
+    }
+
     fn map(&self) -> MutexGuard<'_, Map> {
         self.map.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Hides what the guest ejects: of these slots (bit n: slot n), the functions that may leave, for which it tells. They read as
+    /// empty slots from now on and answer at no address; slot and room are given back when [`crate::Plugged`] is dropped.
+    pub fn eject(&self, slots: u32) -> u32 {
+        let mut map = self.map();
+        let leaving = slots & map.removable & !map.ejected;
+        if leaving == 0 {
+            return 0;
+        }
+        map.ejected |= leaving;
+        for slot in (0..SLOTS).filter(|slot| leaving >> slot & 1 != 0) {
+            self.show(slot, None);
+        }
+        let mut bars = std::mem::take(&mut map.bars);
+        for bar in bars.iter_mut().filter(|bar| leaving >> bar.slot & 1 != 0) {
+            self.withdraw(bar);
+        }
+        map.bars = bars;
+        // What they kept others from answering at is free now.
+        self.settle(&mut map);
+        leaving
+    }
+
+    /// Lets the guest eject the function in a slot.
+    pub(crate) fn set_removable(&self, slot: u8) {
+        self.map().removable |= 1 << slot;
     }
 
     /// Takes a slot: this one, or the lowest free one that is not set aside.
@@ -213,6 +251,8 @@ impl Segment {
             }
         }
         map.taken &= !(1 << slot);
+        map.removable &= !(1 << slot);
+        map.ejected &= !(1 << slot);
         self.settle(&mut map);
     }
 
@@ -261,7 +301,9 @@ impl Segment {
     fn settle(&self, map: &mut Map) {
         // First everybody leaves, so that BARs can trade places.
         let mut bars = std::mem::take(&mut map.bars);
-        for bar in &mut bars {
+        let ejected = map.ejected;
+        let present = |bar: &&mut Held| ejected >> bar.slot & 1 == 0;
+        for bar in bars.iter_mut().filter(present) {
             let wanted = bar.function.bar(bar.index);
             if bar.claimed.is_some() && bar.claimed != wanted {
                 self.withdraw(bar);
@@ -275,7 +317,7 @@ impl Segment {
                 map.free(span);
             }
         }
-        for bar in &mut bars {
+        for bar in bars.iter_mut().filter(present) {
             match bar.function.bar(bar.index) {
                 Some(base) if bar.claimed.is_none() => self.enter(map, bar, base),
                 _ => {}

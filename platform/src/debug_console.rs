@@ -90,6 +90,7 @@ impl Spec for DebugConsoleSpec {
 
 impl Build for DebugConsoleSpec {
     const NAMING: Naming = Naming::Single("__debug_console");
+    const REPLACEABLE: &'static [&'static str] = &["mode", "file"];
 
     fn build(&mut self, host: &Host<'_>) -> Result<Built, Refusal> {
         let port = self.iobase.unwrap_or_default().0;

@@ -1,12 +1,12 @@
 //! The generic event device: how the platform tells the guest that something happened (ACPI 6.5 §5.6.9).
 //!
-//! One byte of memory holds the events; reading it clears them. The only event so far is the power button.
+//! One byte of memory holds the events; reading it clears them.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use acpi_tables::aml;
-use device::grant::PowerButton;
+use device::grant::{Bell, PowerButton, Ring};
 use device::state::{self, Node, StateError};
 use device::{
     Device, DeviceError, Effect, Grant, Line, LineNeed, Needs, Placed, Region, Registers, Space, TableSink,
@@ -16,8 +16,14 @@ use serde::{Deserialize, Serialize};
 
 /// Interrupt controller input.
 const PIN: u8 = 13;
+/// The PCI hotplug controller has something to tell.
+const PCI: u8 = 1 << 2;
 /// The power button was pressed.
 const POWER_BUTTON: u8 = 1 << 3;
+/// The VM generation ID is another.
+const GENERATION: u8 = 1 << 4;
+/// Notification that it changed.
+const CHANGED: u8 = 0x80;
 /// Notification for a press (ACPI 6.5 table 5.164).
 const PRESSED: u8 = 0x80;
 
@@ -47,15 +53,28 @@ impl Ged {
     pub fn new() -> Self {
         Ged::default()
     }
+
+    fn tell(&self, event: u8) {
+        self.events.fetch_or(event, Ordering::AcqRel);
+        match self.line.get() {
+            Some(line) => line.pulse(),
+            None => log::error!("the event device is not wired: event {event:#x} is lost"),
+        }
+    }
 }
 
 impl PowerButton for Ged {
     fn press(&self) {
-        self.events.fetch_or(POWER_BUTTON, Ordering::AcqRel);
-        match self.line.get() {
-            Some(line) => line.pulse(),
-            None => log::error!("the event device is not wired: a press of the power button is lost"),
-        }
+        self.tell(POWER_BUTTON);
+    }
+}
+
+impl Bell for Ged {
+    fn ring(&self, what: Ring) {
+        self.tell(match what {
+            Ring::Pci => PCI,
+            Ring::Generation => GENERATION,
+        });
     }
 }
 
@@ -117,6 +136,10 @@ impl Device for Ged {
         Some(self)
     }
 
+    fn bell(&self) -> Option<&dyn Bell> {
+        Some(self)
+    }
+
     fn describe(&self, placed: &Placed, sink: &mut dyn TableSink) {
         let Some(window) = placed.windows.first() else {
             log::error!("the event device was given no address and is left out of the tables");
@@ -159,10 +182,20 @@ impl Device for Ged {
                     vec![
                         // One read takes all events.
                         &aml::Store::new(&aml::Local(0), &aml::Path::new("GDAT")),
+                        &aml::And::new(&aml::Local(1), &aml::Local(0), &PCI),
+                        &aml::If::new(
+                            &aml::NotEqual::new(&aml::Local(1), &aml::ZERO),
+                            vec![&aml::MethodCall::new("\\_SB_.PHPR.PSCN".into(), vec![])],
+                        ),
                         &aml::And::new(&aml::Local(1), &aml::Local(0), &POWER_BUTTON),
                         &aml::If::new(
                             &aml::NotEqual::new(&aml::Local(1), &aml::ZERO),
                             vec![&aml::Notify::new(&aml::Path::new("\\_SB_.PWRB"), &PRESSED)],
+                        ),
+                        &aml::And::new(&aml::Local(1), &aml::Local(0), &GENERATION),
+                        &aml::If::new(
+                            &aml::NotEqual::new(&aml::Local(1), &aml::ZERO),
+                            vec![&aml::Notify::new(&aml::Path::new("\\_SB_.VGEN"), &CHANGED)],
                         ),
                     ],
                 ),
@@ -206,6 +239,9 @@ mod tests {
         ged.power_button().unwrap().press();
         ged.power_button().unwrap().press();
         assert_eq!((irq.count(), inb(&ged, 0, 0)), (3, 8));
+        ged.power_button().unwrap().press();
+        ged.bell().unwrap().ring(Ring::Pci);
+        assert_eq!((irq.count(), inb(&ged, 0, 0)), (5, 0xc));
         sweep(&ged, 1);
     }
 
@@ -221,6 +257,7 @@ mod tests {
         assert!(sink.has(&region));
         // Interrupt(ResourceConsumer, Edge, ActiveHigh, Exclusive) { 13 }
         assert!(sink.has(b"\x89\x06\x00\x03\x01\x0d\x00\x00\x00"));
+        assert!(sink.has(b"\\\x2f\x03_SB_PHPRPSCN"));
         // Notify(\_SB_.PWRB, 0x80)
         assert!(sink.has(b"\x86\\\x2e_SB_PWRB\x0a\x80"));
         let mut nothing = Sink::default();

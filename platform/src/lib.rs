@@ -12,8 +12,10 @@ pub mod firmware_debug;
 pub mod ged;
 pub mod i8042;
 pub mod ioapic;
+pub mod pci_hotplug;
 pub mod serial;
 mod uart;
+pub mod vm_generation;
 
 #[cfg(test)]
 mod bench;
@@ -28,16 +30,30 @@ pub use firmware_debug::FirmwareDebug;
 pub use ged::Ged;
 pub use i8042::I8042;
 pub use ioapic::Ioapic;
+pub use pci_hotplug::PciHotplug;
 pub use serial::SerialSpec;
+pub use vm_generation::VmGeneration;
 
 use device::{Device, DeviceError, Node, State};
 
 /// Most memory that a machine has below the hole at 3 GiB.
 const LOW_MEMORY: u64 = 3 << 30;
 
-/// The devices that every machine has, by name and in the order of their addresses, for a machine with this many bytes of memory.
-/// The interrupt controller is apart: everybody's lines lead to it ([`Ioapic::new`]).
-pub fn standard(memory: u64) -> Vec<(&'static str, Box<dyn Device>)> {
+/// What the devices that every machine has are told of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Frame {
+    /// Bytes of memory.
+    pub memory: u64,
+    /// PCI segments.
+    pub segments: u16,
+    /// Guest address of the VM generation ID.
+    pub generation: u64,
+}
+
+/// The devices that every machine has, by name and in the order of their addresses. The interrupt controller is apart: everybody's
+/// lines lead to it ([`Ioapic::new`]).
+pub fn standard(frame: Frame) -> Vec<(&'static str, Box<dyn Device>)> {
+    let Frame { memory, segments, generation } = frame;
     let low = memory.min(LOW_MEMORY);
     vec![
         ("__i8042", Box::new(I8042)),
@@ -45,7 +61,9 @@ pub fn standard(memory: u64) -> Vec<(&'static str, Box<dyn Device>)> {
         ("__debug_port", Box::new(DebugPort::new())),
         ("__firmware_debug", Box::new(FirmwareDebug::new())),
         ("__acpi_pm", Box::new(AcpiPm::new())),
+        ("__pci_hotplug", Box::new(PciHotplug::new(segments))),
         ("__ged", Box::new(Ged::new())),
+        ("__vm_generation", Box::new(VmGeneration::new(generation))),
     ]
 }
 
@@ -78,7 +96,7 @@ mod tests {
     fn the_standard_devices_have_names_of_their_own_and_do_not_overlap() {
         let ports = Bus::new(Space::Port);
         let mut names = Vec::new();
-        for (name, device) in standard(1 << 30) {
+        for (name, device) in standard(Frame { memory: 1 << 30, segments: 1, generation: 0x1000 }) {
             let needs = device.needs();
             let device: Arc<dyn Device> = device.into();
             for (n, window) in (0..).zip(needs.windows) {
@@ -90,7 +108,7 @@ mod tests {
         }
         names.sort_unstable();
         names.dedup();
-        assert_eq!(names.len(), 6);
+        assert_eq!(names.len(), 8);
         let mut present = [0];
         assert!(ports.read(0x402, &mut present));
         assert_eq!(present, [0xe9]);

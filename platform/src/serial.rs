@@ -47,6 +47,7 @@ impl Spec for SerialSpec {
 
 impl Build for SerialSpec {
     const NAMING: Naming = Naming::Single("__serial");
+    const REPLACEABLE: &'static [&'static str] = &["mode", "file", "socket"];
 
     fn build(&mut self, host: &Host<'_>) -> Result<Built, Refusal> {
         let terminal = open(host, &mut self.console, "serial port")?;

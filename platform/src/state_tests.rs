@@ -3,10 +3,11 @@
 use std::time::{Duration, Instant};
 
 use device::fake::state::{golden, tamper};
+use device::grant::Slots;
 use device::{Device, Effect, Node, Region, Registers, StateError};
 
 use crate::bench::{grant, inb, line, outb, sweep};
-use crate::{AcpiPm, Cmos, Ged};
+use crate::{AcpiPm, Cmos, Frame, Ged, PciHotplug};
 
 fn save(device: &dyn Device) -> Node {
     let text = serde_json::to_string(&device.save().unwrap()).unwrap();
@@ -87,6 +88,30 @@ fn an_event_that_was_not_read_is_told_again_once() {
     assert_eq!(irq.count(), 1, "nothing happened");
 }
 
+fn hotplug() -> PciHotplug {
+    let device = PciHotplug::new(2);
+    device.came(1, 5);
+    device.ask_back(0, 3);
+    let _effect = device.write(Region::Window(0), 0xc, &1u32.to_le_bytes());
+    device
+}
+
+#[test]
+fn what_came_and_is_to_go_is_told_by_the_next_controller() {
+    let device = PciHotplug::new(2);
+    device.load(Some(save(&hotplug()))).unwrap();
+    let read = |offset| {
+        let mut data = [0; 4];
+        device.read(Region::Window(0), offset, &mut data);
+        u32::from_le_bytes(data)
+    };
+    assert_eq!((read(0xc), read(0), read(0)), (1, 1 << 5, 0));
+    let _effect = device.write(Region::Window(0), 0xc, &[0; 4]);
+    assert_eq!(read(4), 1 << 3);
+    let e = PciHotplug::new(1).load(Some(save(&hotplug()))).unwrap_err();
+    assert!(e.to_string().contains("2 PCI segments, and there are 1"), "{e}");
+}
+
 /// A name, a device with a state worth saving, and how to make one that takes it.
 type Case = (&'static str, Box<dyn Device>, fn() -> Box<dyn Device>);
 
@@ -97,6 +122,7 @@ fn cases() -> Vec<Case> {
         ("cmos", Box::new(cmos()), || Box::new(Cmos::new(0, 0))),
         ("acpi-pm", Box::new(pm), || Box::new(AcpiPm::new())),
         ("ged", Box::new(ged()), || Box::new(Ged::new())),
+        ("pci-hotplug", Box::new(hotplug()), || Box::new(PciHotplug::new(2))),
     ]
 }
 
@@ -129,9 +155,10 @@ fn states_of_all_versions_load() {
 
 #[test]
 fn what_has_no_state_takes_none() {
-    for (name, device) in crate::standard(1 << 30) {
+    let frame = Frame { memory: 1 << 30, segments: 1, generation: 0 };
+    for (name, device) in crate::standard(frame) {
         let node = device.save().unwrap();
-        let expected = ["__cmos", "__acpi_pm", "__ged"].contains(&name);
+        let expected = ["__cmos", "__acpi_pm", "__ged", "__pci_hotplug"].contains(&name);
         assert_eq!(node.is_some(), expected, "{name}");
         if !expected {
             assert!(device.load(None).is_ok());

@@ -63,6 +63,8 @@ pub struct Key {
     pub help: &'static str,
     /// Whether the key stands alone, without `=value`.
     pub bare: bool,
+    /// The properties in JSON that the key sets; none for keys that are refused.
+    pub fields: &'static [&'static str],
 }
 
 /// The pieces of one option text.
@@ -160,7 +162,7 @@ mod tests {
     use super::*;
 
     fn key(name: &'static str, bare: bool) -> Key {
-        Key { name, syntax: "<x>", default: String::new(), help: "", bare }
+        Key { name, syntax: "<x>", default: String::new(), help: "", bare, fields: &[] }
     }
 
     fn parse(text: &str) -> Result<Options, ParseError> {

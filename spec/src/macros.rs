@@ -89,9 +89,10 @@ macro_rules! spec {
                     default: { let default: $ty = $default; <$ty as $crate::Value>::show(&default) },
                     help: concat!($($doc),+),
                     bare: false,
+                    fields: &[stringify!($field)],
                 }); )*
                 $( keys.push($crate::Key {
-                    name: $ukey, syntax: "", default: String::new(), help: "", bare: false,
+                    name: $ukey, syntax: "", default: String::new(), help: "", bare: false, fields: &[],
                 }); )*
                 keys
             }

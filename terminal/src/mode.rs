@@ -68,8 +68,11 @@ fn missing(mode: &'static str) -> Refusal {
 
 impl Part for ConsoleMode {
     fn keys() -> Vec<Key> {
-        let bare = |name, help| Key { name, syntax: "", default: String::new(), help, bare: true };
-        let path = |name, help| Key { name, syntax: "<path>", default: String::new(), help, bare: false };
+        // A mode says all: the path of another one means nothing any more.
+        let fields = &["mode", "file", "socket"];
+        let bare = |name, help| Key { name, syntax: "", default: String::new(), help, bare: true, fields };
+        let path =
+            |name, help| Key { name, syntax: "<path>", default: String::new(), help, bare: false, fields };
         vec![
             bare("off", " No such device."),
             bare("pty", " A new pseudo-terminal, whose path vm.info shows."),

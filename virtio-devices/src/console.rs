@@ -78,6 +78,7 @@ impl Spec for ConsoleSpec {
 
 impl Build for ConsoleSpec {
     const NAMING: Naming = Naming::Single("__console");
+    const REPLACEABLE: &'static [&'static str] = &["mode", "file", "socket"];
 
     fn common(&self) -> Option<&PciCommon> {
         Some(&self.pci)

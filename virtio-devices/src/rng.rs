@@ -59,6 +59,7 @@ impl Spec for RngSpec {
 
 impl Build for RngSpec {
     const NAMING: Naming = Naming::Single("__rng");
+    const REPLACEABLE: &'static [&'static str] = &["src"];
 
     fn common(&self) -> Option<&PciCommon> {
         Some(&self.pci)

@@ -93,15 +93,14 @@ fn command_for(purpose: Purpose) -> Command {
                 .help("Logs more: once for information, twice for debugging, three times for everything"),
         );
     let dependent = VmSpec::dependent_flags();
+    let sources = ["kernel", "firmware", "igvm", "fw-cfg-config", "restore"];
     command
         .mut_args(
             |a| {
-                if dependent.iter().any(|flag| a.get_id() == flag) { a.requires("vm-payload") } else { a }
+                if dependent.iter().any(|flag| a.get_id() == flag) { a.requires("vm-source") } else { a }
             },
         )
-        .group(
-            ArgGroup::new("vm-payload").args(["kernel", "firmware", "igvm", "fw-cfg-config"]).multiple(true),
-        )
+        .group(ArgGroup::new("vm-source").args(sources).multiple(true))
 }
 
 fn value(name: &'static str, value: &'static str, help: &'static str) -> Arg {
@@ -122,7 +121,8 @@ pub enum Place {
 }
 
 fn place(text: &str) -> Option<Place> {
-    let key = |name, syntax| spec::Key { name, syntax, default: String::new(), help: "", bare: false };
+    let key =
+        |name, syntax| spec::Key { name, syntax, default: String::new(), help: "", bare: false, fields: &[] };
     let options = Options::parse(text, &[key("path", "<path>"), key("fd", "<number>")]).ok()?;
     match (options.raw("path"), options.raw("fd")) {
         (Some(path), None) => Some(Place::Path(spec::grammar::dequote(path).into())),

@@ -113,9 +113,10 @@ fn map_one(spec: &MemorySpec, span: Span) -> Result<GuestRegionMmap<()>, RamErro
         };
         RamError::Map { size: span.length, hint, source }
     })?;
-    advise(spec, span, region.as_ptr(), size)?;
-    GuestRegionMmap::new(region, GuestAddress(span.base))
-        .ok_or_else(|| RamError::Assemble(format!("{:#x} is no place for {size} bytes", span.base)))
+    let region = GuestRegionMmap::new(region, GuestAddress(span.base))
+        .ok_or_else(|| RamError::Assemble(format!("{:#x} is no place for {size} bytes", span.base)))?;
+    advise(spec, &region)?;
+    Ok(region)
 }
 
 fn memfd(spec: &MemorySpec, size: u64) -> io::Result<File> {
@@ -137,10 +138,15 @@ fn memfd(spec: &MemorySpec, size: u64) -> io::Result<File> {
     Ok(file)
 }
 
-fn advise(spec: &MemorySpec, span: Span, host: *mut u8, size: usize) -> Result<(), RamError> {
+/// Tells the host how the memory of a region is used.
+///
+/// # Errors
+/// The host refuses an option that was asked for.
+pub fn advise(spec: &MemorySpec, region: &GuestRegionMmap<()>) -> Result<(), RamError> {
+    let (base, size) = (region.start_addr().0, region.size());
     let advise = |skip: usize, advice, what| {
-        // SAFETY: the range lies within a mapping that was just made; these kinds of advice never change its content.
-        if unsafe { libc::madvise(host.add(skip).cast(), size - skip, advice) } == 0 {
+        // SAFETY: the range lies within the region's mapping; these kinds of advice never change its content.
+        if unsafe { libc::madvise(region.as_ptr().add(skip).cast(), size - skip, advice) } == 0 {
             return Ok(());
         }
         Err(RamError::Advise { what, source: io::Error::last_os_error() })
@@ -151,7 +157,7 @@ fn advise(spec: &MemorySpec, span: Span, host: *mut u8, size: usize) -> Result<(
     if spec.hugepages {
         return Ok(());
     }
-    let skip = usize::try_from(SMALL_PAGES_BELOW.saturating_sub(span.base)).unwrap_or(size).min(size);
+    let skip = usize::try_from(SMALL_PAGES_BELOW.saturating_sub(base)).unwrap_or(size).min(size);
     let thp = if spec.thp { libc::MADV_HUGEPAGE } else { libc::MADV_NOHUGEPAGE };
     match advise(if spec.thp { skip } else { 0 }, thp, "thp") {
         // A kernel without transparent huge pages has nothing to allow or forbid.
@@ -165,7 +171,7 @@ pub struct Slots {
     vm: Arc<dyn Vm>,
     count: u32,
     // Held so that no mapping goes while the guest has it.
-    _ram: Ram,
+    ram: Ram,
 }
 
 impl Slots {
@@ -174,7 +180,7 @@ impl Slots {
     /// # Errors
     /// The hypervisor refused.
     pub fn map(vm: Arc<dyn Vm>, ram: &Ram) -> Result<Self, RamError> {
-        let mut slots = Slots { vm, count: 0, _ram: ram.clone() };
+        let mut slots = Slots { vm, count: 0, ram: ram.clone() };
         for region in ram.map().iter() {
             let slot = RamSlot {
                 slot: slots.count,
@@ -183,11 +189,16 @@ impl Slots {
                 size: region.len(),
                 flags: RamFlags::default(),
             };
-            // SAFETY: the region stays mapped while `_ram` is held, and the slot is removed on drop before that.
+            // SAFETY: the region stays mapped while `ram` is held, and the slot is removed on drop before that.
             unsafe { slots.vm.map_ram(&slot) }.map_err(RamError::Slot)?;
             slots.count += 1;
         }
         Ok(slots)
+    }
+
+    /// The memory.
+    pub fn ram(&self) -> &Ram {
+        &self.ram
     }
 }
 

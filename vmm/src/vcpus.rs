@@ -7,6 +7,7 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::channel;
 use std::thread::JoinHandle;
 
 use device::{Events, Request};
@@ -14,7 +15,7 @@ use hypervisor::{Exits, Kick, Stop, Vcpu};
 use thiserror::Error;
 
 use crate::core_scheduling::Cookie;
-use crate::gate::Gate;
+use crate::gate::{Gate, Pass};
 
 /// Why vCPUs could not be started.
 #[derive(Debug, Error)]
@@ -28,11 +29,17 @@ pub enum VcpuError {
         #[source]
         source: io::Error,
     },
+    /// The thread is there no more; the log says why.
+    #[error("the thread of vCPU {index} has ended")]
+    Ended {
+        /// The vCPU.
+        index: u32,
+    },
 }
 
 /// One vCPU's thread.
 struct Running {
-    gate: Arc<Gate>,
+    gate: Arc<Gate<dyn Vcpu>>,
     nmi: Arc<AtomicBool>,
     paused: Arc<AtomicBool>,
     kick: Arc<dyn Kick>,
@@ -65,7 +72,7 @@ impl Vcpus {
     ) -> Result<Self, VcpuError> {
         let mut vcpus = Vcpus { running: Vec::with_capacity(ready.len()) };
         for (index, Ready { vcpu, host_cpus }) in (0..).zip(ready) {
-            let gate = Arc::new(Gate::default());
+            let gate = Arc::new(Gate::<dyn Vcpu>::default());
             let nmi = Arc::new(AtomicBool::new(false));
             let paused = Arc::new(AtomicBool::new(false));
             let kick = vcpu.kick_handle();
@@ -106,6 +113,29 @@ impl Vcpus {
         }
     }
 
+    /// Asks every vCPU something, on its own thread. They are paused.
+    ///
+    /// # Errors
+    /// The thread of a vCPU has ended: its index.
+    pub fn ask<R: Send + 'static>(
+        &self,
+        question: impl Fn(u32, &dyn Vcpu) -> R + Send + Sync + 'static,
+    ) -> Result<Vec<R>, VcpuError> {
+        let question = Arc::new(question);
+        let ask = |(index, r): (u32, &Running)| {
+            let (answer, wait) = channel();
+            let question = question.clone();
+            r.gate.send(Box::new(move |vcpu: &mut (dyn Vcpu + 'static)| {
+                // Whoever asked waits for the answer.
+                let _ = answer.send(question(index, vcpu));
+            }));
+            (index, wait)
+        };
+        // All are asked before the first answer is waited for.
+        let waits: Vec<_> = (0..).zip(&self.running).map(ask).collect();
+        waits.into_iter().map(|(index, wait)| wait.recv().map_err(|_| VcpuError::Ended { index })).collect()
+    }
+
     /// Sends every vCPU a non-maskable interrupt; a paused one takes it when it continues.
     pub fn nmi(&self) {
         for r in &self.running {
@@ -131,7 +161,7 @@ impl Drop for Vcpus {
 /// What a vCPU's thread shares with the rest.
 struct Shared {
     index: u32,
-    gate: Arc<Gate>,
+    gate: Arc<Gate<dyn Vcpu>>,
     nmi: Arc<AtomicBool>,
     /// It has stood still in the midst of the guest.
     paused: Arc<AtomicBool>,
@@ -147,7 +177,15 @@ impl Shared {
         }
         self.cookie.join();
         let work = AssertUnwindSafe(|| {
-            while self.gate.pass() {
+            loop {
+                match self.gate.pass() {
+                    Pass::Run => {}
+                    Pass::Do(errand) => {
+                        errand(&mut *vcpu);
+                        continue;
+                    }
+                    Pass::End => break,
+                }
                 if self.paused.swap(false, Ordering::SeqCst)
                     && let Err(e) = vcpu.x86_64().notify_paused()
                 {

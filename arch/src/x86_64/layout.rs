@@ -41,7 +41,9 @@ pub const CONVENTIONAL_END: u64 = 0xa_0000;
 /// The EBDA, which begins with the RSDP; the other ACPI tables follow.
 pub const RSDP: u64 = 0xa_0000;
 /// End of the space for ACPI tables.
-pub const ACPI_END: u64 = 0xf_0000;
+pub const ACPI_END: u64 = VM_GENERATION;
+/// The VM generation ID, in a page of its own that nothing else is in.
+pub const VM_GENERATION: u64 = 0xe_f000;
 /// SMBIOS entry point and structures; the MP table follows.
 pub const SMBIOS: u64 = 0xf_0000;
 /// End of the space for SMBIOS and MP tables.
@@ -324,6 +326,7 @@ mod tests {
             place("stack", BOOT_STACK - 0xff0, 0xff0),
             place("cmdline", CMDLINE, CMDLINE_MAX as u64),
             place("acpi", RSDP, ACPI_END - RSDP),
+            place("vm generation", VM_GENERATION, 0x1000),
             place("smbios", SMBIOS, SMBIOS_END - SMBIOS),
         ]);
     }

@@ -8,3 +8,4 @@ pub mod mptable;
 pub mod registers;
 pub mod smbios;
 pub mod topology;
+pub mod vcpu_state;

@@ -10,11 +10,11 @@ from . import debian, kernels
 from .common import SCRIPTS, building, cache_dir, forget_old, locked, need, run, say, step
 from .outer import fingerprint
 
-SIZE = 900 << 20  # bytes of the file system; the file is sparse and holds about half of that
+SIZE = 1000 << 20  # bytes of the file system; the file is sparse and holds about half of that
 # acpid and no dbus: the power button works without logind, which takes longer to start than all else together.
 PACKAGES = """
     systemd-sysv udev acpid kmod procps iproute2 iputils-ping iperf3 socat pciutils ethtool
-    python3-minimal less
+    python3-minimal less fio
 """.split()
 MASKED = """
     apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer fstrim.timer

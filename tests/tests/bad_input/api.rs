@@ -1,13 +1,12 @@
 //! Bad requests over the API, and what they leave of the machine.
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::process::Child;
-use std::time::Duration;
 
 use serde_json::{Value, json};
-use tests::{image, programs};
+use tests::{ask, image, programs};
 
 use crate::bench::{Bench, quiet, read, until, wait};
 
@@ -29,34 +28,13 @@ impl Server {
 
     /// Sends these bytes and reads one answer: its status and body; `None` if the connection ends without.
     fn send(&self, request: &[u8]) -> Option<(u16, String)> {
-        let mut stream = UnixStream::connect(self.bench.path("s")).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
-        // The server may answer, and go, before it has read all.
-        let _ = stream.write_all(request);
-        let mut answer = Vec::new();
-        let mut part = [0; 4096];
-        loop {
-            let text = String::from_utf8_lossy(&answer).into_owned();
-            if let Some((head, body)) = text.split_once("\r\n\r\n") {
-                let status = head.split(' ').nth(1)?.trim().parse().ok()?;
-                let length = head.lines().find_map(|line| line.strip_prefix("Content-Length: "));
-                if body.len() >= length.map_or(0, |length| length.trim().parse().unwrap()) {
-                    return Some((status, body.to_owned()));
-                }
-            }
-            match stream.read(&mut part) {
-                Ok(len @ 1..) => answer.extend(&part[..len]),
-                _ => return None,
-            }
-        }
+        ask::exchange(&self.bench.path("s"), request)
     }
 
     /// Asks, with a body unless it is empty.
     fn ask(&self, verb: &str, name: &str, body: &[u8]) -> (u16, String) {
-        let length =
-            if body.is_empty() { String::new() } else { format!("Content-Length: {}\r\n", body.len()) };
-        let head = format!("{verb} /api/v1/{name} HTTP/1.1\r\n{length}\r\n");
-        self.send(&[head.as_bytes(), body].concat()).unwrap_or_else(|| panic!("{verb} {name} has no answer"))
+        ask::ask(&self.bench.path("s"), verb, name, body)
+            .unwrap_or_else(|| panic!("{verb} {name} has no answer"))
     }
 
     fn put(&self, name: &str) -> (u16, String) {

@@ -17,6 +17,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use ::block::{Choice, Image, Topology};
+use ::spec::Refusal;
+use device::grant::Resize;
 use device::limit::LogLimit;
 use device::state::{self as saved, Node, StateError};
 use device::virtio::feature as ring;
@@ -162,6 +164,19 @@ impl Disk {
     }
 }
 
+impl Resize for Disk {
+    fn resize(&self, bytes: u64) -> Result<(), Refusal> {
+        let Shared { id, image, .. } = &*self.shared;
+        image
+            .resize(bytes)
+            .map_err(|e| Refusal::new(spec::fault(&e), format!("cannot resize disk \"{id}\"")).because(e))?;
+        if let Some(grant) = self.grant.get() {
+            grant.link.config_changed();
+        }
+        Ok(())
+    }
+}
+
 impl Virtio for Disk {
     fn kind(&self) -> VirtioKind {
         VirtioKind::Block
@@ -262,6 +277,10 @@ impl Virtio for Disk {
 
     fn load(&self, node: Option<Node>) -> Result<(), StateError> {
         self.load_state(saved::some(node)?)
+    }
+
+    fn resize(&self) -> Option<&dyn Resize> {
+        Some(self)
     }
 
     fn counters(&self) -> Option<Counters> {

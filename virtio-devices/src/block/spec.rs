@@ -138,6 +138,8 @@ impl Spec for DiskSpec {
 
 impl Build for DiskSpec {
     const NAMING: Naming = Naming::Counted("disk");
+    const REPLACEABLE: &'static [&'static str] =
+        &["path", "direct", "queue_affinity", "lock_granularity", "disable_io_uring", "disable_aio"];
 
     fn common(&self) -> Option<&PciCommon> {
         Some(&self.pci)
@@ -201,14 +203,15 @@ fn format(kind: ImageType) -> Format {
     }
 }
 
-/// Who is at fault when an image cannot be opened.
-fn fault(error: &Error) -> Kind {
+/// Who is at fault when an image cannot be opened or resized.
+pub(super) fn fault(error: &Error) -> Kind {
     match error {
         Error::Open { source, .. } if source.kind() == std::io::ErrorKind::NotFound => Kind::Invalid,
         Error::Directory { .. }
         | Error::NotADisk { .. }
         | Error::TooSmall { .. }
-        | Error::DirectSize { .. } => Kind::Invalid,
+        | Error::DirectSize { .. }
+        | Error::Resize { .. } => Kind::Invalid,
         Error::Format { .. } => Kind::Unsupported,
         Error::Locked { .. } => Kind::Conflict,
         _ => Kind::Host,

@@ -8,7 +8,7 @@ use device::{Build, Built, Host, Naming};
 use log::warn;
 use net_util::{LinkConfig, MacAddr, TapSet};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
-use spec::{Facts, Part, PciCommon, Refusal, Spec, Value};
+use spec::{Facts, Kind, Part, PciCommon, Refusal, Spec, Value};
 
 use super::pair::{PairError, Pairs};
 use super::wire::feature;
@@ -159,6 +159,7 @@ impl NetSpec {
 
 impl Build for NetSpec {
     const NAMING: Naming = Naming::Counted("net");
+    const REPLACEABLE: &'static [&'static str] = &["tap", "ip", "mask", "mac", "host_mac"];
 
     fn common(&self) -> Option<&PciCommon> {
         Some(&self.pci)
@@ -166,6 +167,15 @@ impl Build for NetSpec {
 
     fn common_mut(&mut self) -> Option<&mut PciCommon> {
         Some(&mut self.pci)
+    }
+
+    fn adopt(&mut self, descriptors: Vec<OwnedFd>) -> Result<(), Refusal> {
+        self.fds = TapFds::received(descriptors);
+        Ok(())
+    }
+
+    fn lend(&mut self) -> Vec<RawFd> {
+        std::mem::take(&mut self.fds).numbers()
     }
 
     fn build(&mut self, host: &Host<'_>) -> Result<Built, Refusal> {
@@ -176,8 +186,10 @@ impl Build for NetSpec {
 impl NetSpec {
     /// Builds the device; the tap's name and the MAC are written back.
     pub(super) fn make(&mut self, host: &Host<'_>) -> Result<Net, Refusal> {
-        let refused = |e: PairError| Refusal::host(format!("cannot set up the tap of \"{}\"", host.id), e);
-        let pairs = host.kept.keep(&format!("tap of {}", host.id), || self.open(host.id)).map_err(refused)?;
+        let refused = |e: PairError| {
+            Refusal::new(fault(&e), format!("cannot set up the tap of \"{}\"", host.id)).because(e)
+        };
+        let pairs = host.kept.keep(host.id, || self.open(host.id)).map_err(refused)?;
         let mac = match self.mac {
             Some(Mac(mac)) => mac,
             None => MacAddr::random().map_err(|e| Refusal::host("cannot draw a MAC address", e))?,
@@ -194,6 +206,21 @@ impl NetSpec {
             queue_size: self.queue_size,
             offloads: self.offloads(),
         }))
+    }
+}
+
+/// Who is at fault when a tap cannot be had.
+fn fault(error: &PairError) -> Kind {
+    use net_util::Error;
+    match error {
+        PairError::Tap(
+            Error::BadFd { .. }
+            | Error::FdNotATap(_)
+            | Error::FdFlags { .. }
+            | Error::FdTwice(_)
+            | Error::FdOtherTap { .. },
+        ) => Kind::Invalid,
+        _ => Kind::Host,
     }
 }
 

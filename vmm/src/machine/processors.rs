@@ -4,15 +4,18 @@ use std::sync::Arc;
 
 use arch::x86_64::acpi::Cpu;
 use arch::x86_64::boot::Entry;
-use arch::x86_64::cpuid::{Config, Cpuid, HostCpu};
+use arch::x86_64::cpuid::{Config, Cpuid, HostCpu, compat};
 use arch::x86_64::registers;
 use arch::x86_64::topology::Topology;
+use arch::x86_64::vcpu_state::VcpuState;
 use catalog::CpusSpec;
+use device::Node;
 use hypervisor::x86_64::CpuidEntry;
 use hypervisor::{Hypervisor, Vm};
-use spec::Refusal;
+use spec::{Kind, Refusal};
 
-use crate::vcpus::Ready;
+use super::saved;
+use crate::vcpus::{Ready, Vcpus};
 
 /// Ids above this need 32-bit x2APIC ids in interrupt messages; 255 is the broadcast id.
 const LAST_NARROW_ID: u32 = 254;
@@ -83,6 +86,15 @@ impl Processors {
         &self.ids
     }
 
+    /// vCPUs as they are after power-on.
+    fn new_vcpus(&self, vm: &dyn Vm, spec: &CpusSpec) -> Result<Vec<Ready>, Refusal> {
+        let create = |(index, id): (u32, &u32)| {
+            let vcpu = vm.create_vcpu(*id).map_err(|e| failed(index, e))?;
+            Ok(Ready { vcpu, host_cpus: spec.host_cpus(index).to_vec() })
+        };
+        (0..).zip(&self.ids).map(create).collect()
+    }
+
     /// Creates the vCPUs present at boot, the first of them ready to enter the kernel.
     pub(super) fn create(
         mut self,
@@ -90,11 +102,7 @@ impl Processors {
         entry: Entry,
         spec: &CpusSpec,
     ) -> Result<Vec<Ready>, Refusal> {
-        let create = |(index, id): (u32, &u32)| {
-            let vcpu = vm.create_vcpu(*id).map_err(|e| failed(index, e))?;
-            Ok(Ready { vcpu, host_cpus: spec.host_cpus(index).to_vec() })
-        };
-        let ready: Vec<Ready> = (0..).zip(&self.ids).map(create).collect::<Result<_, _>>()?;
+        let ready = self.new_vcpus(vm, spec)?;
         if let Some(first) = ready.first() {
             self.config.tsc_khz = first.vcpu.x86_64().tsc_khz().map_err(|e| failed(0, e))?;
         }
@@ -118,6 +126,80 @@ impl Processors {
         }
         Ok(ready)
     }
+}
+
+/// vCPUs of a saved machine.
+impl Processors {
+    /// Refuses states of vCPUs that this host cannot go on with.
+    fn check(&self, states: &[VcpuState], ready: &[Ready]) -> Result<(), Refusal> {
+        if states.len() != self.ids.len() {
+            return Err(Refusal::invalid(format!(
+                "The machine has {} vCPUs, and the state of {} was saved",
+                self.ids.len(),
+                states.len()
+            )));
+        }
+        for (index, (state, Ready { vcpu, .. })) in (0..).zip(states.iter().zip(ready)) {
+            let shown = || {
+                vcpu.x86_64().set_cpuid(&self.supported)?;
+                vcpu.x86_64().cpuid()
+            };
+            let shown = shown().map_err(|e| failed(index, e))?;
+            let missing = compat::missing(&state.cpuid, &[&self.supported, &shown]);
+            if !missing.is_empty() {
+                return Err(Refusal::invalid(format!(
+                    "This host's processor lacks what the guest was told it has: {}",
+                    missing.join(", ")
+                ))
+                .within(format!("Cannot restore vCPU {index}")));
+            }
+        }
+        Ok(())
+    }
+
+    /// Creates vCPUs that go on from these states, which were saved at `taken` (nanoseconds since 1970).
+    pub(super) fn restore(
+        self,
+        vm: &dyn Vm,
+        nodes: Vec<Node>,
+        taken: u64,
+        spec: &CpusSpec,
+    ) -> Result<Vec<Ready>, Refusal> {
+        let read = |node: Node| node.read().map_err(|e| Refusal::invalid("Cannot restore a vCPU").because(e));
+        let mut states: Vec<VcpuState> = nodes.into_iter().map(read).collect::<Result<_, _>>()?;
+        let ready = self.new_vcpus(vm, spec)?;
+        self.check(&states, &ready)?;
+        // One moment for all: their counters shall go on together.
+        let passed = saved::since(taken);
+        for (index, (state, Ready { vcpu, .. })) in (0..).zip(states.iter_mut().zip(&ready)) {
+            let failed = |e| Refusal::invalid(format!("Cannot restore vCPU {index}")).because(e);
+            state.advance_tsc(passed);
+            let refused = state.load(vcpu.x86_64()).map_err(failed)?;
+            if !refused.is_empty() {
+                log::warn!("vCPU {index}: this host does not take the saved values of MSRs {refused:#x?}");
+            }
+        }
+        Ok(ready)
+    }
+}
+
+/// The state of every vCPU; all of them are paused.
+pub(super) fn save(vcpus: &Vcpus, hypervisor: &dyn Hypervisor) -> Result<Vec<Node>, Refusal> {
+    let refused = |e: hypervisor::Error| Refusal::host("Cannot save the vCPUs", e);
+    let msrs = hypervisor.msr_indices().map_err(refused)?;
+    let states = vcpus
+        .ask(move |_, vcpu| VcpuState::save(vcpu.x86_64(), &msrs))
+        .map_err(|e| Refusal::host("Cannot save the vCPUs", e))?;
+    let node = |(index, state): (u32, hypervisor::Result<VcpuState>)| {
+        let state = state.map_err(|e| Refusal::host(format!("Cannot save vCPU {index}"), e))?;
+        if state.is_hypervisor() {
+            return Err(Refusal::unsupported(format!(
+                "Saving a guest that runs virtual machines of its own (vCPU {index} has virtualisation switched on)"
+            )));
+        }
+        Node::of(&state).map_err(|e| Refusal::new(Kind::Bug, format!("Cannot save vCPU {index}")).because(e))
+    };
+    (0..).zip(states).map(node).collect()
 }
 
 fn failed(index: u32, e: hypervisor::Error) -> Refusal {

@@ -3,6 +3,7 @@
 use acpi_tables::sdt::Sdt;
 use acpi_tables::{Aml, aml};
 
+use super::slots::Slots;
 use super::{Cpu, Machine, PciSegment, bytes, table};
 use crate::x86_64::layout;
 
@@ -14,7 +15,7 @@ const PCI_DSM_FUNCTIONS: u8 = 1 << 0 | 1 << 5;
 pub(super) fn build(machine: &Machine, system_bus: &[u8], root: &[u8]) -> Sdt {
     let mut scope = processors(machine.cpus);
     for segment in machine.segments {
-        scope.extend(pci_root(segment));
+        scope.extend(pci_root(segment, machine.hotplug));
     }
     if !machine.segments.is_empty() {
         scope.extend(motherboard(machine.segments));
@@ -49,7 +50,7 @@ impl Aml for Processor {
 }
 
 /// `PCxx`: the host bridge of a segment.
-fn pci_root(segment: &PciSegment) -> Vec<u8> {
+fn pci_root(segment: &PciSegment, hotplug: bool) -> Vec<u8> {
     let name = format!("PC{:02X}", segment.number & 0xff);
     let id = aml::Name::new("_HID".into(), &aml::EISAName::new("PNP0A08"));
     let compatible = aml::Name::new("_CID".into(), &aml::EISAName::new("PNP0A03"));
@@ -60,10 +61,13 @@ fn pci_root(segment: &PciSegment) -> Vec<u8> {
     let resources = Resources(resources(segment));
     let resources = aml::Name::new("_CRS".into(), &resources);
     let routing = aml::Name::new("_PRT".into(), &routing());
-    bytes(&aml::Device::new(
-        name.as_str().into(),
-        vec![&id, &compatible, &address, &number, &uid, &coherent, &Dsm, &resources, &routing],
-    ))
+    let slots = Slots(segment.number);
+    let mut children: Vec<&dyn Aml> =
+        vec![&id, &compatible, &address, &number, &uid, &coherent, &Dsm, &resources, &routing];
+    if hotplug {
+        children.push(&slots);
+    }
+    bytes(&aml::Device::new(name.as_str().into(), children))
 }
 
 /// What the bridge passes on: one bus, ports on segment 0, memory windows. ECAM is not passed on but used by the bridge,

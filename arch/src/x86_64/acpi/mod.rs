@@ -7,6 +7,7 @@
 
 mod dsdt;
 mod fixed;
+mod slots;
 #[cfg(test)]
 mod tests;
 
@@ -51,6 +52,8 @@ pub struct Machine<'a> {
     pub cpus: &'a [Cpu],
     /// All segments.
     pub segments: &'a [PciSegment],
+    /// Whether a hotplug controller `PHPR` describes itself, so that functions can come and go.
+    pub hotplug: bool,
 }
 
 /// Collects devices' contributions.

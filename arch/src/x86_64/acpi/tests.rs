@@ -37,8 +37,28 @@ fn described() -> Tables {
     tables.add(TableEntry::Madt(vec![2, 10, 0, 4, 4, 0, 0, 0, 0, 0]));
     let id = aml::Name::new("_HID".into(), &aml::EISAName::new("PNP0C0C"));
     tables.system_bus(&aml::Device::new("PWRB".into(), vec![&id]));
+    tables.system_bus(&controller());
     tables.root(&aml::Name::new("TEST".into(), &7u8));
     tables
+}
+
+/// A hotplug controller with the names that slots refer to.
+fn controller() -> impl acpi_tables::Aml {
+    struct Controller;
+    impl acpi_tables::Aml for Controller {
+        fn to_aml_bytes(&self, sink: &mut dyn acpi_tables::AmlSink) {
+            let id = aml::Name::new("_HID".into(), &aml::EISAName::new("PNP0A06"));
+            let mutex = aml::Mutex::new("BLCK".into(), 0);
+            let registers: Vec<_> =
+                ["PCIU", "PCID", "PSEG"].iter().map(|name| aml::Name::new((*name).into(), &0u32)).collect();
+            let nothing = aml::Return::new(&aml::ZERO);
+            let eject = aml::Method::new("PCEJ".into(), 2, true, vec![&nothing]);
+            let mut all: Vec<&dyn acpi_tables::Aml> = vec![&id, &mutex, &eject];
+            all.extend(registers.iter().map(|name| name as &dyn acpi_tables::Aml));
+            aml::Device::new("PHPR".into(), all).to_aml_bytes(sink);
+        }
+    }
+    Controller
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> u32 {
@@ -75,7 +95,7 @@ fn walk(image: &[u8]) -> BTreeMap<String, Vec<u8>> {
 
 #[test]
 fn tables_are_found_and_hold_the_facts() {
-    let machine = Machine { cpus: &cpus(2, |i| i * 2), segments: &segments(2) };
+    let machine = Machine { cpus: &cpus(2, |i| i * 2), segments: &segments(2), hotplug: true };
     let tables = walk(&described().finish(&machine).unwrap());
     assert_eq!(
         tables.keys().map(String::as_str).collect::<Vec<_>>(),
@@ -105,7 +125,7 @@ fn tables_are_found_and_hold_the_facts() {
 
 #[test]
 fn what_nobody_described_is_not_there() {
-    let machine = Machine { cpus: &cpus(1, |i| i), segments: &[] };
+    let machine = Machine { cpus: &cpus(1, |i| i), segments: &[], hotplug: true };
     let tables = walk(&Tables::new().finish(&machine).unwrap());
     let fadt = &tables["FACP"];
     assert_eq!(u32_at(fadt, 112), 1 | 1 << 20);
@@ -121,22 +141,24 @@ fn what_nobody_described_is_not_there() {
 fn processors_to_come_are_online_capable_only() {
     let mut list = cpus(3, |i| i);
     list[2].enabled = false;
-    let tables = walk(&described().finish(&Machine { cpus: &list, segments: &segments(1) }).unwrap());
+    let tables =
+        walk(&described().finish(&Machine { cpus: &list, segments: &segments(1), hotplug: true }).unwrap());
     assert_eq!((tables["APIC"][44 + 16 + 8], tables["APIC"][44 + 32 + 8]), (1, 2));
     assert!(!tables["DSDT"].windows(4).any(|w| w == b"C002"));
 }
 
 #[test]
 fn the_largest_machine_fits() {
-    for (count, base) in [(254, 0), (255, 1000), (1024, 0)] {
+    for (count, base, roots) in [(254, 0, 96), (255, 1000, 1), (1024, 0, 1)] {
         let list = cpus(count, |i| base + i);
-        let image = described().finish(&Machine { cpus: &list, segments: &segments(1) }).unwrap();
+        let machine = Machine { cpus: &list, segments: &segments(roots), hotplug: true };
+        let image = described().finish(&machine).unwrap();
         assert!(image.len() < 0x5_0000, "{:#x}", image.len());
         walk(&image);
     }
     let list = cpus(8192, |i| i);
-    let error = described().finish(&Machine { cpus: &list, segments: &[] }).unwrap_err();
-    assert!(matches!(error, Error::TablesTooLarge { tables: "ACPI", available: 0x5_0000, .. }));
+    let error = described().finish(&Machine { cpus: &list, segments: &[], hotplug: true }).unwrap_err();
+    assert!(matches!(error, Error::TablesTooLarge { tables: "ACPI", available: 0x4_f000, .. }));
 }
 
 /// Needs `iasl` (Debian: acpica-tools).
@@ -147,7 +169,7 @@ fn iasl_understands_every_table() {
         return;
     }
     let dir = TempDir::new().unwrap();
-    let machine = Machine { cpus: &cpus(254, |i| i), segments: &segments(3) };
+    let machine = Machine { cpus: &cpus(254, |i| i), segments: &segments(3), hotplug: true };
     let tables = walk(&described().finish(&machine).unwrap());
     let run = |args: &[&str]| {
         let output = Command::new("iasl").args(args).current_dir(dir.as_path()).output().unwrap();
@@ -166,6 +188,16 @@ fn iasl_understands_every_table() {
         "Device (PC00)",
         "Device (PC02)",
         "Device (MBRD)",
+        "Device (S000)",
+        "Device (S031)",
+        "Name (_SUN, 0x1F)",
+        "Name (_ADR, 0x001F0000)",
+        "\\_SB.PHPR.PCEJ (0x1F, 0x02)",
+        "Notify (S031, Arg1)",
+        "If ((Arg0 & 0x80000000))",
+        "\\_SB.PHPR.PSEG = 0x02",
+        "DVNT (Local0, 0x03)",
+        "DVNT (Local0, One)",
         "Device (C0FD)",
         "Device (PWRB)",
         "Name (TEST, 0x07)",

@@ -88,7 +88,8 @@ fn boot(kvm: &Kvm, image: &[u8], wanted: usize) -> Vec<u32> {
     plan.load(&ram, Backing::PrivateAnonymous).unwrap();
     let cpus = [0, 1, 2].map(|apic_id| Cpu { apic_id, enabled: true });
     let segment = PciSegment { number: 0, mmio32: layout::MMIO32, mmio64: map.mmio64 };
-    let tables = Tables::new().finish(&Machine { cpus: &cpus, segments: &[segment] }).unwrap();
+    let tables =
+        Tables::new().finish(&Machine { cpus: &cpus, segments: &[segment], hotplug: false }).unwrap();
     ram.write_slice(&tables, GuestAddress(layout::RSDP)).unwrap();
 
     let vm = kvm.create_vm(&VmOptions::default()).unwrap();

@@ -4,6 +4,7 @@
 //! [`Cpuid::for_vcpu`] then only fills in APIC ids. Both are pure: what must be asked of the host's processor is in
 //! [`HostCpu`]. Nothing here ever turns on an instruction set that the hypervisor did not list.
 
+pub mod compat;
 mod host;
 #[cfg(test)]
 mod tests;

@@ -1,0 +1,122 @@
+//! The memory of a saved machine, on its way back.
+//!
+//! [`crate::ram`] maps memory as `--memory` asks; here it gets the content that it had. Three ways differ in when that is read.
+
+use std::sync::Arc;
+
+use catalog::{MemoryRestoreMode, MemorySpec, RestoreSpec};
+use device::{Events, Ram, Request};
+use migration::{Pager, Progress, Source};
+use spec::{Kind, Refusal};
+use vm_memory::{GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap};
+
+use crate::ram;
+
+/// Memory, and what still works on it.
+pub struct Restored {
+    /// The memory.
+    pub ram: Ram,
+    /// Reads pages on demand, until all are there.
+    pub pager: Option<Pager>,
+}
+
+/// The way that is best where none was asked for: a private mapping takes no time and shares pages with other machines of the same
+/// snapshot. Memory that others share, and huge pages, cannot be had that way and are read at once.
+fn mode(restore: &RestoreSpec, memory: &MemorySpec) -> Result<MemoryRestoreMode, Refusal> {
+    let private = !memory.is_shared();
+    match restore.memory_restore_mode {
+        None if private => Ok(MemoryRestoreMode::Mmap),
+        None => Ok(MemoryRestoreMode::Copy),
+        Some(MemoryRestoreMode::Mmap) if !private => Err(Refusal::invalid(
+            "memory_restore_mode=mmap is for private memory, and this machine's is shared or in huge pages: use copy or ondemand",
+        )),
+        Some(MemoryRestoreMode::OnDemand) if memory.hugepages => Err(Refusal::invalid(
+            "memory_restore_mode=ondemand is for ordinary pages, and this machine's are huge: use copy",
+        )),
+        Some(mode) => Ok(mode),
+    }
+}
+
+/// Brings memory back. When pages cannot be read later that the guest needs, `events` is told.
+///
+/// # Errors
+/// The host has not the memory, or the file is damaged.
+pub fn restore(
+    restore: &RestoreSpec,
+    memory: &MemorySpec,
+    source: &Source,
+    events: Arc<dyn Events>,
+) -> Result<Restored, Refusal> {
+    let mode = mode(restore, memory)?;
+    let prefault = restore.prefault || memory.prefault;
+    log::info!("memory comes back by {mode:?}: {} bytes, {} of them data", source.length(), source.data());
+    let restored = match mode {
+        MemoryRestoreMode::Copy => {
+            // What is read is touched anyway; the rest is only if somebody asks for it.
+            let ram =
+                ram::map(&MemorySpec { prefault, ..memory.clone() }, &source.spans()).map_err(no_memory)?;
+            source.copy(&ram.map(), &Progress::new()).map_err(refusal)?;
+            Restored { ram, pager: None }
+        }
+        MemoryRestoreMode::Mmap => {
+            let regions = source.map(memory.reserve).map_err(refusal)?;
+            for region in &regions {
+                ram::advise(memory, region).map_err(no_memory)?;
+                if prefault {
+                    populate(region)?;
+                }
+            }
+            let map = GuestMemoryMmap::from_regions(regions)
+                .map_err(|e| Refusal::host("Cannot set up guest memory", e))?;
+            Restored { ram: Ram::new(map), pager: None }
+        }
+        MemoryRestoreMode::OnDemand => {
+            // Pages that were mapped before would never be asked for.
+            let ram = ram::map(&MemorySpec { prefault: false, ..memory.clone() }, &source.spans())
+                .map_err(no_memory)?;
+            let failed = move |e: migration::Error| {
+                log::error!("memory of the guest cannot be read: {}", refusal(e).chain().join(": "));
+                events.request(Request::Fault);
+            };
+            let pager = source.page_in(&ram.map(), failed).map_err(refusal)?;
+            Restored { ram, pager: Some(pager) }
+        }
+    };
+    Ok(restored)
+}
+
+fn no_memory(e: ram::RamError) -> Refusal {
+    Refusal::host("Cannot set up guest memory", e)
+}
+
+/// Maps what the file has for all of a region, without breaking the sharing of its pages.
+fn populate(region: &GuestRegionMmap<()>) -> Result<(), Refusal> {
+    // SAFETY: the range is the region's mapping; populating changes no content.
+    if unsafe { libc::madvise(region.as_ptr().cast(), region.size(), libc::MADV_POPULATE_READ) } == 0 {
+        return Ok(());
+    }
+    let e = std::io::Error::last_os_error();
+    Err(Refusal::host(
+        format!("Cannot map all of guest memory at {:#x} for prefault=on", region.start_addr().0),
+        e,
+    ))
+}
+
+/// What a snapshot's error is to whoever asked: their directory is wrong, damaged or in use, or the host refuses.
+pub fn refusal(e: migration::Error) -> Refusal {
+    use migration::Error;
+    let kind = match &e {
+        Error::Missing(_) => Kind::Absent,
+        Error::NotEmpty { .. } | Error::Busy(_) => Kind::Conflict,
+        Error::NotADirectory(_)
+        | Error::Incomplete(_)
+        | Error::NotAFile(_)
+        | Error::TooLong { .. }
+        | Error::Unknown { .. }
+        | Error::Malformed { .. }
+        | Error::Damaged { .. }
+        | Error::Layout(_) => Kind::Invalid,
+        _ => Kind::Host,
+    };
+    Refusal::new(kind, "The snapshot cannot be written or read").because(e)
+}
