@@ -24,11 +24,12 @@ use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::backing::Backing;
+use crate::extents::Finder;
 use crate::files::check;
 use crate::presence::host_page;
 use crate::userfault::{Filled, Userfault};
 use crate::write::next_run;
-use crate::{Error, PAGE, Progress, extents, mapping};
+use crate::{Error, PAGE, Progress, mapping};
 
 /// Bytes that are read ahead in one step; who faults meanwhile waits for it.
 const STEP: u64 = 256 << 10;
@@ -95,6 +96,7 @@ impl Pager {
             missing,
             cursor: 0,
             told: 0,
+            finder: Finder::default(),
             buffer: vec![0; STEP as usize],
         };
         let thread = thread::Builder::new()
@@ -183,13 +185,6 @@ fn stretches(backing: &Backing, ram: &RamMap) -> Result<Vec<Stretch>, Error> {
     Ok(stretches)
 }
 
-/// Whether somebody waits for a page.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Why {
-    Touched,
-    Ahead,
-}
-
 struct Work {
     userfault: Userfault,
     stop: Arc<EventFd>,
@@ -206,6 +201,8 @@ struct Work {
     cursor: u64,
     /// The number of the page up to which the host was told.
     told: u64,
+    /// For what is read ahead.
+    finder: Finder,
     buffer: Vec<u8>,
 }
 
@@ -266,32 +263,27 @@ impl Work {
         let number = first + (page - host.start) / PAGE;
         if self.is_handled(number) {
             // Zeros that were left out, or a page that was given back since.
-            return self.fill(at, number..number + 1, Why::Touched);
+            return self.fill(at, number..number + 1, Some(number));
         }
-        let stretch = &self.stretches[at];
         let around = page / AROUND * AROUND;
         let lowest = first + (around.max(host.start) - host.start) / PAGE;
         let highest = first + ((around + AROUND).min(host.end) - host.start) / PAGE;
         let start = (lowest..number).rev().find(|n| self.is_handled(*n)).map_or(lowest, |n| n + 1);
         let end = (number..highest).find(|n| self.is_handled(*n)).unwrap_or(highest);
-        match self.next_data(stretch, number..end)? {
-            Some(data) if data.start == number => self.fill(at, start..data.end, Why::Touched),
-            _ => {
-                self.put(page..page + PAGE, None)?;
-                self.handle(number..number + 1);
-                Ok(())
-            }
-        }
+        self.fill(at, start..end, Some(number))
     }
 
     /// The first of these pages of a stretch that are data in the file. Holes are not read: that would fill the host's cache with zeros.
-    fn next_data(&self, stretch: &Stretch, pages: Range<u64>) -> Result<Option<Range<u64>>, Error> {
+    fn next_data(&mut self, at: usize, pages: Range<u64>) -> Result<Option<Range<u64>>, Error> {
         let Some(backing) = &self.backing else { return Ok(None) };
+        let stretch = &self.stretches[at];
         let offset = |page: u64| stretch.offset + (page - stretch.first) * PAGE;
         let number = |offset: u64| stretch.first + (offset - stretch.offset) / PAGE;
-        let found = extents::next(backing.file(), offset(pages.start)..offset(pages.end))
+        let found = self
+            .finder
+            .next(backing.file(), offset(pages.start)..offset(pages.end))
             .map_err(|e| Error::file("look at", backing.path(), e))?;
-        if found.as_ref().is_none_or(|data| data.end < offset(pages.end)) {
+        if found.as_ref().is_none_or(|data| data.start > offset(pages.start)) {
             // What was cut off would look like a hole, too.
             backing.check_length()?;
         }
@@ -308,9 +300,10 @@ impl Work {
         let at = self.stretches.partition_point(|s| s.first <= start) - 1;
         let Stretch { host, first, .. } = &self.stretches[at];
         let behind = first + (host.end - host.start) / PAGE;
-        let data = self.next_data(&self.stretches[at], start..behind)?;
+        let data = self.next_data(at, start..behind)?;
         let Some(Range { start: from, end: to }) = data else {
             self.handle(start..behind);
+            self.cursor = behind;
             return Ok(());
         };
         self.handle(start..from);
@@ -322,29 +315,34 @@ impl Work {
                 advise(self.backing.as_ref(), offset, (self.told - known) * PAGE);
             }
         }
-        let Some(from) = (from..to).find(|n| !self.is_handled(*n)) else { return Ok(()) };
+        let Some(from) = (from..to).find(|n| !self.is_handled(*n)) else {
+            self.cursor = to;
+            return Ok(());
+        };
         let most = to.min(from + STEP / PAGE);
         let end = (from..most).find(|n| self.is_handled(*n)).unwrap_or(most);
         self.cursor = end;
-        self.fill(at, from..end, Why::Ahead)
+        self.fill(at, from..end, None)
     }
 
-    /// Puts pages of one stretch, at most [`STEP`] bytes, into memory.
-    fn fill(&mut self, at: usize, pages: Range<u64>, why: Why) -> Result<(), Error> {
+    /// Puts pages of one stretch, at most [`STEP`] bytes, into memory. Zeros need no page until somebody touches them, so that of them only `touched` is
+    /// put there.
+    fn fill(&mut self, at: usize, pages: Range<u64>, touched: Option<u64>) -> Result<(), Error> {
         let Some(backing) = self.backing.clone() else { return Ok(()) };
         let stretch = &self.stretches[at];
         let skip = (pages.start - stretch.first) * PAGE;
         let (address, offset) = (stretch.host.start + skip, stretch.offset + skip);
         let length = usize::try_from((pages.end - pages.start) * PAGE).unwrap_or(0);
+        let touched = touched.map(|number| ((number - pages.start) * PAGE) as usize);
         let mut buffer = std::mem::take(&mut self.buffer);
         let bytes = &mut buffer[..length];
         backing.file().read_exact_at(bytes, offset).map_err(|e| Error::file("read", backing.path(), e))?;
         let mut done = 0;
         while done < length {
             let run = next_run(bytes, done).unwrap_or(length..length);
-            // Zeros need no page until somebody touches them.
-            if why == Why::Touched {
-                self.put(address + done as u64..address + run.start as u64, None)?;
+            if let Some(zero) = touched.filter(|zero| (done..run.start).contains(zero)) {
+                let zero = address + zero as u64;
+                self.put(zero..zero + PAGE, None)?;
             }
             self.put(address + run.start as u64..address + run.end as u64, Some(&bytes[run.clone()]))?;
             done = run.end;

@@ -41,7 +41,8 @@ fn reply(action: Action) -> Result<Reply, Refusal> {
         Action::VmNmi => Err(Refusal::host("no file", io::Error::from_raw_os_error(2))),
         Action::VmPowerButton => Err(Refusal::unsupported("--x")),
         Action::VmAdd(device) => Ok(Reply::Json(format!("\"{device:?}\"").replace('\\', ""))),
-        Action::VmRemoveDevice(_) | Action::VmResizeDisk(_) => Ok(Reply::Done),
+        Action::VmRemoveDevice(_) | Action::VmResizeDisk(_) | Action::VmSnapshot(_) => Ok(Reply::Done),
+        Action::VmRestore(request) => Ok(Reply::Json(serde_json::to_string(&request).unwrap())),
         Action::VmWaitDevice(wait) => {
             Err(Refusal::new(Kind::Late, format!("{} ms", wait.timeout_ms)).within(wait.id))
         }
@@ -267,7 +268,7 @@ fn wrong_paths_methods_and_bodies_are_refused() {
             400,
             r#"["Bad Request","This request needs a body"]"#,
         ),
-        (put("vm.snapshot", "{}"), 501, r#"["Error from API","vm.snapshot is not supported yet"]"#),
+        (put("vm.coredump", "{}"), 501, r#"["Error from API","vm.coredump is not supported yet"]"#),
     ] {
         assert_eq!(s.exchange(&request), with_body(status, body), "{request}");
     }

@@ -478,3 +478,4 @@ fn several_queues_work_side_by_side() {
 }
 
 mod random;
+mod state;
