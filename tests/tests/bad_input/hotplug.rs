@@ -24,6 +24,7 @@ fn running(console: &str) -> Server {
         "vm.create",
         &json!({
             "payload": {"kernel": programs::probe(), "cmdline": "probe.run=hang"},
+            "cpus": {"boot_vcpus": 2, "max_vcpus": 2},
             "memory": {"size": 64 << 20},
             "console": {"mode": console},
             "disks": [{"path": disk, "id": "d", "image_type": "Raw"}],
@@ -90,9 +91,9 @@ fn a_bad_disk_leaves_a_running_machine_unharmed() {
         &[check, number_2, "Invalid PCI segment id: 1"],
     );
     refuses(
-        json!({"path": path("good"), "num_queues": 2}),
+        json!({"path": path("good"), "num_queues": 3}),
         400,
-        &[check, number_2, "Queue count (2) must not exceed boot vCPUs (1)"],
+        &[check, number_2, "Queue count (3) must not exceed boot vCPUs (2)"],
     );
     refuses(
         json!({"path": path("good"), "pci_device_id": 1}),
