@@ -67,25 +67,21 @@ fn goes_on(mode: &str, interrupts: &str) {
 }
 
 #[test]
-#[ignore = "this version takes no snapshots yet"]
 fn a_machine_whose_memory_is_copied_goes_on() {
     goes_on("copy", "on");
 }
 
 #[test]
-#[ignore = "this version takes no snapshots yet"]
 fn a_machine_whose_memory_comes_on_demand_goes_on() {
     goes_on("ondemand", "off");
 }
 
 #[test]
-#[ignore = "this version takes no snapshots yet"]
 fn a_machine_whose_memory_is_mapped_goes_on() {
     goes_on("mmap", "on");
 }
 
 #[test]
-#[ignore = "this version takes no snapshots yet"]
 fn a_snapshot_of_a_restored_machine_is_as_good_as_the_first() {
     let loaded = Loaded::new();
     let mut machine = loaded.boot(&format!("probe.interrupts=on probe.window={WINDOW}"));
@@ -113,7 +109,6 @@ fn a_snapshot_of_a_restored_machine_is_as_good_as_the_first() {
 }
 
 #[test]
-#[ignore = "this version takes no snapshots yet"]
 fn the_saved_machine_and_its_copy_go_separate_ways() {
     let loaded = Loaded::new();
     let mut first = loaded.boot(&format!("probe.interrupts=on probe.window={WINDOW}"));

@@ -16,6 +16,7 @@ use crate::verdict::Stop;
 use crate::virtio::blk::pattern;
 use crate::virtio::net::{Card, HEADER, ethernet};
 use crate::virtio::queue::{Buffer, Queue};
+use crate::virtio::{Device, kind};
 
 const TYPE: u16 = 0x88b5;
 const ECHO: u16 = 1;
@@ -69,8 +70,9 @@ fn is_filled(frame: Region, number: u64) -> bool {
 impl NetworkLoad {
     /// The `nth` card; `None` if there is none.
     pub(super) fn open(machine: &mut Machine, nth: u64, vector: u16) -> Result<Option<NetworkLoad>, Stop> {
-        let card = Card::open_with_vector(&machine.bus, &mut machine.arena, machine.clock, nth, 0, vector);
-        let Some(card) = card.map_err(Stop::Fail)? else { return Ok(None) };
+        let Some(device) = Device::find(&machine.bus, kind::NET, nth) else { return Ok(None) };
+        let device = device.map_err(Stop::Fail)?;
+        let card = Card::on(device, &mut machine.arena, machine.clock, 0, vector).map_err(Stop::Fail)?;
         let limit = LARGEST_WINDOW.min(u64::from(card.transmit.size)).min(u64::from(card.receive.size) / 2);
         let window = machine.start.number("window").unwrap_or(32).clamp(1, limit);
         let arena = &mut machine.arena;
