@@ -178,9 +178,9 @@ impl Control {
 fn description(source: &Source, request: &RestoreRequest) -> Result<VmSpec, Refusal> {
     let malformed =
         |e| Refusal::invalid("The description of the saved machine cannot be understood").because(e);
-    let saved: serde_json::Value = serde_json::from_str(source.config()).map_err(malformed)?;
+    let saved: serde_json::Value = serde_json::from_slice(source.config().as_bytes()).map_err(malformed)?;
     let with_fds = fd_backed_nets(&saved);
-    let mut spec: VmSpec = serde_json::from_value(saved).map_err(malformed)?;
+    let mut spec: VmSpec = serde_json::from_slice(source.config().as_bytes()).map_err(malformed)?;
     spec.replace(&request.overrides)?;
     request.give_taps(&mut spec, &with_fds)?;
     Ok(spec)
