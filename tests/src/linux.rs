@@ -326,7 +326,7 @@ impl Running {
                     Ok(value) => return value,
                     Err(e) => self.fail(&format!("vm.info is no JSON: {e}: {text}")),
                 },
-                Err(error) if Instant::now() > deadline => self.fail(&error),
+                Err(error) if Instant::now() > deadline || self.status().is_some() => self.fail(&error),
                 Err(_) => std::thread::sleep(Duration::from_millis(50)),
             }
         }
