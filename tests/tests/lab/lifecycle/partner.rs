@@ -74,7 +74,10 @@ impl Partner {
         stream.set_nonblocking(false).expect("a stream can be asked to wait");
         let came = Arc::<AtomicU64>::default();
         let theirs = Arc::clone(&came);
-        let thread = std::thread::spawn(move || serve(stream, both, &theirs));
+        let thread = std::thread::Builder::new()
+            .name("partner".to_string())
+            .spawn(move || serve(stream, both, &theirs))
+            .expect("a thread can be started");
         Partner { thread: Some(thread), came, log }
     }
 
