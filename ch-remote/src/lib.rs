@@ -1,5 +1,6 @@
 //! The command line of `ch-remote`: a command for each question of the API.
 
+pub mod progress;
 mod request;
 
 use api::action::{Body, Field, FieldValue, Route, Written, routes};

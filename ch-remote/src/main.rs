@@ -37,7 +37,8 @@ fn run(matches: &clap::ArgMatches) -> Result<(), Vec<String>> {
     let ask = |route, body, descriptors: &[_]| {
         client::ask(Path::new(socket), route, body, descriptors).map_err(|e| chain(&e))
     };
-    let answer = ask(route, request.body.clone(), &request.descriptors)?;
+    let first = || ask(route, request.body.clone(), &request.descriptors);
+    let answer = ch_remote::progress::telling(Path::new(socket), first)?;
     if !answer.is_empty() {
         println!("{answer}");
     }

@@ -19,6 +19,8 @@ pub mod vm_generation;
 
 #[cfg(test)]
 mod bench;
+#[cfg(test)]
+mod state_tests;
 
 pub use acpi_pm::AcpiPm;
 pub use cmos::Cmos;

@@ -22,6 +22,7 @@ use migration::Pager;
 use spec::{Kind, Refusal};
 
 use crate::machine::{Machine, Names};
+use crate::ram_restore::Behind;
 use crate::reports::{Generation, Reports};
 use crate::signals::{Signal, Signals};
 use crate::wait::Wait;
@@ -54,8 +55,8 @@ struct Running {
     machine: Machine,
     paused: bool,
     generation: Generation,
-    /// Brings memory of a restored machine in; dropped after the machine, whose threads may wait for it.
-    pager: Option<Pager>,
+    /// What memory of a restored machine depends on; dropped after the machine.
+    behind: Behind,
 }
 
 /// See the module.
@@ -132,7 +133,8 @@ impl Control {
                 return Err(e);
             }
         };
-        self.running = Some(Running { machine, paused: false, generation: self.generation, pager: None });
+        self.running =
+            Some(Running { machine, paused: false, generation: self.generation, behind: Behind::default() });
         self.setup.monitor.record("vm", "booted", &[]);
         Ok(())
     }
@@ -371,7 +373,7 @@ impl Control {
 
     /// Ends the machine, if there is one, and records the end of everything.
     pub fn end(mut self) {
-        if self.running.as_ref().and_then(|r| r.pager.as_ref()).is_some_and(Pager::failed) {
+        if self.running.as_ref().and_then(|r| r.behind.pager.as_ref()).is_some_and(Pager::failed) {
             // Threads of devices may wait for pages that will never come, and must not go on without them: the end of the process
             // is theirs.
             std::mem::forget(self.running.take());

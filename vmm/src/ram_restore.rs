@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use catalog::{MemoryRestoreMode, MemorySpec, RestoreSpec};
 use device::{Events, Ram, Request};
-use migration::{Pager, Progress, Source};
+use migration::{Backing, Pager, Progress, Source};
 use spec::{Kind, Refusal};
 use vm_memory::{GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap};
 
@@ -16,8 +16,17 @@ use crate::ram;
 pub struct Restored {
     /// The memory.
     pub ram: Ram,
-    /// Reads pages on demand, until all are there.
+    /// What memory still depends on.
+    pub behind: Behind,
+}
+
+/// What memory of a restored machine depends on; it outlives the machine.
+#[derive(Default)]
+pub struct Behind {
+    /// Reads pages on demand, until all are there. The threads of the machine may wait for it.
     pub pager: Option<Pager>,
+    /// The file that memory maps, with the lock that tells others so.
+    _mapped: Option<Backing>,
 }
 
 /// The way that is best where none was asked for: a private mapping takes no time and shares pages with other machines of the same
@@ -56,7 +65,7 @@ pub fn restore(
             let ram =
                 ram::map(&MemorySpec { prefault, ..memory.clone() }, &source.spans()).map_err(no_memory)?;
             source.copy(&ram.map(), &Progress::new()).map_err(refusal)?;
-            Restored { ram, pager: None }
+            Restored { ram, behind: Behind::default() }
         }
         MemoryRestoreMode::Mmap => {
             let regions = source.map(memory.reserve).map_err(refusal)?;
@@ -68,7 +77,10 @@ pub fn restore(
             }
             let map = GuestMemoryMmap::from_regions(regions)
                 .map_err(|e| Refusal::host("Cannot set up guest memory", e))?;
-            Restored { ram: Ram::new(map), pager: None }
+            Restored {
+                ram: Ram::new(map),
+                behind: Behind { pager: None, _mapped: Some(source.backing().clone()) },
+            }
         }
         MemoryRestoreMode::OnDemand => {
             // Pages that were mapped before would never be asked for.
@@ -79,7 +91,7 @@ pub fn restore(
                 events.request(Request::Fault);
             };
             let pager = source.page_in(&ram.map(), failed).map_err(refusal)?;
-            Restored { ram, pager: Some(pager) }
+            Restored { ram, behind: Behind { pager: Some(pager), _mapped: None } }
         }
     };
     Ok(restored)

@@ -13,7 +13,7 @@ use crate::pci::{Bdf, Function};
 use crate::verdict::{Outcome, Stop};
 use crate::virtio::blk::{self, Disk, SECTOR, pattern};
 use crate::virtio::net::{Card, ethernet};
-use crate::virtio::{self, Device, kind};
+use crate::virtio::{self, Device, NO_VECTOR, kind};
 
 /// Offsets of the controller's registers.
 const UP: u64 = 0;
@@ -149,13 +149,13 @@ fn take(machine: &mut Machine, function: Function) -> Result<Device, Stop> {
     match virtio::type_of(&function) {
         Some(kind::BLOCK) => {
             check!(bar.is_64, "{bdf}: BAR 0 of a disk that came later has 32 bits");
-            let mut disk = Disk::on(device, arena, clock, Disk::USUAL).map_err(Stop::Fail)?;
+            let mut disk = Disk::on(device, arena, clock, Disk::USUAL, NO_VECTOR).map_err(Stop::Fail)?;
             use_disk(machine, &mut disk)?;
             println!("# taken {bdf} disk sectors={} bar={:#x}", disk.capacity, bar.address);
             Ok(disk.device)
         }
         Some(kind::NET) => {
-            let mut card = Card::on(device, arena, clock, 0).map_err(Stop::Fail)?;
+            let mut card = Card::on(device, arena, clock, 0, NO_VECTOR).map_err(Stop::Fail)?;
             ethernet(card.frame(), [0xff; 6], card.mac, 0x88b5);
             card.frame().store(14, b"came");
             card.send(60).map_err(Stop::Fail)?;

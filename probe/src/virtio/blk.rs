@@ -55,28 +55,17 @@ impl Disk {
         nth: u64,
         features: u64,
     ) -> Result<Option<Disk>, Text> {
-        Disk::open_with_vector(bus, arena, clock, nth, features, NO_VECTOR)
-    }
-
-    /// The same with the interrupt `vector` for its queue.
-    pub(crate) fn open_with_vector(
-        bus: &crate::pci::Bus,
-        arena: &mut Arena,
-        clock: Clock,
-        nth: u64,
-        features: u64,
-        vector: u16,
-    ) -> Result<Option<Disk>, Text> {
         let Some(device) = Device::find(bus, kind::BLOCK, nth) else { return Ok(None) };
-        Disk::on(device?, arena, clock, features).map(Some)
+        Disk::on(device?, arena, clock, features, NO_VECTOR).map(Some)
     }
 
-    /// Starts a disk with as much of `features` as it offers.
+    /// Starts a disk with as much of `features` as it offers, and the interrupt `vector` for its queue.
     pub(crate) fn on(
         mut device: Device,
         arena: &mut Arena,
         clock: Clock,
         features: u64,
+        vector: u16,
     ) -> Result<Disk, Text> {
         device.negotiate(features | F_READ_ONLY)?;
         let queue = device.queue(arena, 0, 256, vector)?;

@@ -44,28 +44,17 @@ impl Card {
         nth: u64,
         features: u64,
     ) -> Result<Option<Card>, Text> {
-        Card::open_with_vector(bus, arena, clock, nth, features, NO_VECTOR)
-    }
-
-    /// The same with the interrupt `vector` for its receive queue.
-    pub(crate) fn open_with_vector(
-        bus: &Bus,
-        arena: &mut Arena,
-        clock: Clock,
-        nth: u64,
-        features: u64,
-        vector: u16,
-    ) -> Result<Option<Card>, Text> {
         let Some(device) = Device::find(bus, kind::NET, nth) else { return Ok(None) };
-        Card::on(device?, arena, clock, features).map(Some)
+        Card::on(device?, arena, clock, features, NO_VECTOR).map(Some)
     }
 
-    /// Starts a card, its receive queue full.
+    /// Starts a card, its receive queue full, with the interrupt `vector` for that.
     pub(crate) fn on(
         mut device: Device,
         arena: &mut Arena,
         clock: Clock,
         features: u64,
+        vector: u16,
     ) -> Result<Card, Text> {
         device.negotiate(features | F_MAC | F_STATUS | F_EVENT_IDX)?;
         let bdf = device.function.bdf;

@@ -11,13 +11,13 @@ use tests::{ask, image, programs};
 use crate::bench::{Bench, quiet, read, until, wait};
 
 /// A program that waits for requests.
-struct Server {
-    bench: Bench,
+pub(crate) struct Server {
+    pub(crate) bench: Bench,
     child: Child,
 }
 
 impl Server {
-    fn start() -> Server {
+    pub(crate) fn start() -> Server {
         let bench = Bench::new();
         let log = File::create(bench.path("log")).unwrap();
         let mut command = bench.command(&["--api-socket", "s"]);
@@ -32,18 +32,18 @@ impl Server {
     }
 
     /// Asks, with a body unless it is empty.
-    fn ask(&self, verb: &str, name: &str, body: &[u8]) -> (u16, String) {
+    pub(crate) fn ask(&self, verb: &str, name: &str, body: &[u8]) -> (u16, String) {
         ask::ask(&self.bench.path("s"), verb, name, body)
             .unwrap_or_else(|| panic!("{verb} {name} has no answer"))
     }
 
-    fn put(&self, name: &str) -> (u16, String) {
+    pub(crate) fn put(&self, name: &str) -> (u16, String) {
         self.ask("PUT", name, b"")
     }
 
     /// Asks for what must be refused with this status and these messages.
     #[track_caller]
-    fn refuses(&self, verb: &str, name: &str, body: &[u8], status: u16, messages: &[&str]) {
+    pub(crate) fn refuses(&self, verb: &str, name: &str, body: &[u8], status: u16, messages: &[&str]) {
         let (told, text) = self.ask(verb, name, body);
         let list: Vec<String> = serde_json::from_str(&text).unwrap_or_else(|e| panic!("{name}: {e}: {text}"));
         assert_eq!(
@@ -54,13 +54,18 @@ impl Server {
     }
 
     #[track_caller]
-    fn does(&self, name: &str, body: &Value) {
+    pub(crate) fn does(&self, name: &str, body: &Value) {
         let text = if body.is_null() { String::new() } else { body.to_string() };
         let answer = self.ask("PUT", name, text.as_bytes());
         assert_eq!(answer, (204, String::new()), "{name}");
     }
 
-    fn info(&self) -> Value {
+    /// The VMM's process id.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub(crate) fn info(&self) -> Value {
         let (status, text) = self.ask("GET", "vm.info", b"");
         assert_eq!(status, 200, "{text}");
         serde_json::from_str(&text).unwrap()
@@ -68,7 +73,7 @@ impl Server {
 
     /// Checks that it still answers, and ends it.
     #[track_caller]
-    fn ends_well(mut self) {
+    pub(crate) fn ends_well(mut self) {
         assert_eq!(self.ask("GET", "vmm.ping", b"").0, 200);
         assert_eq!(self.put("vmm.shutdown").0, 200);
         assert_eq!(wait(&mut self.child).and_then(|status| status.code()), Some(0));
@@ -95,7 +100,7 @@ fn bodies_that_describe_no_machine() {
         ("{", "EOF while parsing an object at line 1 column 1"),
         ("nonsense", "expected ident at line 1 column 2"),
         ("{\"cpus\":{}} x", "trailing characters at line 1 column 13"),
-        ("[]", "invalid type: sequence, expected a machine as a JSON object"),
+        ("[]", "invalid type: sequence, expected a JSON object"),
         ("null", "invalid type: null, expected struct VmSpec at line 1 column 4"),
         (r#"{"cpus":"x"}"#, "invalid type: string \"x\", expected struct CpusSpec at line 1 column 11"),
         (r#"{"cpus":{"boot_vcpus":"1"}}"#, "invalid type: string \"1\", expected u32 at line 1 column 25"),

@@ -56,7 +56,7 @@ impl Control {
         let config = serde_json::to_string_pretty(&self.spec)
             .map_err(|e| Refusal::new(Kind::Bug, "Cannot write the description as JSON").because(e))?;
         let machine = running.machine.save(&*self.setup.hypervisor, &self.names)?;
-        let behind = running.pager.as_ref().and_then(Pager::backing);
+        let behind = running.behind.pager.as_ref().and_then(Pager::backing);
         Writing::start(Job { directory, ram: running.machine.ram().clone(), behind, config, machine })
     }
 
@@ -168,8 +168,8 @@ impl Control {
             machine.resume()?;
         }
         self.spec = Some(spec);
-        let (paused, generation, pager) = (!restore.resume, self.generation, memory.pager);
-        self.running = Some(Running { machine, paused, generation, pager });
+        let (paused, generation, behind) = (!restore.resume, self.generation, memory.behind);
+        self.running = Some(Running { machine, paused, generation, behind });
         Ok(())
     }
 }

@@ -37,6 +37,7 @@ use exits::GuestExits;
 use processors::Processors;
 
 pub use names::Names;
+pub use restore::SNAPSHOT_MARK;
 
 /// See the module.
 pub struct Machine {

@@ -1,17 +1,18 @@
 //! A machine that is saved, and one that goes on from there.
 //!
-//! Saving changes nothing: the machine is paused and stays so. Restoring builds the machine as for a boot, but every device takes
+//! Saving changes nothing that the guest could see: the machine is paused and stays so. Restoring builds the machine as for a boot, but every device takes
 //! the place that it had and loads its state before the guest can see it, and no firmware table or kernel is written: they are in
 //! memory already.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use arch::x86_64::layout::VM_GENERATION;
 use catalog::VmSpec;
 use device::{Events, Kept, Node, Ram, Span};
 use hypervisor::Hypervisor;
 use spec::{Kind, Refusal};
-use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use super::board::Board;
 use super::clock::Clock;
@@ -21,6 +22,9 @@ use super::{Base, Machine, Names, no_memory, processors};
 use crate::core_scheduling::Cookie;
 use crate::ram;
 use crate::vcpus::Vcpus;
+
+/// Where the moment of a snapshot is written in guest memory: in the page of the generation ID.
+pub const SNAPSHOT_MARK: u64 = VM_GENERATION + 0x100;
 
 impl Machine {
     /// The machine's state, apart from its memory. It is paused.
@@ -34,14 +38,19 @@ impl Machine {
                 format!("The guest was asked to let go of device {:?} and has not yet", leaving.id),
             ));
         }
-        let devices = self.board.save()?;
+        let board = self.board.save()?;
         let taken = saved::now();
+        // Behind the generation ID, where no guest looks: by it the memory of one snapshot is told from that of another.
+        self.ram()
+            .map()
+            .write_obj(taken, GuestAddress(SNAPSHOT_MARK))
+            .map_err(|e| Refusal::new(Kind::Bug, "Cannot mark the snapshot").because(e))?;
         let machine = SavedMachine {
             phys_bits: self.phys_bits,
             taken,
             clock: self.clock.save(),
             cpus: processors::save(&self.vcpus, hypervisor)?,
-            devices,
+            board,
             next_name: names.next(),
         };
         Node::of(&machine).map_err(|e| Refusal::new(Kind::Bug, "Cannot save the machine").because(e))
@@ -68,7 +77,7 @@ impl Machine {
     ) -> Result<Machine, Refusal> {
         let machine: SavedMachine =
             node.read().map_err(|e| Refusal::invalid("The saved machine cannot be understood").because(e))?;
-        let SavedMachine { phys_bits, taken, clock: time, cpus, devices, next_name } = machine;
+        let SavedMachine { phys_bits, taken, clock: time, cpus, board: saved, next_name } = machine;
         let base = Base::new(spec, hypervisor, Some(phys_bits))?;
         let found: Vec<Span> =
             ram.map().iter().map(|r| Span { base: r.start_addr().0, length: r.len() }).collect();
@@ -85,7 +94,7 @@ impl Machine {
         clock.load(time);
         *names = Names::restored(next_name);
         let (vm, weights) = (base.vm.clone(), spec.segment_weights());
-        let board = Board::new(vm, capabilities, &base.map, &weights, ram, events.clone(), Some(devices));
+        let board = Board::new(vm, capabilities, &base.map, &weights, ram, events.clone(), Some(saved));
         let mut board = board?;
         board.add_platform(spec.memory.size.0)?;
         board.add_devices(spec, kept, names)?;

@@ -11,6 +11,7 @@ use crate::tests::Machine;
 use crate::verdict::Stop;
 use crate::virtio::blk::{self, Disk, SECTOR, pattern};
 use crate::virtio::queue::{Buffer, Queue};
+use crate::virtio::{Device, kind};
 
 /// Sectors of a request at most.
 const LARGEST: u64 = 8;
@@ -58,9 +59,13 @@ fn sum(sector: Region) -> u64 {
 impl DiskLoad {
     /// The `nth` disk; `None` if there is none that can be written.
     pub(super) fn open(machine: &mut Machine, nth: u64, vector: u16) -> Result<Option<DiskLoad>, Stop> {
-        let disk =
-            Disk::open_with_vector(&machine.bus, &mut machine.arena, machine.clock, nth, Disk::USUAL, vector);
-        let Some(disk) = disk.map_err(Stop::Fail)?.filter(|d| !d.read_only()) else { return Ok(None) };
+        let Some(device) = Device::find(&machine.bus, kind::BLOCK, nth) else { return Ok(None) };
+        let device = device.map_err(Stop::Fail)?;
+        let disk = Disk::on(device, &mut machine.arena, machine.clock, Disk::USUAL, vector);
+        let disk = disk.map_err(Stop::Fail)?;
+        if disk.read_only() {
+            return Ok(None);
+        }
         let number = |name, default| machine.start.number(name).unwrap_or(default);
         let sectors = number("sectors", 8192).min(disk.capacity);
         if sectors < LARGEST {

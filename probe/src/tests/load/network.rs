@@ -1,7 +1,7 @@
 //! A card: numbered frames to a partner on the host, which sends each back as it is, addresses exchanged.
 //!
-//! A frame, behind its Ethernet header (type 0x88b5): what it is (16 bits: 1 to be sent back, 2 "start anew"), 32 bits of epoch at 16
-//! and 32 bits of the load's own at 20, its number (64 bits) at 24, the pattern of the number from 32 on; how long it is follows from the number. All little-endian.
+//! A frame, behind its Ethernet header (type 0x88b5), little-endian: what it is (16 bits: 1 to be sent back, 2 "start anew"), its epoch (32 bits at
+//! 16), the load that sent it (32 bits at 20), its number (64 bits at 24), and from 32 on the pattern of the number, from which its length follows too.
 //!
 //! What is on its way when a machine is saved does not come back where it is restored: the partner there says "start anew" with a higher
 //! epoch, over and over until it sees a frame of that epoch. What was out is given up then, and counted as such. No frame may be lost in any other way:
@@ -16,6 +16,7 @@ use crate::verdict::Stop;
 use crate::virtio::blk::pattern;
 use crate::virtio::net::{Card, HEADER, ethernet};
 use crate::virtio::queue::{Buffer, Queue};
+use crate::virtio::{Device, kind};
 
 const TYPE: u16 = 0x88b5;
 const ECHO: u16 = 1;
@@ -69,8 +70,9 @@ fn is_filled(frame: Region, number: u64) -> bool {
 impl NetworkLoad {
     /// The `nth` card; `None` if there is none.
     pub(super) fn open(machine: &mut Machine, nth: u64, vector: u16) -> Result<Option<NetworkLoad>, Stop> {
-        let card = Card::open_with_vector(&machine.bus, &mut machine.arena, machine.clock, nth, 0, vector);
-        let Some(card) = card.map_err(Stop::Fail)? else { return Ok(None) };
+        let Some(device) = Device::find(&machine.bus, kind::NET, nth) else { return Ok(None) };
+        let device = device.map_err(Stop::Fail)?;
+        let card = Card::on(device, &mut machine.arena, machine.clock, 0, vector).map_err(Stop::Fail)?;
         let limit = LARGEST_WINDOW.min(u64::from(card.transmit.size)).min(u64::from(card.receive.size) / 2);
         let window = machine.start.number("window").unwrap_or(32).clamp(1, limit);
         let arena = &mut machine.arena;

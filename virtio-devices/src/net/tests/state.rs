@@ -138,7 +138,7 @@ netns_test! {
         let (mut sent, mut next, mut with_us) = (1u64, 0u16, [false; 64]);
         // A buffer that came back: datagrams are numbered and stay in order.
         let mut take = |b: &Bench<Net>, head: u16, length: u32| {
-            let frame = b.get(BUFFERS + 0x2_0000 * u64::from(head), length as usize);
+            let frame = b.get(buffer(RX, head), length as usize);
             if length > 55 && frame[12 + 23] == 17 && frame[12 + 36..12 + 38] == 7000u16.to_be_bytes() {
                 assert_eq!(u16::from_be_bytes([frame[54], frame[55]]), next);
                 next += 1;
