@@ -206,7 +206,7 @@ fn log_since(machine: &mut Running, line: &str) -> String {
 /// The guest has nothing to complain of.
 #[track_caller]
 fn content(machine: &mut Running) {
-    let (_, found) = machine.try_sh(&format!("dmesg | grep -iE '{TROUBLE}'"));
+    let (_, found) = machine.try_sh(&format!("dmesg | grep -E '{TROUBLE}'"));
     if !found.is_empty() {
         let log = machine.sh("dmesg | tail -n 60");
         machine.fail(&format!("the kernel complains: {found}\n---\n{log}"));
