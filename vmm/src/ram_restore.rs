@@ -124,6 +124,7 @@ pub fn refusal(e: migration::Error) -> Refusal {
         | Error::Incomplete(_)
         | Error::NotAFile(_)
         | Error::TooLong { .. }
+        | Error::TooLarge { .. }
         | Error::Unknown { .. }
         | Error::Malformed { .. }
         | Error::Damaged { .. }
