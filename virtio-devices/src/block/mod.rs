@@ -28,6 +28,8 @@ use queue::DiskQueue;
 use stats::Stats;
 use wire::{CONFIG_LENGTH, Config, WRITEBACK, feature};
 
+use crate::rate::{Limiter, Throttle};
+
 pub use self::request::MAX_PIECES;
 pub use self::spec::{Affinity, DiskSpec, DiskType, ImageType, LockGranularity, QueueAffinity};
 pub use self::wire::{MAX_SEGMENTS, SERIAL_LENGTH};
@@ -79,6 +81,7 @@ struct Parts {
     serial: [u8; SERIAL_LENGTH],
     /// Whether the guest may give space back.
     sparse: bool,
+    limiter: Option<Arc<Limiter>>,
     queues: u16,
     queue_size: u16,
     /// CPUs of the host that the thread of each queue is bound to; empty or missing for any.
@@ -89,6 +92,7 @@ struct Parts {
 pub struct Disk {
     shared: Arc<Shared>,
     engine: Choice,
+    limiter: Option<Arc<Limiter>>,
     offered: u64,
     queue_size: u16,
     cpus: Vec<Vec<usize>>,
@@ -100,7 +104,7 @@ pub struct Disk {
 
 impl Disk {
     fn new(parts: Parts) -> Self {
-        let Parts { id, image, engine, serial, sparse, queues, queue_size, cpus } = parts;
+        let Parts { id, image, engine, serial, sparse, limiter, queues, queue_size, cpus } = parts;
         let zeroes = image.sparse().punch;
         let discard = zeroes && sparse;
         let mut offered = ring::VERSION_1 | ring::RING_EVENT_IDX | ring::RING_INDIRECT_DESC;
@@ -129,6 +133,7 @@ impl Disk {
         Disk {
             shared: Arc::new(shared),
             engine,
+            limiter,
             offered,
             queue_size,
             cpus,
@@ -231,7 +236,8 @@ impl Virtio for Disk {
         let engine = shared.image.engine(depth, self.engine).map_err(|e| failed(e.into()))?;
         let cpus = self.cpus.get(index).map_or(&[][..], Vec::as_slice);
         let worker = grant.workers.own(&format!("{}_q{index}", shared.id), cpus)?;
-        let task = DiskQueue::new(queue, engine, shared.clone());
+        let throttle = self.limiter.clone().map(Throttle::new).transpose()?;
+        let task = DiskQueue::new(queue, engine, shared.clone(), throttle);
         let attached = worker.attach(task).map_err(|e| failed(e.into()))?;
         if live.len() <= index {
             live.resize_with(index + 1, || None);

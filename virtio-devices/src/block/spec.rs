@@ -5,10 +5,11 @@ use std::path::PathBuf;
 use ::block::{Choice, Error, Format, Granularity, Image, Options};
 use device::{Build, Built, Host, Naming};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
-use spec::{Facts, Kind, Part, PciCommon, Refusal, Spec, Value};
+use spec::{Facts, Kind, Part, PciCommon, RateLimit, Refusal, Spec, Value};
 
 use super::wire::SERIAL_LENGTH;
 use super::{Disk, Parts};
+use crate::rate::Limiter;
 
 spec::choice! {
     /// The format of a disk image.
@@ -45,7 +46,7 @@ spec::spec! {
             /// Naming and placement.
             pci: PciCommon,
             /// Limits.
-            limits: spec::queues::RateLimit,
+            limits: RateLimit,
         }
         fields {
             /// The image file or block device.
@@ -60,6 +61,8 @@ spec::spec! {
             "queue_size" => queue_size: u16 = 128,
             /// Use a vhost-user back end (not supported yet).
             "vhost_user" => vhost_user: bool = false,
+            /// The --rate-limit-group whose limit this disk shares, instead of a limit of its own.
+            "rate_limit_group" => rate_limit_group: Option<String> = None,
             /// Host CPUs for the thread of each queue, such as [0@[2,3],1@[4-7]].
             "queue_affinity" => queue_affinity: QueueAffinity = QueueAffinity::default(),
             /// Serial number that the guest sees, at most 20 bytes; made from the image's identity when absent.
@@ -80,7 +83,6 @@ spec::spec! {
         }
         unsupported {
             "socket" => vhost_socket,
-            "rate_limit_group" => rate_limit_group,
         }
     }
 }
@@ -111,6 +113,7 @@ impl Spec for DiskSpec {
         if self.path.is_none() {
             return refuse("Disk path missing".into());
         }
+        spec::rate::check(&self.limits, self.rate_limit_group.as_deref(), facts)?;
         if self.num_queues == 0 {
             return refuse("Number of queues (0) of a disk must be at least 1".into());
         }
@@ -138,8 +141,16 @@ impl Spec for DiskSpec {
 
 impl Build for DiskSpec {
     const NAMING: Naming = Naming::Counted("disk");
-    const REPLACEABLE: &'static [&'static str] =
-        &["path", "direct", "queue_affinity", "lock_granularity", "disable_io_uring", "disable_aio"];
+    const REPLACEABLE: &'static [&'static str] = &[
+        "path",
+        "direct",
+        "rate_limiter_config",
+        "rate_limit_group",
+        "queue_affinity",
+        "lock_granularity",
+        "disable_io_uring",
+        "disable_aio",
+    ];
 
     fn common(&self) -> Option<&PciCommon> {
         Some(&self.pci)
@@ -186,6 +197,7 @@ impl DiskSpec {
             engine: if self.disable_io_uring { Choice::Sync } else { Choice::Best },
             serial,
             sparse: self.sparse,
+            limiter: Limiter::find(&self.limits, self.rate_limit_group.as_deref(), host.facts, host.kept),
             queues,
             queue_size: self.queue_size,
             cpus: self.queue_affinity.by_queue(self.num_queues),

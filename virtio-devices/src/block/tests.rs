@@ -477,4 +477,5 @@ fn several_queues_work_side_by_side() {
     assert_eq!(bench.device.counters().unwrap()["write_ops"], 4);
 }
 
+mod limits;
 mod random;
