@@ -18,7 +18,7 @@ mod lock;
 mod vectored;
 
 pub use direct::Alignment;
-pub use engine::{Choice, Engine, MAX_DEPTH, MAX_REQUEST_BYTES, Refused, io_uring_available};
+pub use engine::{Choice, Engine, MAX_DEPTH, MAX_REQUEST_BYTES, Refused, aio_available, io_uring_available};
 pub use error::Error;
 pub use format::Format;
 pub use geometry::{Sparse, Topology};

@@ -65,7 +65,9 @@ fn block_devices_are_measured_read_and_written() {
         assert_eq!(image.topology().logical_block, block_size);
         assert!(Image::open(&options).is_err(), "locked");
         assert!(!image.id().is_empty());
-        for choice in [Choice::Best, Choice::Sync] {
+        for choice in
+            [Choice::default(), Choice { io_uring: false, aio: true }, Choice { io_uring: false, aio: false }]
+        {
             let mut engine = image.engine(8, choice).unwrap();
             let mut memory = vec![9u8; 512];
             // SAFETY: `memory` outlives the requests, which `drain` waits for.

@@ -1,4 +1,4 @@
-//! Both engines, on real files, checked against a model in memory.
+//! All engines, on real files, checked against a model in memory.
 
 #![allow(clippy::unwrap_used)]
 
@@ -54,12 +54,16 @@ fn file(dir: &TempDir, content: &[u8]) -> PathBuf {
 
 fn choices() -> &'static [Choice] {
     if block::io_uring_available() {
-        &[Choice::Best, Choice::Sync]
+        &[BEST, AIO, SYNC]
     } else {
-        eprintln!("io_uring is not available: only the synchronous engine is tested");
-        &[Choice::Sync]
+        eprintln!("io_uring is not available: the engine for it is not tested");
+        &[AIO, SYNC]
     }
 }
+
+const BEST: Choice = Choice { io_uring: true, aio: true };
+const AIO: Choice = Choice { io_uring: false, aio: true };
+const SYNC: Choice = Choice { io_uring: false, aio: false };
 
 fn drain(engine: &mut dyn Engine) -> BTreeMap<u64, io::Result<u32>> {
     let mut results = BTreeMap::new();
@@ -356,7 +360,7 @@ fn the_event_descriptor_tells_of_completions() {
     let dir = directory();
     for direct in [false, true] {
         let image = image(&file(&dir, &[5; SIZE]), direct);
-        let mut engine = image.engine(8, Choice::Best).unwrap();
+        let mut engine = image.engine(8, BEST).unwrap();
         let fd = engine.event_fd().unwrap().as_raw_fd();
         let poll = |timeout| {
             let mut entry = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };

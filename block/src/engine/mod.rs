@@ -1,5 +1,7 @@
 //! Moving bytes between an image and memory, many requests at a time.
 
+mod aio;
+mod slot;
 mod sync;
 mod uring;
 
@@ -7,9 +9,9 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Once, OnceLock};
 
-use crate::geometry::{PUNCH, ZERO};
+use crate::geometry::{PUNCH, ZERO, fallocate};
 use crate::vectored::{self, Direction, Segment};
-use crate::{Error, Image, Result};
+use crate::{Image, Result};
 
 /// The most requests that one engine has under way.
 pub const MAX_DEPTH: usize = 1024;
@@ -17,14 +19,20 @@ pub const MAX_DEPTH: usize = 1024;
 /// The most bytes that one request may move. Larger ones fail with `InvalidInput`.
 pub const MAX_REQUEST_BYTES: u32 = 1 << 30;
 
-/// Which engine to use.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Choice {
-    /// io_uring, or the synchronous one where that is not available.
-    #[default]
-    Best,
-    /// `preadv` and `pwritev` on the thread that submits.
-    Sync,
+/// Which engines may be used: the first of io_uring and Linux AIO that the kernel has, or else `preadv` and `pwritev` on the thread
+/// that submits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Choice {
+    /// io_uring.
+    pub io_uring: bool,
+    /// Linux AIO.
+    pub aio: bool,
+}
+
+impl Default for Choice {
+    fn default() -> Self {
+        Choice { io_uring: true, aio: true }
+    }
 }
 
 /// The engine has as many requests under way as it was made for; nothing was queued. Ask for completions first.
@@ -129,15 +137,37 @@ pub fn io_uring_available() -> bool {
     })
 }
 
+/// Whether this kernel lets us use Linux AIO. Asked once.
+pub fn aio_available() -> bool {
+    static ANSWER: OnceLock<bool> = OnceLock::new();
+    *ANSWER.get_or_init(|| match aio::probe() {
+        Ok(()) => true,
+        Err(error) => {
+            log::info!("AIO is not available: {error}");
+            false
+        }
+    })
+}
+
 pub(crate) fn make(image: &Arc<Image>, depth: usize, choice: Choice) -> Result<Box<dyn Engine>> {
     let depth = depth.clamp(1, MAX_DEPTH);
-    if choice == Choice::Best && io_uring_available() {
+    if choice.io_uring && io_uring_available() {
         match uring::Uring::new(image, depth) {
             Ok(engine) => return Ok(Box::new(engine)),
             Err(source) => {
                 static ONCE: Once = Once::new();
-                let error = Error::Engine { path: image.path().to_owned(), source };
-                ONCE.call_once(|| log::warn!("{error}: {:?}; going on without io_uring", error));
+                ONCE.call_once(|| log::warn!("cannot make a ring: {source}; going on without io_uring"));
+            }
+        }
+    }
+    if choice.aio && aio_available() {
+        match aio::Aio::new(image, depth) {
+            Ok(engine) => return Ok(Box::new(engine)),
+            Err(source) => {
+                static ONCE: Once = Once::new();
+                ONCE.call_once(|| {
+                    log::warn!("going on without AIO: {source} ({})", aio::host_limit());
+                });
             }
         }
     }
@@ -195,4 +225,26 @@ fn is_unsupported(error: &io::Error) -> bool {
 /// frees space that was to be kept, or keeps it, is not visible in what is read.
 fn zero_modes(may_free: bool) -> [i32; 2] {
     if may_free { [PUNCH, ZERO] } else { [ZERO, PUNCH] }
+}
+
+/// Makes a hole at once.
+fn punch_now(image: &Image, offset: u64, len: u64) -> io::Result<()> {
+    allocate(image, PUNCH, offset, len)
+}
+
+fn allocate(image: &Image, mode: i32, offset: u64, len: u64) -> io::Result<()> {
+    if len == 0 {
+        return Ok(());
+    }
+    let narrow = |value| libc::off_t::try_from(value).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG));
+    fallocate(image.file(), mode, narrow(offset)?, narrow(len)?)
+}
+
+/// Fills a range with zeros at once.
+fn zero_now(image: &Image, offset: u64, len: u64, may_free: bool) -> io::Result<()> {
+    let [best, other] = zero_modes(may_free);
+    match allocate(image, best, offset, len) {
+        Err(error) if is_unsupported(&error) => allocate(image, other, offset, len),
+        result => result,
+    }
 }

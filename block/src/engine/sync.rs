@@ -4,9 +4,8 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
-use super::{Engine, Ready, Refused, is_unsupported, transfer_now, zero_modes};
+use super::{Engine, Ready, Refused, punch_now, transfer_now, zero_now};
 use crate::Image;
-use crate::geometry::{PUNCH, fallocate};
 use crate::vectored::{Direction, Segment};
 
 /// See the module.
@@ -47,11 +46,11 @@ impl Engine for Sync {
     }
 
     fn discard(&mut self, offset: u64, len: u64, token: u64) -> Result<(), Refused> {
-        self.run(token, |image| allocate(image, PUNCH, offset, len).map(|()| 0))
+        self.run(token, |image| punch_now(image, offset, len).map(|()| 0))
     }
 
     fn zero(&mut self, offset: u64, len: u64, may_free: bool, token: u64) -> Result<(), Refused> {
-        self.run(token, |image| zero(image, offset, len, may_free).map(|()| 0))
+        self.run(token, |image| zero_now(image, offset, len, may_free).map(|()| 0))
     }
 
     fn submit(&mut self) -> io::Result<()> {
@@ -73,21 +72,5 @@ impl Engine for Sync {
 
     fn drain(&mut self, done: &mut dyn FnMut(u64, io::Result<u32>)) -> io::Result<()> {
         self.completions(done)
-    }
-}
-
-fn allocate(image: &Image, mode: i32, offset: u64, len: u64) -> io::Result<()> {
-    if len == 0 {
-        return Ok(());
-    }
-    let narrow = |value| libc::off_t::try_from(value).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG));
-    fallocate(image.file(), mode, narrow(offset)?, narrow(len)?)
-}
-
-fn zero(image: &Image, offset: u64, len: u64, may_free: bool) -> io::Result<()> {
-    let [best, other] = zero_modes(may_free);
-    match allocate(image, best, offset, len) {
-        Err(error) if is_unsupported(&error) => allocate(image, other, offset, len),
-        result => result,
     }
 }

@@ -194,7 +194,7 @@ impl DiskSpec {
         Ok(Disk::new(Parts {
             id: host.id.to_owned(),
             image,
-            engine: if self.disable_io_uring { Choice::Sync } else { Choice::Best },
+            engine: Choice { io_uring: !self.disable_io_uring, aio: !self.disable_aio },
             serial,
             sparse: self.sparse,
             limiter: Limiter::find(&self.limits, self.rate_limit_group.as_deref(), host.facts, host.kept),
