@@ -6,7 +6,7 @@ use std::fs::{self, File, OpenOptions};
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 
-use block::{Choice, Format, Image, Options, Segment};
+use block::{Choice, Format, Image, Options, Segment, Type};
 use vmm_sys_util::tempdir::TempDir;
 
 // From <linux/loop.h>.
@@ -59,7 +59,7 @@ fn block_devices_are_measured_read_and_written() {
         let Some((device, path)) = attach(&file, block_size) else {
             return eprintln!("no loop devices: not tested");
         };
-        let options = Options { path, direct, format: Some(Format::Raw), ..Options::default() };
+        let options = Options { path, direct, format: Type::Stated(Format::Raw), ..Options::default() };
         let image = Image::open(&options).unwrap();
         assert_eq!(image.size(), 1 << 20);
         assert_eq!(image.topology().logical_block, block_size);
@@ -68,7 +68,7 @@ fn block_devices_are_measured_read_and_written() {
         for choice in
             [Choice::default(), Choice { io_uring: false, aio: true }, Choice { io_uring: false, aio: false }]
         {
-            let mut engine = image.engine(8, choice).unwrap();
+            let mut engine = image.engine(8, choice);
             let mut memory = vec![9u8; 512];
             // SAFETY: `memory` outlives the requests, which `drain` waits for.
             unsafe { engine.write(512, &[Segment::new(memory.as_mut_ptr(), 512)], 0).unwrap() };

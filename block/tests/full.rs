@@ -5,10 +5,10 @@
 use std::ffi::CString;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use block::{Choice, Engine, Format, Image, Options, Segment};
+use block::{Choice, Engine, Format, Image, Options, Segment, Type};
 use vmm_sys_util::tempdir::TempDir;
 
 const INSIDE: &str = "BLOCK_TEST_INSIDE";
@@ -16,11 +16,12 @@ const MIB: usize = 1 << 20;
 
 /// Runs this test again in a namespace of mounts of its own.
 fn outside(test: &str) {
+    let dir = TempDir::new().unwrap();
     let output = Command::new("unshare")
         .args(["--mount", "--map-root-user"])
         .arg(std::env::current_exe().unwrap())
         .args(["--exact", test, "--nocapture"])
-        .env(INSIDE, "1")
+        .env(INSIDE, dir.as_path())
         .output()
         .unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
@@ -44,20 +45,19 @@ fn wait(engine: &mut dyn Engine) -> io::Result<u32> {
 
 #[test]
 fn a_full_file_system_fails_writes_and_nothing_else() {
-    if std::env::var_os(INSIDE).is_none() {
+    let Some(dir) = std::env::var_os(INSIDE).map(PathBuf::from) else {
         return outside("a_full_file_system_fails_writes_and_nothing_else");
-    }
-    let dir = TempDir::new().unwrap();
-    mount_small(dir.as_path());
-    let path = dir.as_path().join("image");
+    };
+    mount_small(&dir);
+    let path = dir.join("image");
     std::fs::File::create(&path).unwrap().set_len(64 << 20).unwrap();
-    let options = Options { path, format: Some(Format::Raw), ..Options::default() };
+    let options = Options { path, format: Type::Stated(Format::Raw), ..Options::default() };
     let image = Image::open(&options).unwrap();
     let mut memory = vec![0x5au8; 2 * MIB];
     let all = Segment::new(memory.as_mut_ptr(), memory.len());
     let some = Segment::new(memory.as_mut_ptr(), MIB / 4);
     for (io_uring, aio) in [(true, true), (false, true), (false, false)] {
-        let mut engine = image.engine(4, Choice { io_uring, aio }).unwrap();
+        let mut engine = image.engine(4, Choice { io_uring, aio });
         for _ in 0..3 {
             // SAFETY: the memory outlives the engine.
             unsafe { engine.write(0, &[all], 1).unwrap() };

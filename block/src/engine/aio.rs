@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use super::slot::{Operation, Slot, Slots, Step};
 use super::{Engine, Ready, Refused, needs_detour, punch_now, transfer_now, transfer_size, zero_now};
-use crate::Image;
+use crate::storage::Storage;
 use crate::vectored::{Direction, Segment};
 
 // From <linux/aio_abi.h>.
@@ -104,7 +104,7 @@ fn check(result: libc::c_long) -> io::Result<usize> {
 
 /// See the module.
 pub(super) struct Aio {
-    image: Arc<Image>,
+    storage: Arc<Storage>,
     context: Context,
     /// Made readable by each completion.
     event: OwnedFd,
@@ -126,13 +126,13 @@ pub(super) fn probe() -> io::Result<()> {
 }
 
 impl Aio {
-    pub(super) fn new(image: &Arc<Image>, depth: usize) -> io::Result<Self> {
+    pub(super) fn new(storage: &Arc<Storage>, depth: usize) -> io::Result<Self> {
         let count = u32::try_from(depth).map_err(io::Error::other)?;
         // SAFETY: no pointers; a new descriptor or an error comes back.
         let event = check(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) }.into())?;
         let event = i32::try_from(event).map_err(io::Error::other)?;
         Ok(Aio {
-            image: image.clone(),
+            storage: storage.clone(),
             context: Context::new(count)?,
             // SAFETY: it was opened just now and belongs to nobody else.
             event: unsafe { OwnedFd::from_raw_fd(event) },
@@ -187,9 +187,9 @@ impl Aio {
             Ok(size) => size,
             Err(error) => return self.done_at_once(token, Err(error)),
         };
-        if needs_detour(&self.image, offset, segments) {
+        if needs_detour(&self.storage, offset, segments) {
             // SAFETY: the caller's promise covers this call.
-            let result = unsafe { transfer_now(&self.image, direction, offset, segments) };
+            let result = unsafe { transfer_now(&self.storage, direction, offset, segments) };
             return self.done_at_once(token, result);
         }
         self.queue(Operation::Transfer(direction), token, offset, size, segments)
@@ -205,7 +205,7 @@ impl Aio {
         Iocb {
             data: index.into(),
             opcode,
-            fd: self.image.file().as_raw_fd().cast_unsigned(),
+            fd: self.storage.file().as_raw_fd().cast_unsigned(),
             buffer: memory,
             count: segments.len() as u64,
             // A larger offset than that is one of a file that cannot be; the kernel says so.
@@ -270,7 +270,7 @@ impl Engine for Aio {
         if self.is_full() {
             return Err(Refused);
         }
-        let result = punch_now(&self.image, offset, len);
+        let result = punch_now(&self.storage, offset, len);
         self.done_at_once(token, result.map(|()| 0))
     }
 
@@ -278,7 +278,7 @@ impl Engine for Aio {
         if self.is_full() {
             return Err(Refused);
         }
-        let result = zero_now(&self.image, offset, len, may_free);
+        let result = zero_now(&self.storage, offset, len, may_free);
         self.done_at_once(token, result.map(|()| 0))
     }
 
@@ -304,7 +304,7 @@ impl Engine for Aio {
                     let index = self.queued.remove(0);
                     let result = match self.slots[index].operation {
                         // Not every file system can do this in the background.
-                        Operation::Flush => self.image.file().sync_data().map(|()| 0),
+                        Operation::Flush => self.storage.file().sync_data().map(|()| 0),
                         _ => Err(error),
                     };
                     let code = match result {

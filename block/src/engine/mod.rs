@@ -1,6 +1,7 @@
 //! Moving bytes between an image and memory, many requests at a time.
 
 mod aio;
+mod mapped;
 mod slot;
 mod sync;
 mod uring;
@@ -10,8 +11,9 @@ use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Once, OnceLock};
 
 use crate::geometry::{PUNCH, ZERO, fallocate};
+use crate::map::Map;
+use crate::storage::Storage;
 use crate::vectored::{self, Direction, Segment};
-use crate::{Image, Result};
 
 /// The most requests that one engine has under way.
 pub const MAX_DEPTH: usize = 1024;
@@ -149,11 +151,11 @@ pub fn aio_available() -> bool {
     })
 }
 
-pub(crate) fn make(image: &Arc<Image>, depth: usize, choice: Choice) -> Result<Box<dyn Engine>> {
+pub(crate) fn make(storage: &Arc<Storage>, depth: usize, choice: Choice) -> Box<dyn Engine> {
     let depth = depth.clamp(1, MAX_DEPTH);
     if choice.io_uring && io_uring_available() {
-        match uring::Uring::new(image, depth) {
-            Ok(engine) => return Ok(Box::new(engine)),
+        match uring::Uring::new(storage, depth) {
+            Ok(engine) => return Box::new(engine),
             Err(source) => {
                 static ONCE: Once = Once::new();
                 ONCE.call_once(|| log::warn!("cannot make a ring: {source}; going on without io_uring"));
@@ -161,8 +163,8 @@ pub(crate) fn make(image: &Arc<Image>, depth: usize, choice: Choice) -> Result<B
         }
     }
     if choice.aio && aio_available() {
-        match aio::Aio::new(image, depth) {
-            Ok(engine) => return Ok(Box::new(engine)),
+        match aio::Aio::new(storage, depth) {
+            Ok(engine) => return Box::new(engine),
             Err(source) => {
                 static ONCE: Once = Once::new();
                 ONCE.call_once(|| {
@@ -171,7 +173,20 @@ pub(crate) fn make(image: &Arc<Image>, depth: usize, choice: Choice) -> Result<B
             }
         }
     }
-    Ok(Box::new(sync::Sync::new(image, depth)))
+    Box::new(sync::Sync::new(storage, depth))
+}
+
+/// An engine for an image whose bytes are not in order.
+pub(crate) fn make_mapped(
+    storage: &Arc<Storage>,
+    map: &Arc<dyn Map>,
+    depth: usize,
+    choice: Choice,
+) -> Box<dyn Engine> {
+    let depth = depth.clamp(1, MAX_DEPTH);
+    // Requests fall into pieces, though most do not.
+    let inner = make(storage, depth.saturating_mul(2), choice);
+    Box::new(mapped::Mapped::new(inner, map, depth))
 }
 
 /// Requests that are finished and not yet reported.
@@ -186,8 +201,8 @@ fn transfer_size(segments: &[Segment]) -> io::Result<u32> {
 }
 
 /// Whether a transfer has to make the detour for direct I/O.
-fn needs_detour(image: &Image, offset: u64, segments: &[Segment]) -> bool {
-    image.direct().is_some_and(|alignment| !alignment.accepts(offset, segments))
+fn needs_detour(storage: &Storage, offset: u64, segments: &[Segment]) -> bool {
+    storage.direct().is_some_and(|alignment| !alignment.accepts(offset, segments))
 }
 
 /// A transfer done at once, on this thread.
@@ -195,7 +210,7 @@ fn needs_detour(image: &Image, offset: u64, segments: &[Segment]) -> bool {
 /// # Safety
 /// As for [`vectored::transfer`].
 unsafe fn transfer_now(
-    image: &Image,
+    storage: &Storage,
     direction: Direction,
     offset: u64,
     segments: &[Segment],
@@ -204,15 +219,7 @@ unsafe fn transfer_now(
     // Transfers use up their segments.
     let mut segments = segments.to_vec();
     // SAFETY: the caller's promise is the same.
-    unsafe {
-        match image.direct().filter(|alignment| !alignment.accepts(offset, &segments)) {
-            Some(alignment) => {
-                let exclusive = image.exclusive();
-                crate::direct::detour(image.file(), alignment, exclusive, direction, offset, &mut segments)?;
-            }
-            None => vectored::transfer(image.file(), direction, offset, &mut segments)?,
-        }
-    }
+    unsafe { storage.transfer(direction, offset, &mut segments)? };
     Ok(size)
 }
 
@@ -228,23 +235,23 @@ fn zero_modes(may_free: bool) -> [i32; 2] {
 }
 
 /// Makes a hole at once.
-fn punch_now(image: &Image, offset: u64, len: u64) -> io::Result<()> {
-    allocate(image, PUNCH, offset, len)
+fn punch_now(storage: &Storage, offset: u64, len: u64) -> io::Result<()> {
+    allocate(storage, PUNCH, offset, len)
 }
 
-fn allocate(image: &Image, mode: i32, offset: u64, len: u64) -> io::Result<()> {
+fn allocate(storage: &Storage, mode: i32, offset: u64, len: u64) -> io::Result<()> {
     if len == 0 {
         return Ok(());
     }
     let narrow = |value| libc::off_t::try_from(value).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG));
-    fallocate(image.file(), mode, narrow(offset)?, narrow(len)?)
+    fallocate(storage.file(), mode, narrow(offset)?, narrow(len)?)
 }
 
 /// Fills a range with zeros at once.
-fn zero_now(image: &Image, offset: u64, len: u64, may_free: bool) -> io::Result<()> {
+fn zero_now(storage: &Storage, offset: u64, len: u64, may_free: bool) -> io::Result<()> {
     let [best, other] = zero_modes(may_free);
-    match allocate(image, best, offset, len) {
-        Err(error) if is_unsupported(&error) => allocate(image, other, offset, len),
+    match allocate(storage, best, offset, len) {
+        Err(error) if is_unsupported(&error) => allocate(storage, other, offset, len),
         result => result,
     }
 }

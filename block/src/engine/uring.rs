@@ -17,8 +17,8 @@ use io_uring::{IoUring, Probe, opcode, squeue, types};
 
 use super::slot::{Operation, Slot, Slots, Step};
 use super::{Engine, Ready, Refused, needs_detour, transfer_now, transfer_size, zero_modes};
-use crate::Image;
 use crate::geometry::PUNCH;
+use crate::storage::Storage;
 use crate::vectored::{Direction, Segment};
 
 /// How often, and after what pause, a submission that the kernel has no memory for is repeated.
@@ -30,7 +30,7 @@ const FILE: types::Fixed = types::Fixed(0);
 
 /// See the module.
 pub(super) struct Uring {
-    image: Arc<Image>,
+    storage: Arc<Storage>,
     ring: IoUring,
     enabled: bool,
     slots: Slots,
@@ -79,12 +79,12 @@ fn make_ring(entries: u32) -> io::Result<IoUring> {
 }
 
 impl Uring {
-    pub(super) fn new(image: &Arc<Image>, depth: usize) -> io::Result<Self> {
+    pub(super) fn new(storage: &Arc<Storage>, depth: usize) -> io::Result<Self> {
         let entries = u32::try_from(depth).map_err(io::Error::other)?;
         let ring = make_ring(entries.next_power_of_two())?;
-        ring.submitter().register_files(&[image.file().as_raw_fd()])?;
+        ring.submitter().register_files(&[storage.file().as_raw_fd()])?;
         Ok(Uring {
-            image: image.clone(),
+            storage: storage.clone(),
             ring,
             enabled: false,
             slots: Slots::new(entries),
@@ -139,9 +139,9 @@ impl Uring {
             Ok(size) => size,
             Err(error) => return self.done_at_once(token, Err(error)),
         };
-        if needs_detour(&self.image, offset, segments) {
+        if needs_detour(&self.storage, offset, segments) {
             // SAFETY: the caller's promise covers this call.
-            let result = unsafe { transfer_now(&self.image, direction, offset, segments) };
+            let result = unsafe { transfer_now(&self.storage, direction, offset, segments) };
             return self.done_at_once(token, result);
         }
         self.queue(Operation::Transfer(direction), token, offset, size, segments.iter().copied())
@@ -308,7 +308,7 @@ impl Drop for Uring {
         }
         if let Err(error) = self.drain(&mut |_, _| {}) {
             // The kernel may still write to memory that is about to be freed, and there is no way to wait for it.
-            log::error!("cannot wait for I/O on {}: {error}", self.image.path().display());
+            log::error!("cannot wait for I/O on {}: {error}", self.storage.path().display());
             std::process::abort();
         }
     }

@@ -1,4 +1,4 @@
-//! virtio-blk on a raw image (virtio 1.3 §5.2).
+//! virtio-blk on a disk image (virtio 1.3 §5.2).
 //!
 //! Each queue has a thread and an I/O engine of its own; queues share nothing but the image and a few flags. The device
 //! never looks at the data: the kernel moves it between the image and guest memory.
@@ -233,7 +233,7 @@ impl Virtio for Disk {
             DeviceError::new(format!("cannot start queue {index} of disk \"{}\"", shared.id), source)
         };
         let depth = usize::from(queue::depth(queue.queue.size()));
-        let engine = shared.image.engine(depth, self.engine).map_err(|e| failed(e.into()))?;
+        let engine = shared.image.engine(depth, self.engine);
         let cpus = self.cpus.get(index).map_or(&[][..], Vec::as_slice);
         let worker = grant.workers.own(&format!("{}_q{index}", shared.id), cpus)?;
         let throttle = self.limiter.clone().map(Throttle::new).transpose()?;

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use ::block::{Choice, Error, Format, Granularity, Image, Options};
+use ::block::{Choice, Error, Format, Granularity, Image, Options, Type};
 use device::{Build, Built, Host, Naming};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use spec::{Facts, Kind, Part, PciCommon, RateLimit, Refusal, Spec, Value};
@@ -67,12 +67,12 @@ spec::spec! {
             "queue_affinity" => queue_affinity: QueueAffinity = QueueAffinity::default(),
             /// Serial number that the guest sees, at most 20 bytes; made from the image's identity when absent.
             "serial" => serial: Option<String> = None,
-            /// Allow backing files of qcow2 images (not supported yet).
+            /// Let a qcow2 image build upon other files, which it names; needs image_type=qcow2.
             "backing_files" => backing_files: bool = false,
             /// Let the guest give back space it does not use.
             "sparse" => sparse: bool = true,
-            /// Format of the image; only raw is supported yet. When absent, an image that looks raw is taken, and the guest
-            /// may not write to its first sector.
+            /// Format of the image. When absent it is recognised, with a warning; the guest may then not write to the first
+            /// sector of a raw or VHD image, and no image may name other files. VHD and VMDK must be of a flat, fixed kind.
             "image_type" => image_type: DiskType = DiskType::default(),
             /// How much of the image to lock against other users.
             "lock_granularity" => lock_granularity: LockGranularity = LockGranularity::ByteRange,
@@ -102,13 +102,8 @@ impl Spec for DiskSpec {
         if let Some(key) = self.unsupported() {
             return Err(Refusal::unsupported(format!("--disk {key}")));
         }
-        for (used, key) in [(self.vhost_user, "vhost_user"), (self.backing_files, "backing_files")] {
-            if used {
-                return Err(Refusal::unsupported(format!("--disk {key}")));
-            }
-        }
-        if let Some(kind) = self.image_type.stated.filter(|kind| *kind != ImageType::Raw) {
-            return Err(Refusal::unsupported(format!("--disk image_type={}", kind.show())));
+        if self.vhost_user {
+            return Err(Refusal::unsupported("--disk vhost_user"));
         }
         if self.path.is_none() {
             return refuse("Disk path missing".into());
@@ -176,14 +171,19 @@ impl DiskSpec {
             path,
             readonly: self.readonly,
             direct: self.direct,
-            format: self.image_type.stated.map(format),
+            format: match self.image_type {
+                DiskType { stated: Some(kind), .. } => Type::Stated(format(kind)),
+                DiskType { found: Some(kind), .. } => Type::Found(format(kind)),
+                _ => Type::Unknown,
+            },
+            backing_files: self.backing_files,
             lock: match self.lock_granularity {
                 LockGranularity::ByteRange => Granularity::ByteRange,
                 LockGranularity::Full => Granularity::Full,
             },
         };
         let image = Image::open(&options).map_err(|e| Refusal::new(fault(&e), what()).because(e))?;
-        self.image_type.found();
+        self.image_type.found = Some(kind(image.format()));
         let text = self.serial.as_deref().unwrap_or(image.id());
         let mut serial = [0; SERIAL_LENGTH];
         for (to, from) in serial.iter_mut().zip(text.bytes()) {
@@ -215,6 +215,16 @@ fn format(kind: ImageType) -> Format {
     }
 }
 
+fn kind(format: Format) -> ImageType {
+    match format {
+        Format::Raw => ImageType::Raw,
+        Format::Qcow2 => ImageType::Qcow2,
+        Format::Vhd => ImageType::FixedVhd,
+        Format::Vhdx => ImageType::Vhdx,
+        Format::Vmdk => ImageType::FlatVmdk,
+    }
+}
+
 /// Who is at fault when an image cannot be opened.
 fn fault(error: &Error) -> Kind {
     match error {
@@ -222,7 +232,9 @@ fn fault(error: &Error) -> Kind {
         Error::Directory { .. }
         | Error::NotADisk { .. }
         | Error::TooSmall { .. }
-        | Error::DirectSize { .. } => Kind::Invalid,
+        | Error::DirectSize { .. }
+        | Error::Malformed { .. } => Kind::Invalid,
+        Error::Backing { source, .. } => fault(source),
         Error::Format { .. } => Kind::Unsupported,
         Error::Locked { .. } => Kind::Conflict,
         _ => Kind::Host,
@@ -231,8 +243,8 @@ fn fault(error: &Error) -> Kind {
 
 /// The type of an image, and whether the user stated it.
 ///
-/// What was found by looking at the image is shown, but never taken for what the user said: a reboot looks again, and
-/// goes on protecting the first sector.
+/// What was found by looking at the image is shown, and stays so, but is never taken for what the user said: a reboot goes on
+/// protecting the first sector.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DiskType {
     stated: Option<ImageType>,
@@ -243,11 +255,6 @@ impl DiskType {
     /// A type that the user stated.
     pub fn stated(kind: ImageType) -> Self {
         DiskType { stated: Some(kind), found: None }
-    }
-
-    /// Notes that an image of unstated type was opened, which means that it looks raw.
-    fn found(&mut self) {
-        self.found = Some(ImageType::Raw);
     }
 }
 
