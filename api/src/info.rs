@@ -30,6 +30,22 @@ pub struct VmInfo {
     /// Devices by id; absent while nothing is built.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub device_tree: Option<BTreeMap<String, DeviceNode>>,
+    /// How far something is that takes its time; absent while there is no such thing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub progress: Option<Progress>,
+}
+
+/// How far something is that takes its time.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    /// What it is: `snapshot`.
+    pub operation: String,
+    /// Bytes dealt with.
+    pub done: u64,
+    /// Bytes to deal with, as far as known.
+    pub total: u64,
+    /// Bytes a second since it began.
+    pub bytes_per_second: u64,
 }
 
 /// A device in the tree.
@@ -47,6 +63,20 @@ pub struct DeviceNode {
     /// PCI address as `ssss:bb:dd.f`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pci_bdf: Option<String>,
+}
+
+/// A device on PCI: the answer to `vm.add-…`, and what its events tell.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PciDeviceInfo {
+    /// The device's name.
+    pub id: String,
+    /// PCI address as `ssss:bb:dd.f`.
+    pub bdf: String,
+}
+
+/// A PCI address as clients see it: bus 0, function 0.
+pub fn bdf(segment: u16, slot: u8) -> String {
+    format!("{segment:04x}:00:{slot:02x}.0")
 }
 
 /// Something a device occupies.

@@ -4,6 +4,7 @@
 //! parse and enqueue ([`calls`]); only the control thread, which owns the machine, answers. Nothing here touches a machine.
 
 pub mod action;
+pub mod bodies;
 pub mod calls;
 pub mod events;
 pub mod http;
@@ -13,4 +14,4 @@ pub use action::Action;
 pub use calls::{Call, Caller, Inbox, Reply};
 pub use events::Monitor;
 pub use http::{client, server};
-pub use info::{DeviceNode, Resource, VmInfo, VmState, VmmPing};
+pub use info::{DeviceNode, PciDeviceInfo, Resource, VmInfo, VmState, VmmPing};

@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 
 use crate::process::Process;
 use crate::rows::{Better, Rows};
+use crate::served::unique;
 use crate::subject::{Extra, Subject};
-use crate::tap::Tap;
+use ::tests::tap::{self, Tap};
 
 /// What every load shares.
 #[derive(Debug)]
@@ -122,7 +123,7 @@ impl Setting<'_> {
                             let name = block_row(op, depth, direct);
                             let options =
                                 format!("probe.op={op} probe.depth={depth} probe.seed={}", round + 1);
-                            let extra = Extra::Disk { path: &image.0, direct };
+                            let extra = Extra::Disk { path: &image.path, direct };
                             let iops = self.run(subject, "bench-blk", &options, extra).and_then(|f| {
                                 f.get("iops").copied().ok_or_else(|| Error::other("no figure"))
                             });
@@ -146,7 +147,7 @@ impl Setting<'_> {
 
     /// Frames through a tap. The calling thread is put into a network namespace of its own, for good.
     pub(crate) fn network(&self, rows: &mut Rows, subjects: &[Subject]) -> Result<(), Error> {
-        crate::tap::enter_private_network()?;
+        tap::enter_private_network()?;
         for round in 0..self.runs {
             for op in ["send", "receive"] {
                 for size in [64, 1514] {
@@ -191,18 +192,33 @@ pub(crate) fn block_row(op: &str, depth: u32, direct: bool) -> String {
     format!("block random 4 KiB {op}, depth {depth}, {cache}")
 }
 
-/// A raw image full of noise, in the page cache; removed on drop.
-struct Image(PathBuf);
+/// A raw image in the page cache; removed on drop.
+#[derive(Debug)]
+pub(crate) struct Image {
+    pub(crate) path: PathBuf,
+}
 
 impl Image {
     const SIZE: u64 = 256 << 20;
 
+    /// One of zeroes, which take no room.
+    pub(crate) fn empty(directory: &Path, len: u64) -> Result<Image, Error> {
+        let (image, file) = Image::create(directory)?;
+        file.set_len(len)?;
+        Ok(image)
+    }
+
+    fn create(directory: &Path) -> Result<(Image, File), Error> {
+        let path = directory.join(format!("bench-{}-{}.raw", std::process::id(), unique()));
+        let file = File::options().read(true).write(true).create_new(true).open(&path)?;
+        Ok((Image { path }, file))
+    }
+
+    /// One full of noise.
     fn new(directory: &Path) -> Result<Image, Error> {
-        let path = directory.join(format!("bench-{}.raw", std::process::id()));
-        let image = Image(path);
+        let (image, mut file) = Image::create(directory)?;
         let mut noise = vec![0; 1 << 20];
         File::open("/dev/urandom")?.read_exact(&mut noise)?;
-        let mut file = File::options().read(true).write(true).create_new(true).open(&image.0)?;
         for _ in 0..Self::SIZE >> 20 {
             file.write_all(&noise)?;
         }
@@ -217,8 +233,8 @@ impl Image {
 
 impl Drop for Image {
     fn drop(&mut self) {
-        if let Err(e) = std::fs::remove_file(&self.0) {
-            eprintln!("bench: cannot remove {}: {e}", self.0.display());
+        if let Err(e) = std::fs::remove_file(&self.path) {
+            eprintln!("bench: cannot remove {}: {e}", self.path.display());
         }
     }
 }

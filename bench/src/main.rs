@@ -5,12 +5,15 @@
 
 mod boot;
 mod load;
+mod pause;
 mod process;
+mod restore;
 mod rows;
+mod served;
+mod snapshot;
 mod start;
 mod stats;
 mod subject;
-mod tap;
 mod targets;
 
 use std::io::Error;
@@ -26,7 +29,8 @@ use rows::{Row, Rows};
 use subject::{Dialect, Subject};
 use targets::{BARE, OURS, QEMU};
 
-const SECTIONS: [&str; 6] = ["start", "rate", "exits", "block", "network", "boot"];
+const SECTIONS: [&str; 10] =
+    ["start", "rate", "exits", "block", "network", "pause", "snapshot", "restore", "many", "boot"];
 
 fn command() -> Command {
     let path = |name: &'static str, help: &'static str| {
@@ -36,7 +40,10 @@ fn command() -> Command {
         .about("Measures VMMs side by side; see scripts/bench, which calls this")
         .arg(path("programs", "Directory with cloud-hypervisor and bare-kvm").required(true))
         .arg(path("guests", "Directory with probe and first-byte").required(true))
-        .arg(path("scratch", "Directory for a disk image of 256 MiB").required(true))
+        .arg(
+            path("scratch", "Directory for disk images and snapshots, on a disk with 3 GiB to spare")
+                .required(true),
+        )
         .arg(
             Arg::new("qemu")
                 .long("qemu")
@@ -57,7 +64,7 @@ fn command() -> Command {
                 .long("only")
                 .value_delimiter(',')
                 .value_parser(SECTIONS)
-                .default_value("start,rate,exits,block,network"),
+                .default_value("start,rate,exits,block,network,pause,snapshot,restore,many"),
         )
         .arg(path("kernel", "Stock kernel (vmlinux) for the section boot"))
         .arg(path("initramfs", "Its initramfs, which says \"guest: begin\""))
@@ -113,6 +120,10 @@ fn run(matches: &ArgMatches) -> Result<bool, Error> {
                 start::rate(&mut rows, &subjects, &first_byte, runs, time, BARE);
             }
             "exits" => setting.exits(&mut rows, &subjects, yardstick),
+            "pause" => pause::measure(&setting, &mut rows, &subjects)?,
+            "snapshot" => snapshot::measure(&setting, &mut rows, &subjects),
+            "restore" => restore::measure(&setting, &mut rows, &subjects, &first_byte),
+            "many" => restore::measure_many(&setting, &mut rows, &subjects, &first_byte),
             "block" => setting.block(&mut rows, &subjects)?,
             "network" => {
                 // On a thread of its own: it does not come back from its network namespace.
@@ -136,6 +147,7 @@ fn run(matches: &ArgMatches) -> Result<bool, Error> {
             "rows": rows.rows.iter().map(Row::json).collect::<Vec<_>>(),
             "targets": verdicts.iter().map(targets::Verdict::json).collect::<Vec<_>>(),
             "failures": rows.failures,
+            "skipped": rows.skipped,
             "command": std::env::args().collect::<Vec<_>>(),
             "load_average": [load_before, load_average()],
             "cpus": std::thread::available_parallelism()?.get(),
@@ -205,6 +217,9 @@ fn print(rows: &Rows, verdicts: &[targets::Verdict]) {
     }
     for v in verdicts {
         println!("{:<44} {:<26} {:>10}  {}", v.what, v.aim, v.reached, if v.met { "met" } else { "NOT MET" });
+    }
+    for skipped in &rows.skipped {
+        println!("skipped: {skipped}");
     }
     for failure in &rows.failures {
         println!("failed: {failure}");

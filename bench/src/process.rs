@@ -18,6 +18,8 @@ pub(crate) struct Process {
 pub(crate) struct Footprint {
     /// Its pages, shared ones divided by those who share.
     pub(crate) proportional: f64,
+    /// Its pages, shared ones in full.
+    pub(crate) resident: f64,
     /// Pages that it alone has and has written to: what one more of it costs.
     pub(crate) private_dirty: f64,
     /// Its threads.
@@ -95,6 +97,7 @@ impl Process {
         };
         Ok(Footprint {
             proportional: number(&rollup, "Pss")?,
+            resident: number(&rollup, "Rss")?,
             private_dirty: number(&rollup, "Private_Dirty")?,
             threads: number(&status, "Threads")?,
             cpu_millis: self.cpu_millis()?,

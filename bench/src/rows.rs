@@ -1,6 +1,7 @@
 //! What was measured: rows of series, one series for each program, and their comparison.
 
 use std::collections::BTreeMap;
+use std::io::{Error, ErrorKind};
 
 use serde_json::{Value, json};
 
@@ -27,11 +28,13 @@ pub(crate) struct Row {
     pub(crate) programs: Vec<String>,
 }
 
-/// All rows, and the programs that failed somewhere.
+/// All rows, and the programs that failed somewhere or had to be left out.
 #[derive(Debug, Default)]
 pub(crate) struct Rows {
     pub(crate) rows: Vec<Row>,
     pub(crate) failures: Vec<String>,
+    /// What a program cannot do, in its own words.
+    pub(crate) skipped: Vec<String>,
 }
 
 impl Rows {
@@ -68,6 +71,20 @@ impl Rows {
         if !self.failures.contains(&what) {
             self.failures.push(what);
         }
+    }
+
+    /// Notes that a program does not do what a row is about.
+    pub(crate) fn skip(&mut self, what: String) {
+        eprintln!("bench: skipped: {what}");
+        if !self.skipped.contains(&what) {
+            self.skipped.push(what);
+        }
+    }
+
+    /// One or the other: a refusal is no failure of the program.
+    pub(crate) fn miss(&mut self, what: &str, error: &Error) {
+        let text = format!("{what}: {error}");
+        if error.kind() == ErrorKind::Unsupported { self.skip(text) } else { self.fail(text) }
     }
 
     pub(crate) fn row(&self, name: &str) -> Option<&Row> {

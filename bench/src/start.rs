@@ -19,7 +19,7 @@ pub(crate) const THREADS: &str = "threads";
 pub(crate) const PER_SECOND: &str = "VMs started per second";
 
 /// Starts a guest that says one byte; the time until it came, and the process that runs on.
-fn first_byte(subject: &Subject, kernel: &Path) -> Result<(Duration, Process), Error> {
+pub(crate) fn first_byte(subject: &Subject, kernel: &Path) -> Result<(Duration, Process), Error> {
     let mut process = Process::start(subject.run(kernel, "", Extra::None))?;
     process.read_until(LIMIT, |seen| !seen.is_empty())?;
     Ok((process.age(), process))

@@ -39,12 +39,19 @@ pub(crate) enum Extra<'a> {
 
 /// Where QEMU's firmware leaves devices without addresses, the probe puts them here: above RAM and below the I/O APIC.
 const QEMU_BARS: &str = "probe.bars=0xc0000000";
+/// Memory of a machine that needs no more.
+const USUAL_MIB: u64 = 512;
 const MAC: &str = "52:54:00:be:5c:01";
 
 impl Subject {
     /// Whether it can give a guest devices.
     pub(crate) fn has_devices(&self) -> bool {
         self.dialect != Dialect::Bare
+    }
+
+    /// Whether it takes questions over Cloud Hypervisor's API.
+    pub(crate) fn has_api(&self) -> bool {
+        self.dialect == Dialect::CloudHypervisor
     }
 
     fn command(&self) -> Command {
@@ -62,13 +69,28 @@ impl Subject {
 
     /// Runs a PVH guest whose serial port is standard output.
     pub(crate) fn run(&self, kernel: &Path, cmdline: &str, extra: Extra<'_>) -> Command {
+        self.run_with(kernel, cmdline, USUAL_MIB, extra)
+    }
+
+    /// Continues a snapshot that the same program has taken, at once, its memory brought back by `mode`.
+    pub(crate) fn restored(&self, snapshot: &Path, mode: &str) -> Command {
+        let mut command = self.command();
+        let source = snapshot.display();
+        let restore = format!("source_url=file://{source},memory_restore_mode={mode},resume=on");
+        command.args(["--restore", &restore]);
+        command
+    }
+
+    /// The same as [`run`](Subject::run) with `mib` of memory; bare KVM has what it has.
+    pub(crate) fn run_with(&self, kernel: &Path, cmdline: &str, mib: u64, extra: Extra<'_>) -> Command {
         let mut command = self.command();
         match &self.dialect {
             Dialect::Bare => {
                 command.arg(kernel).arg(cmdline);
             }
             Dialect::CloudHypervisor => {
-                command.arg("--kernel").arg(kernel).args(["--memory", "size=512M", "--cpus", "boot=1"]);
+                command.arg("--kernel").arg(kernel);
+                command.args(["--memory", &format!("size={mib}M"), "--cpus", "boot=1"]);
                 command.args(["--serial", "tty", "--console", "off"]);
                 if !cmdline.is_empty() {
                     command.args(["--cmdline", cmdline]);
@@ -102,7 +124,7 @@ impl Subject {
                     "-cpu",
                     "host,-arch-capabilities",
                     "-m",
-                    "512",
+                    &mib.to_string(),
                 ]);
                 command.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
                 command.args(["-serial", "stdio", "-bios", "qboot.rom"]);

@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use crate::boot::USERSPACE;
 use crate::load::block_row;
+use crate::restore;
 use crate::rows::Rows;
 use crate::start::{FIRST_BYTE, PER_SECOND, PRIVATE_DIRTY, PROPORTIONAL};
 
@@ -62,6 +63,9 @@ pub(crate) fn verdicts(rows: &Rows, others: &[String]) -> Vec<Verdict> {
         }
     };
     ratio(FIRST_BYTE, BARE, Limit::AtMost(1.5));
+    for size in ["1 GiB", "8 GiB"] {
+        ratio(&restore::row(size, restore::MAPPED), BARE, Limit::AtMost(2.0));
+    }
     for op in ["read", "write"] {
         for direct in [false, true] {
             ratio(&block_row(op, 32, direct), QEMU, Limit::AtLeast(1.0));
@@ -86,6 +90,7 @@ pub(crate) fn verdicts(rows: &Rows, others: &[String]) -> Vec<Verdict> {
     absolute(PROPORTIONAL, Limit::AtMost(2600.0));
     absolute(PRIVATE_DIRTY, Limit::AtMost(400.0));
     absolute(PER_SECOND, Limit::AtLeast(150.0));
+    absolute(&restore::failures(restore::MAPPED), Limit::AtMost(0.0));
     verdicts
 }
 

@@ -131,6 +131,27 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// The image cannot have this size.
+    #[error("disk image {} cannot be resized from {from} to {to} bytes: {why}", path.display())]
+    Resize {
+        /// The path as given.
+        path: PathBuf,
+        /// Its size in bytes.
+        from: u64,
+        /// The size asked for.
+        to: u64,
+        /// What is in the way.
+        why: String,
+    },
+    /// The host refused to change the size.
+    #[error("cannot change the size of disk image {}", path.display())]
+    SetSize {
+        /// The path as given.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
 }
 
 impl Error {

@@ -229,38 +229,54 @@ impl Image {
         }
     }
 
-    /// Changes the size to this many bytes; nobody uses the image meanwhile.
+    /// Changes the size to this many bytes; no request may be under way. A file of raw bytes is made longer or cut, a qcow2 image
+    /// can only become larger; a block device must have that many bytes already, and is looked at no further than that.
     ///
     /// # Errors
-    /// The format or the host does not allow it; the image is as before.
-    pub fn resize(&self, size: u64) -> io::Result<()> {
-        let refuse = |what: String| Err(io::Error::new(io::ErrorKind::Unsupported, what));
-        if size < SECTOR || !size.is_multiple_of(SECTOR) {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                format!("{size} is not a multiple of {SECTOR} bytes"),
-            ));
+    /// A size that cannot be, a read-only image, a format that does not allow it, a range that somebody else has locked, or what the
+    /// host refused. The size is as before.
+    pub fn resize(&self, bytes: u64) -> Result<()> {
+        let path = &self.path;
+        let refuse =
+            |why: String| Err(Error::Resize { path: path.clone(), from: self.size(), to: bytes, why });
+        if bytes == 0 || !bytes.is_multiple_of(SECTOR) {
+            return refuse("it is no multiple of 512 bytes, or nothing".into());
+        }
+        if self.map.is_none() && self.direct().is_some_and(|it| !bytes.is_multiple_of(u64::from(it.block))) {
+            return refuse("it is no multiple of the block size of direct I/O".into());
         }
         if self.readonly() {
-            return refuse("a read-only image cannot change its size".to_owned());
+            return refuse("the image is read-only".into());
         }
+        let failed = |source| Error::SetSize { path: path.clone(), source };
         match (self.format, &self.map) {
             (Format::Raw, _) if self.storage.is_device() => {
-                // Somebody else changes it; we follow.
-                let now = self.storage.measure()?;
-                if now < size {
-                    return refuse(format!("the block device has {now} bytes"));
+                let inspect = |source| Error::Inspect { path: path.clone(), what: "size", source };
+                if bytes > self.storage.measure().map_err(inspect)? {
+                    return refuse("the block device has fewer bytes".into());
                 }
             }
             (Format::Raw, _) => {
-                self.storage.check_direct(size).map_err(io::Error::other)?;
-                self.storage.set_length(size)?;
+                self.storage.lock(bytes.max(self.size()))?;
+                self.storage.set_length(bytes).map_err(failed)?;
             }
-            (Format::Qcow2, Some(map)) => map.grow(size)?,
-            (format, _) => return refuse(format!("a {format} image cannot change its size")),
+            (_, Some(map)) => match map.grow(bytes) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::Unsupported => return refuse(error.to_string()),
+                Err(error) => return Err(failed(error)),
+            },
+            (format, None) => return refuse(format!("a {format} image cannot change its size")),
         }
-        self.size.store(size, Ordering::Release);
+        self.size.store(bytes, Ordering::Release);
         Ok(())
+    }
+
+    /// Writes what is known of the image in memory only, so that another process finds all that was reported as written.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn settle(&self) -> io::Result<()> {
+        self.map.as_ref().map_or(Ok(()), |map| map.flush())
     }
 
     /// Fills `buffer` at once; past the end there are zeros. For images that others build upon.

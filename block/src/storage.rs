@@ -40,6 +40,7 @@ pub(crate) struct Storage {
     sparse: Sparse,
     id: String,
     inode: (u64, u64),
+    granularity: Granularity,
     /// See [`crate::direct::detour`].
     exclusive: Mutex<()>,
 }
@@ -71,6 +72,7 @@ impl Storage {
             id: identity(metadata.dev(), metadata.rdev(), metadata.ino()),
             inode: (metadata.dev(), metadata.ino()),
             path: path.clone(),
+            granularity: access.lock,
             is_device,
             length: AtomicU64::new(length),
             readonly: access.readonly,
@@ -119,6 +121,11 @@ impl Storage {
     /// Device and number of the inode.
     pub(crate) fn inode(&self) -> (u64, u64) {
         self.inode
+    }
+
+    /// Locks this many bytes, or what was to be locked from the beginning.
+    pub(crate) fn lock(&self, bytes: u64) -> Result<()> {
+        lock::acquire(&self.file, &self.path, bytes, self.granularity, !self.readonly)
     }
 
     /// An error unless direct I/O can reach the first `size` bytes.

@@ -253,3 +253,28 @@ fn block_sizes_make_sense() {
     assert_eq!(topology.logical_block, 512);
     assert!(topology.physical_block.is_power_of_two() && topology.physical_block >= 512);
 }
+
+#[test]
+fn an_image_grows_and_shrinks_and_its_lock_follows() {
+    let directory = directory();
+    let path = file(&directory, "image", &[7; 4096]);
+    let image = open(&path).unwrap();
+    image.resize(1 << 20).unwrap();
+    assert_eq!((image.size(), fs::metadata(&path).unwrap().len()), (1 << 20, 1 << 20));
+    assert!(image.may_write((1 << 20) - 512, 512).is_ok());
+    image.resize(1024).unwrap();
+    assert_eq!((image.size(), fs::read(&path).unwrap()), (1024, vec![7; 1024]));
+    assert_eq!(image.may_read(1024, 512), Err(Forbidden::PastEnd));
+    // What was added is locked too.
+    image.resize(8192).unwrap();
+    assert!(matches!(open(&path), Err(Error::Locked { .. })));
+    for bytes in [0, 511, 513] {
+        assert!(matches!(image.resize(bytes), Err(Error::Resize { .. })), "{bytes}");
+    }
+    assert_eq!(image.size(), 8192);
+    drop(image);
+    let readonly = Image::open(&Options { readonly: true, ..raw(&path) }).unwrap();
+    let error = readonly.resize(512).unwrap_err().to_string();
+    assert!(error.contains("from 8192 to 512 bytes: the image is read-only"), "{error}");
+    assert_eq!(fs::metadata(&path).unwrap().len(), 8192);
+}

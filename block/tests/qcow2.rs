@@ -297,7 +297,7 @@ fn a_killed_writer_leaves_a_good_image_with_all_that_was_flushed() {
         let (at, byte) = last.unwrap();
         let found = disk.read(at, ROUND).unwrap();
         // A write that was not flushed yet may have come later.
-        assert!(found.iter().all(|found| *found == byte || *found > byte), "{features}");
+        assert!(found.iter().all(|found| *found >= byte), "{features}");
         disk.write(0, &[1; 4096]).unwrap();
         drop(disk);
         check(&path, true);

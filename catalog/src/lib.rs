@@ -8,6 +8,7 @@
 
 pub mod cpus;
 pub mod flags;
+pub mod hot;
 pub mod machine;
 pub mod memory;
 pub mod overrides;
@@ -19,6 +20,7 @@ pub mod restore;
 
 pub use cpus::CpusSpec;
 pub use flags::Flag;
+pub use hot::{Addable, Addition, Hot};
 pub use machine::VmSpec;
 pub use memory::MemorySpec;
 pub use overrides::Overrides;

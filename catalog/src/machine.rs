@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::LazyLock;
 
 use clap::{Arg, ArgMatches, Command};
 use device::Naming;
@@ -15,9 +16,11 @@ use virtio_devices::net::NetSpec;
 use virtio_devices::rng::RngSpec;
 
 use crate::flags::{self, Flag, Purpose};
+use crate::hot::{self, Hot, InList};
 use crate::overrides::{self, Overrides};
 use crate::payload::nothing_to_boot;
 use crate::pci_segment;
+use crate::plug::Listed;
 use crate::{
     CpusSpec, MemorySpec, PayloadSpec, PciSegmentSpec, PlatformSpec, Plug, RestoreRequest, RestoreSpec,
 };
@@ -65,7 +68,17 @@ macro_rules! machine {
             )*
         }
 
-        $( impl Field for $spec {} )*
+        $(
+            impl Field for $spec {}
+            machine!(@listed $arity $field $spec);
+        )*
+
+        /// The devices that can be added to a running machine, in the order of the list.
+        pub static HOT: LazyLock<Vec<Hot>> = LazyLock::new(|| {
+            let mut all = Vec::with_capacity(8);
+            $( machine!(@hot $arity all, $spec); )*
+            all
+        });
 
         impl VmSpec {
             /// The devices in the order of their PCI slots.
@@ -80,6 +93,12 @@ macro_rules! machine {
                 let mut all: Vec<&mut dyn Plug> = Vec::new();
                 $( machine!(@list_mut $arity all, self.$field); )*
                 all
+            }
+
+            /// Takes the device with this name out, if it is one that can be removed; tells whether there was one.
+            pub fn remove(&mut self, id: &str) -> bool {
+                $( machine!(@remove $arity self.$field, id); )*
+                false
             }
 
             /// The flags of the devices.
@@ -119,17 +138,38 @@ macro_rules! machine {
         }
     };
     (@type one $spec:ty) => { $spec };
-    (@type many $spec:ty) => { Option<Vec<$spec>> };
+    (@type hot $spec:ty) => { Option<Vec<$spec>> };
+    (@listed hot $field:ident $spec:ty) => {
+        impl Listed for $spec {
+            const HOT: bool = true;
+        }
+        impl InList for $spec {
+            fn list(spec: &mut VmSpec) -> &mut Option<Vec<Self>> {
+                &mut spec.$field
+            }
+        }
+    };
+    (@listed $arity:ident $field:ident $spec:ty) => {
+        impl Listed for $spec {
+            const HOT: bool = false;
+        }
+    };
+    (@hot hot $all:ident, $spec:ty) => { $all.push(Hot::of::<$spec>()) };
+    (@hot $arity:ident $all:ident, $spec:ty) => {};
+    (@remove hot $self:ident.$field:ident, $id:ident) => {
+        if hot::take(&mut $self.$field, $id) { return true; }
+    };
+    (@remove $arity:ident $self:ident.$field:ident, $id:ident) => {};
     (@list one $all:ident, $self:ident.$field:ident) => { $all.push(&$self.$field) };
-    (@list many $all:ident, $self:ident.$field:ident) => {
+    (@list hot $all:ident, $self:ident.$field:ident) => {
         $all.extend($self.$field.iter().flatten().map(|s| s as &dyn Plug))
     };
     (@list_mut one $all:ident, $self:ident.$field:ident) => { $all.push(&mut $self.$field) };
-    (@list_mut many $all:ident, $self:ident.$field:ident) => {
+    (@list_mut hot $all:ident, $self:ident.$field:ident) => {
         $all.extend($self.$field.iter_mut().flatten().map(|s| s as &mut dyn Plug))
     };
     (@flag one $spec:ty) => { Flag::of::<$spec>(false) };
-    (@flag many $spec:ty) => { Flag::of::<$spec>(true) };
+    (@flag hot $spec:ty) => { Flag::of::<$spec>(true) };
     (@take one $self:ident.$field:ident, $matches:ident) => {
         if let Some(spec) = flags::one($matches)? { $self.$field = spec; }
     };
@@ -138,7 +178,7 @@ macro_rules! machine {
             $self.$field = overrides::patched(&$self.$field, patch)?;
         }
     };
-    (@replace many $self:ident.$field:ident, $overrides:ident) => {
+    (@replace hot $self:ident.$field:ident, $overrides:ident) => {
         for (id, patch) in $overrides.many(stringify!($field))? {
             let mut all = $self.$field.iter_mut().flatten();
             let spec = all.find(|s| s.common().and_then(|c| c.id.as_deref()) == Some(id));
@@ -151,22 +191,23 @@ macro_rules! machine {
             $overrides.set(stringify!($field), overrides::patch_of::<$spec>(text)?);
         }
     };
-    (@overrides many $field:ident: $spec:ty, $matches:ident, $overrides:ident) => {
+    (@overrides hot $field:ident: $spec:ty, $matches:ident, $overrides:ident) => {
         for text in $matches.get_many::<String>(<$spec as spec::Spec>::FLAG).into_iter().flatten() {
             $overrides.push(stringify!($field), overrides::patch_of::<$spec>(text)?);
         }
     };
-    (@take many $self:ident.$field:ident, $matches:ident) => {
+    (@take hot $self:ident.$field:ident, $matches:ident) => {
         if let Some(specs) = flags::many($matches)? { $self.$field = Some(specs); }
     };
 }
 
 machine! {
-    // In the order of PCI slots; the field is the name in JSON. A new device is its file and a line here.
+    // In the order of PCI slots; the field is the name in JSON. A new device is its file and a line here: `one` that every machine
+    // has, or `hot` ones, any number of them, which can also be added to a running machine and removed from it.
     devices {
         one console: ConsoleSpec,
-        many disks: DiskSpec,
-        many net: NetSpec,
+        hot disks: DiskSpec,
+        hot net: NetSpec,
         one rng: RngSpec,
         one serial: SerialSpec,
         one debug_console: DebugConsoleSpec,
@@ -237,6 +278,11 @@ impl VmSpec {
             .arg(text("initramfs", "path", "Initial RAM file system"))
             .args(groups.iter().map(|flag| flag.arg(purpose)))
             .args(flags::UNSUPPORTED.iter().map(flags::unsupported_arg))
+    }
+
+    /// Adds the flags by which devices of a saved machine are changed.
+    pub fn add_override_flags(command: Command) -> Command {
+        command.args(VmSpec::device_flags().iter().map(|flag| flag.arg(Purpose::Help)))
     }
 
     /// The machine that the command line asks for; `None` if it describes none.

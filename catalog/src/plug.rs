@@ -7,6 +7,8 @@ use spec::{Facts, Part, PciCommon, Refusal, Spec};
 pub trait Plug {
     /// The flag without dashes, for messages.
     fn flag(&self) -> &'static str;
+    /// Whether such a device can come and go while the machine runs.
+    fn hot(&self) -> bool;
     /// See [`Build::NAMING`].
     fn naming(&self) -> Naming;
     /// See [`Build::common`].
@@ -25,9 +27,19 @@ pub trait Plug {
     fn build(&mut self, host: &Host<'_>) -> Result<Built, Refusal>;
 }
 
-impl<T: Build> Plug for T {
+/// A specification that is in the list of devices.
+pub(crate) trait Listed {
+    /// See [`Plug::hot`].
+    const HOT: bool;
+}
+
+impl<T: Build + Listed> Plug for T {
     fn flag(&self) -> &'static str {
         T::FLAG
+    }
+
+    fn hot(&self) -> bool {
+        T::HOT
     }
 
     fn naming(&self) -> Naming {

@@ -1,13 +1,15 @@
 //! `vm.snapshot` and `vm.restore`: where a machine is saved to, and how it comes back.
 
-use std::os::fd::{OwnedFd, RawFd};
+use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use device::Build;
 use serde::{Deserialize, Serialize};
 use spec::value::tuple_list;
 use spec::{Facts, Refusal, Spec, Value};
 
+use crate::VmSpec;
 use crate::overrides::Overrides;
 
 /// The body of `vm.snapshot`.
@@ -167,4 +169,94 @@ pub struct RestoreRequest {
     /// What is different.
     #[serde(flatten)]
     pub overrides: Overrides,
+}
+
+impl RestoreRequest {
+    /// Takes the descriptors that came with a request, in the order of `net_fds`.
+    ///
+    /// # Errors
+    /// Their number is not the sum of `num_fds`.
+    pub fn adopt(&mut self, descriptors: Vec<OwnedFd>) -> Result<(), Refusal> {
+        let nets = &mut self.restore.net_fds.0;
+        let wanted = nets.iter().map(|n| n.num_fds).fold(0, usize::saturating_add);
+        if wanted != descriptors.len() {
+            return Err(Refusal::invalid(format!(
+                "{} descriptors came with the request, and net_fds speaks of {wanted}",
+                descriptors.len()
+            )));
+        }
+        let mut all = descriptors.into_iter().map(Arc::new);
+        for net in nets {
+            net.received = Received(all.by_ref().take(net.num_fds).collect());
+        }
+        Ok(())
+    }
+
+    /// The numbers of the descriptors that a client sends along.
+    pub fn lend(&self) -> Vec<RawFd> {
+        self.restore.net_fds.0.iter().flat_map(|n| n.numbers.iter().copied()).collect()
+    }
+
+    /// Gives open taps to the network devices that had such; `with_fds` names those that had when they were saved.
+    ///
+    /// # Errors
+    /// A device that needs taps and gets none or another number of them, or taps for a device that is not there.
+    pub fn give_taps(&self, spec: &mut VmSpec, with_fds: &[(String, usize)]) -> Result<(), Refusal> {
+        let nets = &self.restore.net_fds.0;
+        for (id, count) in with_fds {
+            let named = spec.net.iter().flatten().any(|n| n.pci.id.as_ref() == Some(id) && n.tap.is_some());
+            match nets.iter().find(|n| n.id == *id) {
+                None if named => {}
+                None => {
+                    return Err(Refusal::invalid(format!(
+                        "Net id {id} is associated with FDs and is required"
+                    )));
+                }
+                Some(net) if net.num_fds == *count => {}
+                Some(net) => {
+                    return Err(Refusal::invalid(format!(
+                        "Number of Net FDs passed for '{id}' during Restore: {}. Expected: {count}",
+                        net.num_fds
+                    )));
+                }
+            }
+        }
+        for net in nets {
+            let found = spec.net.iter_mut().flatten().find(|n| n.pci.id.as_ref() == Some(&net.id));
+            let Some(found) = found else {
+                log::warn!("net_fds: the saved machine has no network device {:?}", net.id);
+                continue;
+            };
+            found.tap = None;
+            Build::adopt(found, net.descriptors()?)?;
+        }
+        Ok(())
+    }
+}
+
+impl NetFd {
+    /// The taps: those that came with a request, or copies of those that the process was started with.
+    fn descriptors(&self) -> Result<Vec<OwnedFd>, Refusal> {
+        let failed =
+            |e| Refusal::host(format!("Cannot use the descriptors for network device {:?}", self.id), e);
+        let received = self.received.0.iter().map(|fd| fd.try_clone());
+        let inherited = self.numbers.iter().map(|number| {
+            if *number <= 2 {
+                return Err(std::io::Error::other(format!("Reserved fd number (<= 2): {number}")));
+            }
+            // SAFETY: only for the length of this call, which fails if it is no open descriptor.
+            unsafe { BorrowedFd::borrow_raw(*number) }.try_clone_to_owned()
+        });
+        received.chain(inherited).collect::<Result<_, _>>().map_err(failed)
+    }
+}
+
+/// The network devices of a description that had open taps, and how many; the numbers mean nothing any more.
+pub fn fd_backed_nets(description: &serde_json::Value) -> Vec<(String, usize)> {
+    let nets = description["net"].as_array().into_iter().flatten();
+    let with = |net: &serde_json::Value| {
+        let count = net["fds"].as_array().map(Vec::len).filter(|count| *count > 0)?;
+        Some((net["id"].as_str()?.to_owned(), count))
+    };
+    nets.filter_map(with).collect()
 }

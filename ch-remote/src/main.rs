@@ -1,7 +1,6 @@
 //! `ch-remote`: asks a running `cloud-hypervisor`, prints the answer, tells errors as a numbered chain.
 
 use std::error::Error;
-use std::io::Read;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -17,12 +16,7 @@ fn main() -> ExitCode {
         }
     };
     match run(&matches) {
-        Ok(body) => {
-            if !body.is_empty() {
-                println!("{body}");
-            }
-            ExitCode::SUCCESS
-        }
+        Ok(()) => ExitCode::SUCCESS,
         Err(chain) => {
             eprintln!("Error: ch-remote exited with the following chain of errors:");
             for (depth, message) in chain.iter().enumerate() {
@@ -33,27 +27,25 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(matches: &clap::ArgMatches) -> Result<String, Vec<String>> {
+fn run(matches: &clap::ArgMatches) -> Result<(), Vec<String>> {
     let socket = matches
         .get_one::<String>("api-socket")
         .ok_or_else(|| vec!["Please provide the API socket: --api-socket <path>".to_owned()])?;
     let (name, arguments) = matches.subcommand().ok_or_else(|| vec!["No command given".to_owned()])?;
     let route = ch_remote::route(name).ok_or_else(|| vec![format!("Unknown command {name}")])?;
-    let body = match arguments.try_get_one::<String>("path") {
-        Ok(Some(path)) => Some(read(path)?),
-        _ => None,
+    let request = ch_remote::request(route, arguments)?;
+    let ask = |route, body, descriptors: &[_]| {
+        client::ask(Path::new(socket), route, body, descriptors).map_err(|e| chain(&e))
     };
-    client::ask(Path::new(socket), route, body).map_err(|e| chain(&e))
-}
-
-fn read(path: &str) -> Result<String, Vec<String>> {
-    let mut text = String::new();
-    let result = if path == "-" {
-        std::io::stdin().read_to_string(&mut text).map(drop)
-    } else {
-        std::fs::read_to_string(path).map(|t| text = t)
-    };
-    result.map(|()| text).map_err(|e| vec![format!("Cannot read {path}"), e.to_string()])
+    let first = || ask(route, request.body.clone(), &request.descriptors);
+    let answer = ch_remote::progress::telling(Path::new(socket), first)?;
+    if !answer.is_empty() {
+        println!("{answer}");
+    }
+    if let (Some(body), Some(route)) = (request.then(&answer), ch_remote::route("wait-device")) {
+        ask(route, Some(body), &[])?;
+    }
+    Ok(())
 }
 
 /// The error's causes, and what the server said of its own.

@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::collections::HashMap;
+use std::os::fd::{OwnedFd, RawFd};
 use std::sync::{Mutex, PoisonError};
 
 use spec::{Facts, PciCommon, Refusal, Spec};
@@ -44,6 +45,20 @@ pub trait Build: Spec {
     /// The same, to write the automatic name back.
     fn common_mut(&mut self) -> Option<&mut PciCommon> {
         None
+    }
+
+    /// Takes descriptors that came with a request for this device, in their order. A device that has no use for them closes them.
+    ///
+    /// # Errors
+    /// They do not fit what was described.
+    fn adopt(&mut self, descriptors: Vec<OwnedFd>) -> Result<(), Refusal> {
+        drop(descriptors);
+        Ok(())
+    }
+
+    /// Takes the numbers of descriptors out of the description, for a client that sends the descriptors with a request.
+    fn lend(&mut self) -> Vec<RawFd> {
+        Vec::new()
     }
 
     /// Meets the host: opens files, taps, sockets. What the host chose (a tap's name, a MAC, a terminal's path) is written back, so

@@ -1,16 +1,20 @@
 //! A board for tests: memory, interrupts and events that remember what happened, and a driver for virtio devices.
 
+pub mod state;
+
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use virtio_queue::{Queue, QueueT};
+use virtio_queue::{Queue, QueueState, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::ram::RamMap;
 use crate::virtio::feature;
-use crate::{DriverLink, Events, Line, LiveQueue, Ram, Request, Vector, Virtio, VirtioGrant, Workers};
+use crate::{
+    DriverLink, Events, Line, LiveQueue, Node, Ram, Request, StateError, Vector, Virtio, VirtioGrant, Workers,
+};
 
 /// Remembers records and requests.
 #[derive(Default)]
@@ -217,6 +221,43 @@ impl<V: Virtio> Bench<V> {
             bench.start(i, 0);
         }
         bench
+    }
+
+    /// Stops all queues and returns where they are.
+    pub fn stop(&self) -> Vec<QueueState> {
+        let stopped = |i| self.device.stop_queue(i).expect("a queue that was started");
+        (0..self.queues.len()).map(stopped).collect()
+    }
+
+    /// Saves the device, which goes, and lets another one, as `make` makes it, go on from there.
+    ///
+    /// # Errors
+    /// The other one's.
+    pub fn move_to<W: Virtio>(self, make: impl FnOnce() -> W) -> Result<Bench<W>, StateError> {
+        let states = self.stop();
+        let node = self.device.save().expect("a state");
+        let text = serde_json::to_string(&node).expect("a node is plain data");
+        let node: Option<Node> = serde_json::from_str(&text).expect("what was written");
+        let Bench { device, ram, link, events, queues, features } = self;
+        drop(device);
+        let mut device = make();
+        device.connect(VirtioGrant {
+            ram: ram.clone(),
+            link: link.clone(),
+            workers: Workers::new(events.clone()),
+            events: events.clone(),
+        });
+        device.load(node)?;
+        device.activate(features).expect("activate");
+        let mut bench = Bench { device, ram, link, events, queues, features };
+        for (i, state) in states.into_iter().enumerate() {
+            assert_eq!(
+                state.next_avail, state.next_used,
+                "nothing is outstanding in a queue that was stopped"
+            );
+            bench.start(i, state.next_avail);
+        }
+        Ok(bench)
     }
 
     /// Starts queue `i` as if its next available index were `next`.

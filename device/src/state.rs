@@ -5,6 +5,8 @@
 //! is untrusted. Fields are only ever added, with defaults; a change of meaning raises [`State::VERSION`] and brings an
 //! [`State::upgrade`]. A kind, version, field or part that nobody takes is an error that names it.
 //!
+//! Not state: counters and the limits of logs, which start anew, and output that the host has not read yet.
+//!
 //! Nothing here touches a file, guest memory or a live device.
 
 use std::collections::BTreeMap;

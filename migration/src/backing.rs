@@ -64,6 +64,17 @@ impl Backing {
         Ok(Some(start..start + span.length))
     }
 
+    /// That the file has its length (still): what is missing at its end would look like a hole.
+    pub(crate) fn check_length(&self) -> Result<(), Error> {
+        let path = self.path();
+        let found = self.file().metadata().map_err(|e| Error::file("look at", path, e))?.len();
+        let length = self.ranges().map(|(span, _)| span.length).sum::<u64>();
+        if found == length {
+            return Ok(());
+        }
+        Err(Error::damaged(path, format!("it has {found} bytes instead of {length}")))
+    }
+
     /// That these are the ranges of `ram`, no more and no less.
     pub(crate) fn check_same(&self, ram: &RamMap) -> Result<(), Error> {
         let theirs: Vec<Span> = spans(ram).collect();

@@ -7,8 +7,9 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress};
 
 use crate::backing::Backing;
 use crate::checksum::{Checksum, Running};
+use crate::extents::Finder;
 use crate::write::next_run;
-use crate::{Error, PAGE, Progress, extents};
+use crate::{Error, PAGE, Progress};
 
 /// Bytes that are read, summed and put into memory in one go, from a buffer that stays in the processor's cache.
 const CHUNK: u64 = 512 << 10;
@@ -22,7 +23,8 @@ pub(crate) fn copy(
 ) -> Result<(), Error> {
     backing.check_same(ram)?;
     let path = backing.path();
-    let next = |range| extents::next(backing.file(), range).map_err(|e| Error::file("look at", path, e));
+    let mut finder = Finder::default();
+    let mut next = |range| finder.next(backing.file(), range).map_err(|e| Error::file("look at", path, e));
     let length = backing.ranges().map(|(span, _)| span.length).sum();
 
     let (mut total, mut at) = (0, 0);

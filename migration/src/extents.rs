@@ -7,8 +7,9 @@ use std::os::fd::AsRawFd;
 
 use crate::PAGE;
 
-/// With more than this many stretches of data a file is looked at in coarser steps: the host has to remember each.
-pub(crate) const MOST: usize = 512;
+/// With more than this many stretches of data a file is looked at in coarser steps: the host has to remember each, which takes it about 10 µs, so
+/// that this many keep a machine waiting for no more than a millisecond or two.
+pub(crate) const MOST: usize = 128;
 
 /// Lists are shortened whenever they get this long, so that a file of a thousand million little holes costs no memory.
 const ROUGH: usize = 1 << 16;
@@ -43,6 +44,33 @@ pub(crate) fn next(file: &File, range: Range<u64>) -> io::Result<Option<Range<u6
     let start = (start / PAGE * PAGE).max(range.start);
     let end = end.checked_next_multiple_of(PAGE).map_or(range.end, |end| end.min(range.end));
     Ok(Some(start..end))
+}
+
+/// Remembers the last answer: some file systems walk over every page of a stretch to find its end, so a stretch that is dealt with in steps must not
+/// be looked for at each. What has come since is not found; what was found is not lost.
+#[derive(Default)]
+pub(crate) struct Finder {
+    /// Whence the last search went, and what it found.
+    last: Option<(u64, Option<Range<u64>>)>,
+}
+
+impl Finder {
+    /// As [`next`].
+    pub(crate) fn next(&mut self, file: &File, range: Range<u64>) -> io::Result<Option<Range<u64>>> {
+        let known = self.last.as_ref().filter(|(from, data)| {
+            *from <= range.start && data.as_ref().is_none_or(|data| range.start < data.end)
+        });
+        let data = match known {
+            Some((_, data)) => data.clone(),
+            None => {
+                let data = next(file, range.start..u64::MAX)?;
+                self.last = Some((range.start, data.clone()));
+                data
+            }
+        };
+        let data = data.map(|data| data.start.max(range.start)..data.end.min(range.end));
+        Ok(data.filter(|data| !data.is_empty()))
+    }
 }
 
 /// All stretches of data within `ranges` of a file, in order; at most `most` if there are fewer ranges than that, with the smallest holes taken
@@ -124,6 +152,19 @@ mod tests {
         assert_eq!(next(&file, 11 * PAGE..64 * PAGE).unwrap(), None);
         assert_eq!(next(&file, 0..0).unwrap(), None);
         assert!(next(&file, u64::MAX - 1..u64::MAX).is_err());
+    }
+
+    #[test]
+    fn what_was_found_is_found_again() {
+        let file = file(64 * PAGE, &[2, 3, 10]);
+        let mut finder = Finder::default();
+        for start in 0..64 {
+            for end in start..64 {
+                let range = start * PAGE..end * PAGE;
+                assert_eq!(finder.next(&file, range.clone()).unwrap(), next(&file, range).unwrap());
+            }
+        }
+        assert_eq!(finder.next(&file, 0..3 * PAGE).unwrap(), Some(2 * PAGE..3 * PAGE));
     }
 
     #[test]

@@ -16,11 +16,13 @@ mod extents;
 mod files;
 mod manifest;
 mod mapping;
+mod pager;
 mod presence;
 mod progress;
 mod source;
 #[cfg(test)]
 mod tests;
+mod userfault;
 mod write;
 
 pub use backing::Backing;
@@ -28,6 +30,7 @@ pub use directory::{Directory, Written};
 pub use error::Error;
 pub use files::{CONFIG, MEMORY, STATE};
 pub use manifest::TEXT_LIMIT;
+pub use pager::Pager;
 pub use progress::Progress;
 pub use source::Source;
 pub use write::Memory;

@@ -63,6 +63,8 @@ pub(crate) fn map(backing: &Backing, reserve: bool) -> Result<Vec<GuestRegionMma
 /// Which parts of the file are worth being mapped, in order.
 pub(crate) fn plan(backing: &Backing) -> Result<Vec<Range<u64>>, Error> {
     let ranges = backing.ranges().map(|(span, base)| base..base + span.length);
-    extents::plan(backing.file(), ranges, extents::MOST)
-        .map_err(|e| Error::file("look at", backing.path(), e))
+    let plan = extents::plan(backing.file(), ranges, extents::MOST)
+        .map_err(|e| Error::file("look at", backing.path(), e))?;
+    backing.check_length()?;
+    Ok(plan)
 }

@@ -209,3 +209,47 @@ fn mapped_files() -> io::Result<Vec<Range<u64>>> {
     }
     Ok(files)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vm_memory::mmap::MmapRegionBuilder;
+    use vm_memory::{Bytes, VolatileMemory};
+
+    #[test]
+    fn all_ways_find_the_same_pages() {
+        let page = host_page();
+        let length = 5000 * page;
+        let region = MmapRegionBuilder::<()>::new(usize::try_from(length).unwrap())
+            .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+            .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS)
+            .build()
+            .unwrap();
+        let slice = region.as_volatile_slice();
+        let touched = |n: u64| n.is_multiple_of(3) || n > 4000;
+        for n in (0..5000).filter(|n| touched(*n)) {
+            slice.write_obj(1_u8, usize::try_from(n * page).unwrap()).unwrap();
+        }
+        let host = region.as_ptr() as u64;
+        let pages = |runs: &[Run]| -> Vec<u64> {
+            runs.iter().flat_map(|r| (r.range.start - host) / page..(r.range.end - host) / page).collect()
+        };
+        let expected: Vec<u64> = (0..5000).filter(|n| touched(*n)).collect();
+        let open = || File::open("/proc/self/pagemap").unwrap();
+        for way in [Way::Scan(open()), Way::Entries(open())] {
+            let mut presence = Presence { way, files: Vec::new(), page };
+            let runs = presence.runs(host..host + length);
+            assert_eq!(pages(&runs), expected);
+            assert_eq!(runs.len(), 1335);
+            assert!(runs.iter().all(|run| !run.file));
+        }
+        let mut presence = Presence { way: Way::Everything, files: Vec::new(), page };
+        assert_eq!(presence.runs(host..host + length), [Run { range: host..host + length, file: true }]);
+        // A file in the midst of it is there from end to end.
+        let file = host + 10 * page..host + 12 * page;
+        let mut presence = Presence { way: Way::Scan(open()), files: vec![file.clone()], page };
+        let runs = presence.runs(host + 9 * page..host + 13 * page);
+        let ought = |start, end, file| Run { range: host + start * page..host + end * page, file };
+        assert_eq!(runs, [ought(9, 10, false), ought(10, 12, true), ought(12, 13, false)]);
+    }
+}

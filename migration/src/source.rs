@@ -3,7 +3,6 @@
 //! Its files are opened once, and everything about them is checked before a machine is built of them, but for the content of memory:
 //! that is read as a whole only by [`Source::copy`], and otherwise looked at in some places.
 
-use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -15,8 +14,8 @@ use vm_memory::GuestRegionMmap;
 use crate::backing::Backing;
 use crate::checksum::Checksum;
 use crate::files::{CONFIG, Folder, MEMORY, STATE, lock};
-use crate::manifest::{ConfigFacts, Manifest, TEXT_LIMIT};
-use crate::{Error, PAGE, Progress, copy, mapping};
+use crate::manifest::{ConfigFacts, Manifest, Sample, TEXT_LIMIT};
+use crate::{Error, PAGE, Pager, Progress, copy, mapping};
 
 /// A complete snapshot. What it says is untrusted all the same.
 #[derive(Debug)]
@@ -52,8 +51,9 @@ impl Source {
         let path = folder.join(MEMORY);
         let file = folder.read(MEMORY)?.ok_or_else(|| missing(&path))?;
         lock(&file, &path, false)?;
-        check_memory(&file, &path, &manifest)?;
         let memory = Backing::new(file, path, manifest.memory.ranges.clone());
+        memory.check_length()?;
+        check_samples(&memory, &manifest.memory.samples)?;
         Ok(Source { state, config, manifest, memory })
     }
 
@@ -113,18 +113,29 @@ impl Source {
     pub fn map(&self, reserve: bool) -> Result<Vec<GuestRegionMmap<()>>, Error> {
         mapping::map(&self.memory, reserve)
     }
+
+    /// Pages memory into `ram` when it is touched, and meanwhile; see [`Pager`] for its owner's duties. `ram` has the ranges of [`Source::spans`] and is
+    /// private anonymous memory, or a memory file that no other process has, that nobody has touched.
+    ///
+    /// `on_error` is called at most once, on the pager's thread: the machine has to be stopped. It must not wait for that, nor drop the pager.
+    ///
+    /// # Errors
+    /// Other ranges; [`Error::Userfault`] where the host has no such thing, or not for us.
+    pub fn page_in(
+        &self,
+        ram: &RamMap,
+        on_error: impl FnOnce(Error) + Send + 'static,
+    ) -> Result<Pager, Error> {
+        Pager::start(&self.memory, ram, on_error)
+    }
 }
 
-/// Checks what can be checked without reading everything.
-fn check_memory(file: &File, path: &Path, manifest: &Manifest) -> Result<(), Error> {
-    let facts = &manifest.memory;
-    let length = file.metadata().map_err(|e| Error::file("look at", path, e))?.len();
-    if length != facts.length {
-        return Err(Error::damaged(path, format!("it has {length} bytes instead of {}", facts.length)));
-    }
-    for sample in &facts.samples {
+/// Looks at memory in some places.
+fn check_samples(memory: &Backing, samples: &[Sample]) -> Result<(), Error> {
+    let path = memory.path();
+    for sample in samples {
         let mut page = [0; PAGE as usize];
-        file.read_exact_at(&mut page, sample.offset).map_err(|e| Error::file("read", path, e))?;
+        memory.file().read_exact_at(&mut page, sample.offset).map_err(|e| Error::file("read", path, e))?;
         if Checksum::of(&page) != sample.checksum {
             return Err(Error::damaged(
                 path,

@@ -19,10 +19,11 @@ use vm_memory::{
 
 use crate::backing::{self, Backing};
 use crate::checksum::{Checksum, Running};
+use crate::extents::Finder;
 use crate::files::check;
 use crate::manifest::{MARKS, MemoryFacts, MemoryRange, SAMPLES, Sample};
 use crate::presence::Presence;
-use crate::{Error, PAGE, Progress, extents};
+use crate::{Error, PAGE, Progress};
 
 /// Bytes that are read, summed and written in one go.
 const CHUNK: u64 = 512 << 10;
@@ -97,6 +98,7 @@ pub(crate) fn write(
         Ok(())
     })?;
     progress.check()?;
+    memory.behind.map_or(Ok(()), Backing::check_length)?;
     file.sync_all().map_err(|e| Error::write(path, writer.data, e))?;
     progress.finish();
     let mut samples = writer.samples.finish();
@@ -123,7 +125,9 @@ fn each_piece(
     each: &mut dyn FnMut(Piece) -> Result<(), Error>,
 ) -> Result<(), Error> {
     let mut base = 0;
+    let mut behind_finder = Finder::default();
     for region in memory.ram.iter() {
+        let mut finder = Finder::default();
         let span = Span { base: region.start_addr().raw_value(), length: region.len() };
         if !span.base.is_multiple_of(PAGE) || !span.length.is_multiple_of(PAGE) {
             return Err(Error::Layout(format!("{:#x} bytes at {:#x}", span.length, span.base)));
@@ -136,16 +140,16 @@ fn each_piece(
         while start < span.length {
             let window = start..span.length.min(start + WINDOW);
             start = window.end;
-            let present = present(region, presence, window.clone())?;
+            let present = present(region, presence, &mut finder, window.clone())?;
             let mut at = window.start;
             for (range, from) in present {
-                absent(behind.as_ref(), at..range.start, &mut |range, from| {
+                absent(behind.as_ref(), &mut behind_finder, at..range.start, &mut |range, from| {
                     each(Piece { region, base, range, from })
                 })?;
                 at = range.end;
                 each(Piece { region, base, range, from })?;
             }
-            absent(behind.as_ref(), at..window.end, &mut |range, from| {
+            absent(behind.as_ref(), &mut behind_finder, at..window.end, &mut |range, from| {
                 each(Piece { region, base, range, from })
             })?;
         }
@@ -158,6 +162,7 @@ fn each_piece(
 fn present<'a>(
     region: &'a GuestRegionMmap<()>,
     presence: &mut Presence,
+    finder: &mut Finder,
     window: Range<u64>,
 ) -> Result<Vec<(Range<u64>, Whence<'a>)>, Error> {
     let mut found = Vec::new();
@@ -166,7 +171,8 @@ fn present<'a>(
     {
         let first = shared.start();
         let mut at = first + window.start;
-        while let Some(data) = extents::next(shared.file(), at..first + window.end)
+        while let Some(data) = finder
+            .next(shared.file(), at..first + window.end)
             .map_err(|source| lost("look at", region, window.start, source))?
         {
             at = data.end;
@@ -184,6 +190,7 @@ fn present<'a>(
 /// What of a part of a region that is not in memory is in the file behind it.
 fn absent<'a>(
     behind: Option<&(&'a Backing, Range<u64>)>,
+    finder: &mut Finder,
     range: Range<u64>,
     each: &mut dyn FnMut(Range<u64>, Whence<'a>) -> Result<(), Error>,
 ) -> Result<(), Error> {
@@ -191,7 +198,7 @@ fn absent<'a>(
     let mut at = place.start + range.start;
     let end = place.start + range.end;
     while let Some(data) =
-        extents::next(backing.file(), at..end).map_err(|e| Error::file("look at", backing.path(), e))?
+        finder.next(backing.file(), at..end).map_err(|e| Error::file("look at", backing.path(), e))?
     {
         at = data.end;
         each(data.start - place.start..data.end - place.start, Whence::Behind(backing))?;

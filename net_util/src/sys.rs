@@ -4,7 +4,7 @@ use std::ffi::c_short;
 use std::io;
 use std::mem;
 use std::net::{Ipv4Addr, Ipv6Addr};
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 use crate::{IfName, MacAddr};
 
@@ -46,6 +46,20 @@ impl IfReq {
         let bytes: Vec<u8> = self.0.ifr_name.iter().map(|&c| c as u8).take_while(|&b| b != 0).collect();
         String::from_utf8_lossy(&bytes).into_owned()
     }
+}
+
+/// Whether two descriptors lead to one open file: a descriptor that was sent twice arrives under two numbers. A kernel that cannot
+/// compare them is taken to say no.
+pub(crate) fn same_file(a: RawFd, b: RawFd) -> bool {
+    /// From linux/kcmp.h.
+    const KCMP_FILE: libc::c_long = 0;
+    // SAFETY: the call takes numbers only.
+    a == b
+        || unsafe {
+            let this = libc::c_long::from(libc::getpid());
+            libc::syscall(libc::SYS_kcmp, this, this, KCMP_FILE, libc::c_long::from(a), libc::c_long::from(b))
+                == 0
+        }
 }
 
 /// Issues a request whose argument is a `T`.

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::RawFd;
 
 use crate::tap::Tap;
-use crate::{Error, IfName, LinkConfig, link};
+use crate::{Error, IfName, LinkConfig, link, sys};
 
 /// Most queue pairs of one tap: the kernel's `MAX_TAP_QUEUES`.
 pub const MAX_QUEUE_PAIRS: usize = 256;
@@ -55,7 +55,7 @@ impl TapSet {
     pub fn from_fds(fds: &[RawFd]) -> Result<Self, Error> {
         let mut taps: Vec<Tap> = Vec::with_capacity(fds.len());
         for (i, &fd) in fds.iter().enumerate() {
-            if fds[..i].contains(&fd) {
+            if fds[..i].iter().any(|&other| sys::same_file(other, fd)) {
                 return Err(Error::FdTwice(fd));
             }
             let tap = Tap::from_fd(fd)?;

@@ -1,8 +1,8 @@
 //! The two ways to configuration space: the enhanced window in memory (PCI Express 6.0 §7.2.2) and the ports of mechanism #1
 //! (PCI Local Bus 3.0 §3.2.2.3.2). Buses other than 0, functions other than 0 and empty slots read all ones.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Weak};
 
 use device::{Effect, Node, Region, Registers, StateError};
 
@@ -63,22 +63,27 @@ impl Target {
 }
 
 /// A segment's enhanced window; claim [`ECAM_LENGTH`] bytes for it.
-pub struct Ecam(Arc<Segment>);
+///
+/// It does not keep the segment: that holds the bus on which the window is claimed, and neither would ever go.
+pub struct Ecam(Weak<Segment>);
 
 impl Ecam {
     /// The window of this segment.
     pub fn new(segment: Arc<Segment>) -> Self {
-        Ecam(segment)
+        Ecam(Arc::downgrade(&segment))
     }
 }
 
 impl Registers for Ecam {
     fn read(&self, _: Region, offset: u64, data: &mut [u8]) {
-        Target::ecam(offset).read(&self.0, data);
+        match self.0.upgrade() {
+            Some(segment) => Target::ecam(offset).read(&segment, data),
+            None => data.fill(0xff),
+        }
     }
 
     fn write(&self, _: Region, offset: u64, data: &[u8]) -> Effect {
-        Target::ecam(offset).write(&self.0, data)
+        self.0.upgrade().map_or(Effect::None, |segment| Target::ecam(offset).write(&segment, data))
     }
 }
 

@@ -141,6 +141,11 @@ impl Segment {
         self.map().aside |= bits;
     }
 
+    /// Gives away the slots that were left and that nobody asked for.
+    pub fn end_aside(&self) {
+        self.map().aside = 0;
+    }
+
     fn map(&self) -> MutexGuard<'_, Map> {
         self.map.lock().unwrap_or_else(PoisonError::into_inner)
     }

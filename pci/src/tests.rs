@@ -176,6 +176,16 @@ fn config(slot: u64, register: usize) -> u64 {
 }
 
 #[test]
+fn a_segment_and_its_bus_go_when_nobody_holds_them() {
+    let machine = Machine::new(0);
+    let (segment, memory) = (Arc::downgrade(&machine.segment), Arc::downgrade(&machine.memory));
+    drop(machine.plug(false));
+    drop(machine);
+    assert!(segment.upgrade().is_none(), "the window keeps the segment");
+    assert!(memory.upgrade().is_none(), "the segment keeps the bus");
+}
+
+#[test]
 fn segment_0_has_the_host_bridge_and_devices_from_slot_1() {
     let m = Machine::new(0);
     let (a, _) = m.plug(false);
@@ -189,6 +199,38 @@ fn segment_0_has_the_host_bridge_and_devices_from_slot_1() {
     assert_eq!(m.get(config(1, 0xffe)), 0xffff_0000);
     let other = Machine::new(3);
     assert_eq!(other.plug(false).0.placed().slot, 0);
+}
+
+#[test]
+fn an_ejected_function_is_hidden_at_once_and_holds_its_room_until_it_is_dropped() {
+    let m = Machine::new(0);
+    let (stays, _) = m.plug(true);
+    let (leaves, vectors) = m.plug(true);
+    leaves.removable();
+    let base = leaves.placed().bars[0].2.base;
+    for slot in [1, 2] {
+        m.write(config(slot, regs::COMMAND), &[2, 0]);
+    }
+    m.set(base + BELL, 0);
+    assert!(m.answers(base) && m.bells.addresses() == [base + BELL]);
+    // Only what may leave does, and once.
+    assert_eq!((m.segment.eject(!0), m.segment.eject(!0)), (1 << 2, 0));
+    assert_eq!((m.get(config(2, 0)), m.get(config(1, 0))), (u32::MAX, 0x1042_1af4));
+    assert!(!m.answers(base) && m.bells.addresses().is_empty());
+    assert!(m.answers(stays.placed().bars[0].2.base));
+    // The guest cannot bring it back, and nobody gets its place.
+    m.write(config(2, regs::COMMAND), &[2, 0]);
+    m.segment.sync();
+    assert!(!m.answers(base));
+    let next = m.reserve(&Toy { wide: true, ..Toy::default() });
+    assert!(next.placed().slot == 3 && next.placed().bars[0].2.base != base);
+    drop((leaves, vectors));
+    let again = m.reserve(&Toy { wide: true, ..Toy::default() });
+    assert_eq!((again.placed().slot, again.placed().bars[0].2.base), (2, base));
+    // A new function in the slot is there to stay until it says otherwise.
+    let again = again.plug(Arc::new(Toy { wide: true, ..Toy::default() })).unwrap();
+    assert_eq!((m.segment.eject(!0), m.get(config(2, 0))), (0, 0x1042_1af4));
+    drop(again);
 }
 
 #[test]
@@ -214,6 +256,8 @@ fn slots_are_given_in_order_around_those_set_aside() {
     assert!(matches!(Reservation::new(&m.segment, &needs, None), Err(PciError::SlotsExhausted { .. })));
     assert_eq!(all[0].placed().slot, 1);
     assert_eq!(Reservation::new(&m.segment, &needs, Some(2)).unwrap().placed().slot, 2);
+    m.segment.end_aside();
+    assert_eq!(m.reserve(&Toy::default()).placed().slot, 2);
 }
 
 #[test]
@@ -519,3 +563,5 @@ fn impossible_needs_are_refused() {
     ));
     assert_eq!(m.reserve(&Toy::default()).placed().slot, 1, "nothing was left behind");
 }
+
+mod state;

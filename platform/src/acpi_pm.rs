@@ -1,13 +1,16 @@
 //! ACPI power management of a hardware-reduced machine: sleep and reset at port 0x600, the timer at 0x608 (ACPI 6.5 §4.8.3).
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use acpi_tables::aml;
 use device::limit::LogLimit;
+use device::state::{self, Node, StateError};
 use device::{
     Device, DeviceError, Effect, Grant, Needs, Placed, Region, Registers, Space, TableEntry, TableSink,
     WindowNeed, guest_warn,
 };
+use serde::{Deserialize, Serialize};
 
 const CONTROL: u16 = 0x600;
 const TIMER: u16 = 0x608;
@@ -26,8 +29,35 @@ const TICKS: u128 = 3_579_545;
 /// Sleep, reset and the timer.
 #[derive(Debug)]
 pub struct AcpiPm {
-    started: Instant,
+    timer: Mutex<Timer>,
     limit: LogLimit,
+}
+
+/// The timer stands still while the machine does, as the guest's other clocks do.
+#[derive(Debug, Default)]
+struct Timer {
+    /// What it showed when it last stood still.
+    base: u32,
+    /// Since when it runs.
+    since: Option<Instant>,
+}
+
+impl Timer {
+    fn now(&self) -> u32 {
+        self.base.wrapping_add(self.since.map_or(0, |since| ticks(since.elapsed())))
+    }
+}
+
+/// What is saved.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct AcpiPmState {
+    /// The timer; any value is one.
+    ticks: u32,
+}
+
+impl device::State for AcpiPmState {
+    const KIND: &'static str = "acpi-pm";
 }
 
 impl Default for AcpiPm {
@@ -37,9 +67,13 @@ impl Default for AcpiPm {
 }
 
 impl AcpiPm {
-    /// A timer that starts at 0 now.
+    /// A timer at 0, which runs from the device's start.
     pub fn new() -> Self {
-        AcpiPm { started: Instant::now(), limit: LogLimit::new() }
+        AcpiPm { timer: Mutex::default(), limit: LogLimit::new() }
+    }
+
+    fn timer(&self) -> MutexGuard<'_, Timer> {
+        self.timer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -51,7 +85,7 @@ fn ticks(since: Duration) -> u32 {
 impl Registers for AcpiPm {
     fn read(&self, region: Region, offset: u64, data: &mut [u8]) {
         match region {
-            Region::Window(1) => crate::read_u32(ticks(self.started.elapsed()), offset, data),
+            Region::Window(1) => crate::read_u32(self.timer().now(), offset, data),
             _ => data.fill(0),
         }
     }
@@ -79,6 +113,27 @@ impl Device for AcpiPm {
     }
 
     fn wire(&mut self, _grant: Grant) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    fn start(&self) -> Result<(), DeviceError> {
+        self.timer().since.get_or_insert_with(Instant::now);
+        Ok(())
+    }
+
+    fn stop(&self) -> Result<(), DeviceError> {
+        let mut timer = self.timer();
+        *timer = Timer { base: timer.now(), since: None };
+        Ok(())
+    }
+
+    fn save(&self) -> Result<Option<Node>, DeviceError> {
+        crate::save(&AcpiPmState { ticks: self.timer().now() })
+    }
+
+    fn load(&self, node: Option<Node>) -> Result<(), StateError> {
+        let AcpiPmState { ticks } = state::some(node)?.read()?;
+        *self.timer() = Timer { base: ticks, since: None };
         Ok(())
     }
 
@@ -120,10 +175,18 @@ mod tests {
             device.read(Region::Window(1), 0, &mut data);
             u32::from_le_bytes(data)
         };
+        assert_eq!((read(), read()), (0, 0));
+        device.start().unwrap();
+        device.start().unwrap();
         let before = read();
         std::thread::sleep(Duration::from_millis(20));
         let passed = read() - before;
         assert!((3_579_545 / 50..3_579_545).contains(&passed), "{passed}");
+        device.stop().unwrap();
+        let stood = read();
+        std::thread::sleep(Duration::from_millis(5));
+        device.stop().unwrap();
+        assert_eq!(read(), stood);
     }
 
     #[test]

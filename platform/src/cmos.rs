@@ -8,9 +8,11 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use acpi_tables::aml;
+use device::state::{self, Node, StateError};
 use device::{
     Device, DeviceError, Effect, Grant, Needs, Placed, Region, Registers, Space, TableSink, WindowNeed,
 };
+use serde::{Deserialize, Serialize};
 
 use crate::addresses;
 
@@ -37,6 +39,9 @@ const STATUS_D: u8 = 0x80;
 /// How long before a second ends the update is announced.
 const ANNOUNCED: Duration = Duration::from_micros(244);
 
+/// Bytes of memory, those of the clock included.
+const MEMORY: usize = 128;
+
 /// Unit of the memory sizes.
 const UNIT: u64 = 64 << 10;
 const SIXTEEN_MIB: u64 = 16 << 20;
@@ -50,13 +55,25 @@ pub struct Cmos {
 #[derive(Debug)]
 struct State {
     index: u8,
-    memory: [u8; 128],
+    memory: [u8; MEMORY],
+}
+
+/// What is saved. The time is the host's, wherever that is.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CmosState {
+    index: u8,
+    memory: Vec<u8>,
+}
+
+impl device::State for CmosState {
+    const KIND: &'static str = "cmos";
 }
 
 impl Cmos {
     /// A clock that also tells firmware how many bytes of memory there are below and above 4 GiB.
     pub fn new(below_4g: u64, above_4g: u64) -> Self {
-        let mut memory = [0; 128];
+        let mut memory = [0; MEMORY];
         let low = (below_4g.saturating_sub(SIXTEEN_MIB) / UNIT).min(0xffff).to_le_bytes();
         let high = (above_4g / UNIT).min(0xff_ffff).to_le_bytes();
         memory[0x34..0x36].copy_from_slice(&low[..2]);
@@ -156,6 +173,21 @@ impl Device for Cmos {
         Ok(())
     }
 
+    fn save(&self) -> Result<Option<Node>, DeviceError> {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        crate::save(&CmosState { index: state.index, memory: state.memory.to_vec() })
+    }
+
+    fn load(&self, node: Option<Node>) -> Result<(), StateError> {
+        let CmosState { index, memory } = state::some(node)?.read()?;
+        let length = memory.len();
+        let wrong =
+            |_| StateError::value::<CmosState>(format!("memory has {length} bytes, and not {MEMORY}"));
+        let memory = memory.try_into().map_err(wrong)?;
+        *self.state.lock().unwrap_or_else(PoisonError::into_inner) = State { index, memory };
+        Ok(())
+    }
+
     fn describe(&self, _placed: &Placed, sink: &mut dyn TableSink) {
         sink.system_bus(&aml::Device::new(
             "RTC_".into(),
@@ -177,7 +209,7 @@ mod tests {
 
     fn at(seconds: u64, nanos: u32, indices: &[u8]) -> Vec<u8> {
         let now = Duration::new(seconds, nanos);
-        indices.iter().map(|i| State { index: *i, memory: [0; 128] }.read(now)).collect()
+        indices.iter().map(|i| State { index: *i, memory: [0; MEMORY] }.read(now)).collect()
     }
 
     const TIME: [u8; 8] = [0x32, 0x09, 0x08, 0x07, 0x04, 0x02, 0x00, 0x06];

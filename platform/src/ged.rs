@@ -2,15 +2,17 @@
 //!
 //! One byte of memory holds the events; reading it clears them.
 
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use acpi_tables::aml;
 use device::grant::{Bell, PowerButton, Ring};
+use device::state::{self, Node, StateError};
 use device::{
     Device, DeviceError, Effect, Grant, Line, LineNeed, Needs, Placed, Region, Registers, Space, TableSink,
     WindowNeed,
 };
+use serde::{Deserialize, Serialize};
 
 /// Interrupt controller input.
 const PIN: u8 = 13;
@@ -30,6 +32,20 @@ const PRESSED: u8 = 0x80;
 pub struct Ged {
     events: AtomicU8,
     line: OnceLock<Arc<dyn Line>>,
+    /// The events come from a saved state, and the device was not started since.
+    loaded: AtomicBool,
+}
+
+/// What is saved.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct GedState {
+    /// Those that the guest has not read. One that it does not know is one that it ignores.
+    events: u8,
+}
+
+impl device::State for GedState {
+    const KIND: &'static str = "ged";
 }
 
 impl Ged {
@@ -91,6 +107,28 @@ impl Device for Ged {
             // Wired once; a second line would change nothing.
             let _ = self.line.set(line);
         }
+        Ok(())
+    }
+
+    fn start(&self) -> Result<(), DeviceError> {
+        // The interrupt may have been on its way when the state was taken.
+        if self.loaded.swap(false, Ordering::AcqRel)
+            && self.events.load(Ordering::Acquire) != 0
+            && let Some(line) = self.line.get()
+        {
+            line.pulse();
+        }
+        Ok(())
+    }
+
+    fn save(&self) -> Result<Option<Node>, DeviceError> {
+        crate::save(&GedState { events: self.events.load(Ordering::Acquire) })
+    }
+
+    fn load(&self, node: Option<Node>) -> Result<(), StateError> {
+        let GedState { events } = state::some(node)?.read()?;
+        self.events.store(events, Ordering::Release);
+        self.loaded.store(true, Ordering::Release);
         Ok(())
     }
 

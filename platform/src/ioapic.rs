@@ -8,13 +8,16 @@
 //!                                   ^── end_of_interrupt(vector) ──────────────┘
 //! ```
 
+use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use device::limit::LogLimit;
+use device::state::{self, Node, StateError};
 use device::{
     Device, DeviceError, Effect, Grant, Line, MsiMessage, MsiRoute, Needs, Placed, Region, Registers, Space,
     TableEntry, TableSink, WindowNeed, guest_warn,
 };
+use serde::{Deserialize, Serialize};
 
 /// Where the registers are.
 pub const BASE: u64 = 0xfec0_0000;
@@ -36,6 +39,9 @@ mod register {
     /// Two per pin.
     pub(super) const TABLE: u8 = 0x10;
 }
+
+/// Bits of the identification register that exist.
+const ID_BITS: u32 = 0x0f00_0000;
 
 /// Version 0x11: no end-of-interrupt register, so a driver relies on the local APIC.
 const VERSION: u32 = 0x11;
@@ -62,6 +68,10 @@ mod message {
     pub(super) const LOGICAL: u64 = 1 << 2;
     pub(super) const ASSERT: u32 = 1 << 14;
     pub(super) const LEVEL: u32 = 1 << 15;
+    /// Bits of an address that an entry decides: destination, its extension, destination mode.
+    pub(super) const ADDRESS: u64 = 0xff << 12 | 0x7f << 5 | LOGICAL;
+    /// Bits of data that an entry decides: vector, delivery mode, trigger.
+    pub(super) const DATA: u32 = 0x7ff | ASSERT | LEVEL;
 }
 
 /// The controller.
@@ -92,6 +102,58 @@ struct Pin {
 impl Pin {
     fn is(&self, bit: u64) -> bool {
         self.entry & bit != 0
+    }
+}
+
+/// What is saved.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct IoapicState {
+    select: u8,
+    id: u32,
+    pins: Vec<PinState>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PinState {
+    entry: u64,
+    /// The level of the line.
+    asserted: bool,
+    /// What the pin delivered last, and a processor may still have to end.
+    #[serde(deserialize_with = "Option::deserialize")]
+    routed: Option<RoutedState>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RoutedState {
+    address: u64,
+    data: u32,
+}
+
+impl device::State for IoapicState {
+    const KIND: &'static str = "ioapic";
+}
+
+impl PinState {
+    /// Whether software and lines can have brought a pin there; tells what they could not.
+    fn check(&self) -> Result<(), String> {
+        let entry = self.entry;
+        if entry & !(entry::ALL & !entry::DELIVERY_STATUS) != 0 {
+            return Err(format!("entry {entry:#x}, which has bits that do not exist"));
+        }
+        if entry & entry::REMOTE_IRR != 0 && entry & entry::LEVEL == 0 {
+            return Err(format!("entry {entry:#x}, which waits for the end of an edge"));
+        }
+        match &self.routed {
+            Some(RoutedState { address, data })
+                if address & !message::ADDRESS != message::BASE || data & !message::DATA != 0 =>
+            {
+                Err(format!("routed {address:#x}, {data:#x}, which is no message of an entry"))
+            }
+            _ => Ok(()),
+        }
     }
 }
 
@@ -143,14 +205,19 @@ impl Core {
     /// Tells the hypervisor what a pin delivers. A masked pin keeps its route: the processor may still have to end an interrupt
     /// that was delivered before.
     fn route(&self, at: usize, pin: &mut Pin) {
-        let message = Some(message_of(pin.entry));
-        if pin.is(entry::MASKED) || pin.routed == message {
+        let message = message_of(pin.entry);
+        if pin.is(entry::MASKED) || pin.routed == Some(message) {
             return;
         }
-        match self.routes[at].update(message) {
-            Ok(()) => pin.routed = message,
-            Err(e) => guest_warn!(self.limit, "IOAPIC pin {at}: cannot set the route: {e}"),
+        if let Err(e) = self.tell(at, pin, message) {
+            guest_warn!(self.limit, "IOAPIC pin {at}: cannot set the route: {e}");
         }
+    }
+
+    fn tell(&self, at: usize, pin: &mut Pin, message: MsiMessage) -> io::Result<()> {
+        self.routes[at].update(Some(message))?;
+        pin.routed = Some(message);
+        Ok(())
     }
 
     fn signal(&self, at: usize) {
@@ -194,7 +261,7 @@ impl Core {
 
     fn write_register(&self, state: &mut State, value: u32) {
         match state.select {
-            register::ID => state.id = value & 0x0f00_0000,
+            register::ID => state.id = value & ID_BITS,
             register::VERSION | register::ARBITRATION => {}
             select => match pin_of(select, state) {
                 Some((at, high)) => self.write_entry(at, &mut state.pins[at], value, high),
@@ -273,6 +340,48 @@ impl Device for Ioapic {
     }
 
     fn wire(&mut self, _grant: Grant) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    fn save(&self) -> Result<Option<Node>, DeviceError> {
+        let state = self.core.lock();
+        let pin = |pin: &Pin| PinState {
+            entry: pin.entry,
+            asserted: pin.asserted,
+            routed: pin.routed.map(|MsiMessage { address, data }| RoutedState { address, data }),
+        };
+        crate::save(&IoapicState {
+            select: state.select,
+            id: state.id,
+            pins: state.pins.iter().map(pin).collect(),
+        })
+    }
+
+    fn load(&self, node: Option<Node>) -> Result<(), StateError> {
+        let saved: IoapicState = state::some(node)?.read()?;
+        let refuse = |what: String| Err(StateError::value::<IoapicState>(what));
+        let mut state = self.core.lock();
+        if saved.pins.len() != state.pins.len() {
+            return refuse(format!("pins has {} pins, and there are {}", saved.pins.len(), state.pins.len()));
+        }
+        if saved.id & !ID_BITS != 0 {
+            return refuse(format!("id is {:#x}, of which {ID_BITS:#x} can be", saved.id));
+        }
+        if let Some((n, what)) =
+            saved.pins.iter().enumerate().find_map(|(n, pin)| Some((n, pin.check().err()?)))
+        {
+            return refuse(format!("pin {n} has {what}"));
+        }
+        (state.select, state.id) = (saved.select, saved.id);
+        for (at, (pin, saved)) in state.pins.iter_mut().zip(&saved.pins).enumerate() {
+            // Nothing is delivered: what was due is with the processors already, and lines keep their levels.
+            *pin = Pin { entry: saved.entry, asserted: saved.asserted, routed: None };
+            let routed = saved.routed.as_ref().map(|r| MsiMessage { address: r.address, data: r.data });
+            let message = if pin.is(entry::MASKED) { routed } else { Some(message_of(pin.entry)) };
+            if let Some(Err(e)) = message.map(|message| self.core.tell(at, pin, message)) {
+                return refuse(format!("pin {at} cannot have its route again: {e}"));
+            }
+        }
         Ok(())
     }
 

@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use device::fake::state::{golden, tamper};
+
 use super::*;
 use crate::bench::{Sink, sweep};
 
@@ -242,4 +244,93 @@ fn the_tables_tell_of_the_controller_and_of_com1() {
             TableEntry::Madt(vec![2, 10, 0, 4, 4, 0, 0, 0, 0, 0]),
         ]
     );
+}
+
+impl Bench {
+    fn save(&self) -> Node {
+        self.ioapic.save().unwrap().unwrap()
+    }
+
+    /// A controller with routes of its own that goes on from a state.
+    fn load(node: Node) -> Result<Self, StateError> {
+        let bench = Bench::new();
+        bench.ioapic.load(Some(node)).map(|()| bench)
+    }
+
+    /// One with pins of all kinds: at edge, at level and being served, at level and masked while being served, unused.
+    fn busy() -> Self {
+        let bench = Bench::new();
+        bench.write(0x00, 0x0200_0000);
+        bench.program(4, 0x0100_0000_0000_0024);
+        bench.program(9, LEVEL | 0x29);
+        bench.program(10, LEVEL | 0x2a);
+        for pin in [4, 9, 10] {
+            bench.ioapic.line(pin).set(true);
+        }
+        bench.program(10, LEVEL | MASKED | 0x2b);
+        bench.read(0x22);
+        bench
+    }
+}
+
+#[test]
+fn pins_go_on_with_their_routes_lines_and_unended_interrupts() {
+    let node = Bench::busy().save();
+    let text = serde_json::to_string(&node).unwrap();
+    let bench = Bench::load(serde_json::from_str(&text).unwrap()).unwrap();
+    assert_eq!(bench.save(), node);
+    assert_eq!(bench.read(0x00), 0x0200_0000);
+    // Routes are told again, also that of a masked pin, whose interrupt a processor has still to end.
+    assert_eq!(bench.message(4), MsiMessage { address: 0xfee0_1000, data: 0x24 });
+    assert_eq!((bench.message(9).data, bench.message(10).data), (0xc029, 0xc02a));
+    assert_eq!(bench.routes[5].updates.load(Ordering::SeqCst), 0);
+    assert_eq!(
+        (0..24).map(|pin| bench.deliveries(pin)).sum::<u64>(),
+        0,
+        "what was due is with the processors"
+    );
+    // A device that finds its line as it left it makes no edge; the next one is delivered.
+    bench.ioapic.line(4).set(true);
+    assert_eq!(bench.deliveries(4), 0);
+    bench.ioapic.line(4).set(false);
+    bench.ioapic.line(4).set(true);
+    assert_eq!(bench.deliveries(4), 1);
+    // The level is still there when the interrupt ends.
+    assert_eq!(bench.entry(9), LEVEL | IRR | 0x29);
+    bench.ioapic.end_of_interrupt(0x29);
+    assert_eq!(bench.deliveries(9), 1);
+    bench.ioapic.line(9).set(false);
+    bench.ioapic.end_of_interrupt(0x29);
+    assert_eq!((bench.deliveries(9), bench.entry(9)), (0, LEVEL | 0x29));
+}
+
+#[test]
+fn a_state_of_no_controller_is_refused_and_none_does_harm() {
+    let node = Bench::busy().save();
+    let refused = |path: &str, value: u64| {
+        let mut node = node.clone();
+        *node.body.pointer_mut(path).unwrap() = value.into();
+        Bench::load(node).err().expect("a refusal").to_string()
+    };
+    assert!(refused("/pins/4/entry", 1 << 20).contains("pin 4 has entry 0x100000"));
+    assert!(
+        refused("/pins/4/entry", IRR).contains("pin 4 has entry 0x4000, which waits for the end of an edge")
+    );
+    assert!(refused("/pins/9/routed/address", 0x1000).contains("pin 9 has routed 0x1000, 0xc029"));
+    assert!(refused("/id", 1).contains("id is 0x1, of which 0xf000000 can be"));
+    for tampered in tamper(&node) {
+        let Some(Ok(bench)) = tampered.node().map(Bench::load) else { continue };
+        assert!(!tampered.impossible, "{} was taken", tampered.what);
+        (0..=u8::MAX).for_each(|vector| bench.ioapic.end_of_interrupt(vector));
+        sweep(&bench.ioapic, LENGTH);
+        bench.save();
+    }
+    assert!(Bench::new().ioapic.load(None).is_err());
+}
+
+#[test]
+fn states_of_all_versions_load() {
+    for node in golden(env!("CARGO_MANIFEST_DIR"), "ioapic", &Bench::busy().save()) {
+        assert_eq!(Bench::load(node).unwrap().entry(9), LEVEL | IRR | 0x29);
+    }
 }

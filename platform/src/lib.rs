@@ -19,6 +19,8 @@ pub mod vm_generation;
 
 #[cfg(test)]
 mod bench;
+#[cfg(test)]
+mod state_tests;
 
 pub use acpi_pm::AcpiPm;
 pub use cmos::Cmos;
@@ -32,7 +34,7 @@ pub use pci_hotplug::PciHotplug;
 pub use serial::SerialSpec;
 pub use vm_generation::VmGeneration;
 
-use device::Device;
+use device::{Device, DeviceError, Node, State};
 
 /// Most memory that a machine has below the hole at 3 GiB.
 const LOW_MEMORY: u64 = 3 << 30;
@@ -63,6 +65,12 @@ pub fn standard(frame: Frame) -> Vec<(&'static str, Box<dyn Device>)> {
         ("__ged", Box::new(Ged::new())),
         ("__vm_generation", Box::new(VmGeneration::new(generation))),
     ]
+}
+
+/// The node of a device's state, as [`Device::save`] gives it.
+fn save<S: State>(state: &S) -> Result<Option<Node>, DeviceError> {
+    let failed = |e| DeviceError::new(format!("cannot save the state of kind {:?}", S::KIND), e);
+    Node::of(state).map(Some).map_err(failed)
 }
 
 /// Answers an access of any width with the bytes of a 32-bit register at offset 0.

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use acpi_tables::aml;
+use device::state::{self, Node, StateError};
 use device::{
     Build, Built, Device, DeviceError, Effect, Grant, Host, Line, LineNeed, Naming, Needs, Placed, Region,
     Registers, Space, TableSink, WindowNeed, Workers,
@@ -84,6 +85,8 @@ struct Core {
     // Used by the terminal's thread alone: the room last offered, and whether all of it was taken.
     offered: AtomicUsize,
     goes_on: AtomicBool,
+    // The registers come from a saved state, and the device was not started since.
+    loaded: AtomicBool,
 }
 
 impl Serial {
@@ -95,6 +98,7 @@ impl Serial {
             terminal,
             offered: AtomicUsize::new(0),
             goes_on: AtomicBool::new(false),
+            loaded: AtomicBool::new(false),
         };
         Serial { core: Arc::new(core), workers: None, session: Mutex::new(None) }
     }
@@ -205,6 +209,14 @@ impl Device for Serial {
     }
 
     fn start(&self) -> Result<(), DeviceError> {
+        if self.core.loaded.swap(false, Ordering::AcqRel) {
+            let uart = self.core.uart();
+            // An interrupt may have been on its way when the state was taken: the line, which is held already, falls and rises.
+            if let Some(line) = self.core.line.get() {
+                line.set(false);
+            }
+            self.core.update_line(&uart);
+        }
         let mut session = self.session();
         if session.is_none()
             && let Some(workers) = &self.workers
@@ -216,6 +228,16 @@ impl Device for Serial {
 
     fn stop(&self) -> Result<(), DeviceError> {
         *self.session() = None;
+        Ok(())
+    }
+
+    fn save(&self) -> Result<Option<Node>, DeviceError> {
+        crate::save(&self.core.uart().save())
+    }
+
+    fn load(&self, node: Option<Node>) -> Result<(), StateError> {
+        *self.core.uart() = Uart::load(state::some(node)?.read()?)?;
+        self.core.loaded.store(true, Ordering::Release);
         Ok(())
     }
 

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use device::Kept;
 use device::fake::FakeIrq;
+use device::fake::state::{golden, tamper};
 
 use super::*;
 use crate::bench::{Sink, grant, inb, line, outb, sweep};
@@ -20,15 +21,10 @@ struct Bench {
 }
 
 fn bench(flag: &str) -> Bench {
-    let mut spec = SerialSpec::parse(flag).unwrap();
-    let (facts, kept) = (Facts::default(), Kept::default());
-    let host = Host { id: "__serial", facts: &facts, kept: &kept };
-    let Built::Device(mut serial) = spec.build(&host).unwrap() else { panic!("a device") };
-    let (irq, lines) = line();
-    serial.wire(grant(lines).0).unwrap();
-    serial.start().unwrap();
-    serial.start().unwrap();
-    Bench { serial, irq, spec }
+    let bench = stopped(SerialSpec::parse(flag).unwrap());
+    bench.serial.start().unwrap();
+    bench.serial.start().unwrap();
+    bench
 }
 
 impl Bench {
@@ -151,4 +147,99 @@ fn every_access_is_survived_and_com1_is_described() {
     assert!(sink.has(b"COM1\x08_HID\x0c\x41\xd0\x05\x01"));
     assert!(sink.has(b"\x47\x01\xf8\x03\xf8\x03\x01\x08"));
     assert!(sink.has(b"\x89\x06\x00\x03\x01\x04\x00\x00\x00"));
+}
+
+/// A port whose driver has half of what was typed still to read, and an interrupt raised.
+fn busy(name: &str) -> (Bench, UnixStream) {
+    let path = path(name);
+    let bench = bench(&format!("socket={}", path.display()));
+    for (register, value) in
+        [(3, 0x80), (0, 1), (1, 0), (3, 0x03), (2, 0xc1), (4, 0x0b), (7, 0x5a), (1, 0x01)]
+    {
+        let _effect = outb(&*bench.serial, 0, register, value);
+    }
+    let mut user = UnixStream::connect(&path).unwrap();
+    user.write_all(&[b'.'; 100]).unwrap();
+    bench.type_in(50);
+    let end = Instant::now() + Duration::from_secs(10);
+    let save = || bench.serial.save().unwrap().unwrap().body["received"].as_array().unwrap().len();
+    while save() < 50 {
+        assert!(Instant::now() < end, "not all arrived");
+    }
+    bench.serial.stop().unwrap();
+    assert!(bench.irq.level());
+    (bench, user)
+}
+
+#[test]
+fn a_driver_goes_on_with_half_of_its_input() {
+    let (old, _user) = busy("move");
+    let node = old.serial.save().unwrap().unwrap();
+    let text = serde_json::to_string(&node).unwrap();
+    let new = stopped(SerialSpec::default());
+    new.serial.load(serde_json::from_str(&text).unwrap()).unwrap();
+    assert_eq!(new.serial.save().unwrap().unwrap(), node);
+    new.serial.start().unwrap();
+    assert!(new.irq.level() && new.irq.count() == 1, "an edge may have been lost");
+    new.serial.stop().unwrap();
+    new.serial.start().unwrap();
+    assert_eq!(new.irq.count(), 1, "only the first start");
+    let read = |register| inb(&*new.serial, 0, register);
+    assert_eq!((read(1), read(3), read(4), read(7)), (0x01, 0x03, 0x0b, 0x5a));
+    assert_eq!(read(2), 0xc4, "above the trigger level of 14");
+    assert_eq!(new.type_in(50), [b'.'; 50]);
+    assert!(!new.irq.level());
+    let _effect = outb(&*new.serial, 0, 3, 0x80);
+    assert_eq!((read(0), read(1)), (1, 0), "115200 baud");
+}
+
+/// A port that was not started.
+fn stopped(mut spec: SerialSpec) -> Bench {
+    let (facts, kept) = (Facts::default(), Kept::default());
+    let host = Host { id: "__serial", facts: &facts, kept: &kept };
+    let Built::Device(mut serial) = spec.build(&host).unwrap() else { panic!("a device") };
+    let (irq, lines) = line();
+    serial.wire(grant(lines).0).unwrap();
+    Bench { serial, irq, spec }
+}
+
+#[test]
+fn a_state_of_no_chip_is_refused_and_none_does_harm() {
+    let (old, _user) = busy("tamper");
+    let node = old.serial.save().unwrap().unwrap();
+    let refused = |field: &str, value: u8| {
+        let mut node = node.clone();
+        node.body[field] = value.into();
+        stopped(SerialSpec::default()).serial.load(Some(node)).unwrap_err().to_string()
+    };
+    assert_eq!(refused("ier", 0x10), "state \"serial\": ier is 0x10, of which 0xf can be");
+    assert_eq!(refused("fcr", 0xc0), "state \"serial\": fcr is 0xc0, of which 0x0 can be");
+    assert_eq!(refused("mcr", 0x20), "state \"serial\": mcr is 0x20, of which 0x1f can be");
+    assert_eq!(refused("msr", 0xf0), "state \"serial\": msr is 0xf0, of which 0xbf can be");
+    for tampered in tamper(&node) {
+        let Some(node) = tampered.node() else { continue };
+        let bench = stopped(SerialSpec::default());
+        match bench.serial.load(Some(node)) {
+            Ok(()) => {
+                assert!(!tampered.impossible, "{} was taken", tampered.what);
+                bench.serial.start().unwrap();
+                sweep(&*bench.serial, 8);
+                bench.serial.save().unwrap();
+            }
+            Err(e) if tampered.what.ends_with("received made longer") => {
+                assert!(e.to_string().ends_with("received has 70050 bytes, and at most 256 can be"), "{e}");
+            }
+            Err(_) => {}
+        }
+    }
+}
+
+#[test]
+fn states_of_all_versions_load() {
+    let (old, _user) = busy("golden");
+    for node in golden(env!("CARGO_MANIFEST_DIR"), "serial", &old.serial.save().unwrap().unwrap()) {
+        let bench = stopped(SerialSpec::default());
+        bench.serial.load(Some(node)).unwrap();
+        assert_eq!(bench.type_in(50), [b'.'; 50]);
+    }
 }

@@ -5,6 +5,9 @@
 
 use std::collections::VecDeque;
 
+use device::{State, StateError};
+use serde::{Deserialize, Serialize};
+
 /// Received bytes held at most. The chip has 16; more is invisible to a driver and spares wake-ups.
 pub(crate) const RX_CAPACITY: usize = 256;
 
@@ -32,6 +35,9 @@ mod iir {
 mod fcr {
     pub(super) const ENABLE: u8 = 1 << 0;
     pub(super) const CLEAR_RX: u8 = 1 << 1;
+    pub(super) const TRIGGER: u8 = 0xc0;
+    /// What stays set.
+    pub(super) const KEPT: u8 = ENABLE | TRIGGER;
 }
 
 /// Line status register bits.
@@ -100,6 +106,27 @@ impl Default for Uart {
     }
 }
 
+/// What is saved of the chip, and of a serial port: what was sent is gone.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct UartState {
+    /// Received, and not read.
+    received: Vec<u8>,
+    ier: u8,
+    fcr: u8,
+    lcr: u8,
+    mcr: u8,
+    msr: u8,
+    scratch: u8,
+    divisor: u16,
+    overrun: bool,
+    emptied: bool,
+}
+
+impl State for UartState {
+    const KIND: &'static str = "serial";
+}
+
 /// What a register write led to.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Written {
@@ -110,6 +137,40 @@ pub(crate) enum Written {
 }
 
 impl Uart {
+    pub(crate) fn save(&self) -> UartState {
+        let Uart { ier, fcr, lcr, mcr, msr, scratch, divisor, overrun, emptied, .. } = *self;
+        let received = self.rx.iter().copied().collect();
+        UartState { received, ier, fcr, lcr, mcr, msr, scratch, divisor, overrun, emptied }
+    }
+
+    /// The chip in a state that was saved.
+    ///
+    /// # Errors
+    /// A driver cannot have brought it there.
+    pub(crate) fn load(saved: UartState) -> Result<Self, StateError> {
+        let UartState { received, ier, fcr, lcr, mcr, msr, scratch, divisor, overrun, emptied } = saved;
+        let refuse = |what: String| Err(StateError::value::<UartState>(what));
+        if received.len() > RX_CAPACITY {
+            return refuse(format!(
+                "received has {} bytes, and at most {RX_CAPACITY} can be",
+                received.len()
+            ));
+        }
+        let fifo = if fcr & fcr::ENABLE != 0 { fcr::KEPT } else { 0 };
+        for (name, value, mask) in [
+            ("ier", ier, ier::ALL),
+            ("fcr", fcr, fifo),
+            ("mcr", mcr, mcr::ALL),
+            ("msr", msr, lines(mcr) | 0x0f),
+        ] {
+            if value & !mask != 0 {
+                return refuse(format!("{name} is {value:#x}, of which {mask:#x} can be"));
+            }
+        }
+        let rx = received.into();
+        Ok(Uart { rx, ier, fcr, lcr, mcr, msr: msr | lines(mcr), scratch, divisor, overrun, emptied })
+    }
+
     /// Bytes that may be received now.
     pub(crate) fn room(&self) -> usize {
         RX_CAPACITY - self.rx.len()
@@ -221,7 +282,7 @@ impl Uart {
                     self.rx.clear();
                 }
                 // The other bits cannot be set while the FIFOs are off.
-                self.fcr = if value & fcr::ENABLE != 0 { value & (fcr::ENABLE | 0xc0) } else { 0 };
+                self.fcr = if value & fcr::ENABLE != 0 { value & fcr::KEPT } else { 0 };
             }
             (3, _) => self.lcr = value,
             (4, _) => {
@@ -235,17 +296,8 @@ impl Uart {
         Written::Nothing
     }
 
-    /// In loopback mode the four outputs become the four inputs.
     fn modem_lines(&mut self) {
-        let lines = if self.mcr & mcr::LOOP == 0 {
-            msr::DEFAULT
-        } else {
-            let wire = |output, input| if self.mcr & output != 0 { input } else { 0 };
-            wire(mcr::RTS, msr::CTS)
-                | wire(mcr::DTR, msr::DSR)
-                | wire(mcr::OUT1, msr::RI)
-                | wire(mcr::OUT2, msr::DCD)
-        };
+        let lines = lines(self.mcr);
         let before = self.msr & 0xf0;
         let mut changed = (before ^ lines) >> 4;
         if lines & msr::RI != 0 {
@@ -253,6 +305,15 @@ impl Uart {
         }
         self.msr = lines | self.msr & 0x0f | changed;
     }
+}
+
+/// The modem's inputs with these outputs; in loopback mode the four outputs become the four inputs.
+fn lines(mcr: u8) -> u8 {
+    if mcr & mcr::LOOP == 0 {
+        return msr::DEFAULT;
+    }
+    let wire = |output, input| if mcr & output != 0 { input } else { 0 };
+    wire(mcr::RTS, msr::CTS) | wire(mcr::DTR, msr::DSR) | wire(mcr::OUT1, msr::RI) | wire(mcr::OUT2, msr::DCD)
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
 //! ACPI tables as far as a machine without an AML interpreter needs them (ACPI 6.5, chapter 5): RSDP, XSDT, FADT, MADT, MCFG.
-//! The one thing taken from AML is `\_S5_`, found by its bytes.
+//! What is taken from AML, `\_S5_` and operation regions, is found by its bytes.
 
 use crate::io::Region;
 
@@ -146,6 +146,16 @@ impl Acpi {
             value @ 0..=1 => Some(value),
             _ => None,
         }
+    }
+
+    /// The address of an operation region in memory: `OpRegionOp name SystemMemory QWordPrefix address`.
+    pub(crate) fn operation_region(&self, name: &[u8; 4]) -> Option<u64> {
+        let dsdt = self.dsdt()?.region;
+        let at = (38..dsdt.len().checked_sub(14)?).find(|&i| {
+            dsdt.read32(i) == u32::from_le_bytes(*name)
+                && dsdt.read16(i - 2) == u16::from_le_bytes([0x5b, 0x80])
+        })?;
+        (dsdt.read16(at + 4) == u16::from_le_bytes([0, 0x0e])).then(|| dsdt.read64(at + 6))
     }
 
     /// The ECAM windows.

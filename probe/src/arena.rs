@@ -44,6 +44,16 @@ impl Arena {
         region
     }
 
+    /// How much is handed out, to come back to.
+    pub(crate) fn mark(&self) -> u64 {
+        self.used
+    }
+
+    /// Takes everything back that was handed out since the mark. The caller sees to it that no device uses it any more.
+    pub(crate) fn rewind(&mut self, mark: u64) {
+        self.used = self.used.min(mark);
+    }
+
     /// Takes everything back. The caller sees to it that no device uses it any more.
     pub(crate) fn reset(&mut self) {
         self.used = 0;

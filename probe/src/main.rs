@@ -33,6 +33,7 @@ mod paging;
 mod pci;
 mod power;
 mod processors;
+mod random;
 mod start;
 mod tests;
 mod trap;

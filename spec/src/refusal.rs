@@ -16,6 +16,8 @@ pub enum Kind {
     Absent,
     /// The request may work later (429).
     Busy,
+    /// What was waited for did not come in time (504).
+    Late,
     /// The contract has it, this version does not yet (400).
     Unsupported,
     /// The host refused: a file, a tap, memory, a kernel feature (500).

@@ -2,13 +2,17 @@
 //!
 //! The tests themselves are in `tests/tests/`, a file or a directory a subject.
 
+pub mod ask;
 pub mod cpio;
 pub mod image;
 pub mod linux;
+pub mod living;
 pub mod place;
 pub mod probe;
 pub mod programs;
+pub mod remote;
 pub mod scratch;
 pub mod stock;
+pub mod tap;
 pub mod terminal;
 pub mod wire;

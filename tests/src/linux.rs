@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use crate::stock::Stock;
 use crate::wire::Wire;
-use crate::{cpio, place, programs};
+use crate::{cpio, place, programs, remote};
 
 /// How long a guest may take to a shell, and a command to its end: emulated machines on a busy host are slow.
 pub const PATIENCE: Duration = Duration::from_secs(300);
@@ -310,17 +310,7 @@ impl Running {
 
     /// What `ch-remote` answers, or its error.
     pub fn remote(&self, command: &[&str]) -> Result<String, String> {
-        let program = programs::beside("VIRGA_CH_REMOTE", "ch-remote", "ch-remote");
-        let deadline = Instant::now() + PATIENCE;
-        while !self.socket.exists() && Instant::now() < deadline {
-            std::thread::sleep(Duration::from_millis(20)); // it has only just been started
-        }
-        let output = Command::new(program).arg("--api-socket").arg(&self.socket).args(command).output();
-        let output = output.expect("ch-remote starts");
-        match output.status.success() {
-            true => Ok(String::from_utf8_lossy(&output.stdout).trim().to_string()),
-            false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
-        }
+        remote::ask(&self.socket, command)
     }
 
     /// What `vm.info` tells.

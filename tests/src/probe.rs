@@ -13,9 +13,9 @@ use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::programs;
 use crate::scratch::Scratch;
 use crate::terminal::Terminal;
+use crate::{programs, remote};
 
 /// How long a guest may take to its end before it counts as hung.
 const PATIENCE: Duration = Duration::from_secs(90);
@@ -89,6 +89,12 @@ impl Guest {
         self
     }
 
+    /// Lets the VMM be asked.
+    pub fn with_api(self) -> Guest {
+        let socket = self.scratch.file("api").display().to_string();
+        self.with(&["--api-socket", &socket])
+    }
+
     /// Gives the VMM `terminal` for its standard input and output.
     pub fn on(mut self, terminal: &Terminal) -> Guest {
         self.terminal = Some((terminal.program_end(), terminal.program_end()));
@@ -150,6 +156,41 @@ impl Running {
     /// What the guest has written to its serial port so far.
     pub fn serial(&self) -> String {
         read(&self.serial)
+    }
+
+    /// Asks the VMM, which was [given a socket](Guest::with_api), with `ch-remote`.
+    ///
+    /// # Panics
+    /// If it refuses.
+    #[track_caller]
+    pub fn ask(&self, command: &[&str]) -> String {
+        self.remote(command).unwrap_or_else(|error| {
+            panic!("ch-remote {}: {error}\n{}\n{}", command.join(" "), self.serial(), read(&self.messages))
+        })
+    }
+
+    /// What `ch-remote` answers, or its error.
+    ///
+    /// # Errors
+    /// What it wrote to its standard error.
+    pub fn remote(&self, command: &[&str]) -> Result<String, String> {
+        remote::ask(&self.api_socket(), command)
+    }
+
+    /// What `vm.info` tells.
+    #[track_caller]
+    pub fn info(&self) -> serde_json::Value {
+        serde_json::from_str(&self.ask(&["info"])).expect("vm.info is JSON")
+    }
+
+    /// The API's socket.
+    pub fn api_socket(&self) -> PathBuf {
+        self.scratch.file("api")
+    }
+
+    /// A file in the guest's scratch directory.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.scratch.file(name)
     }
 
     /// The VMM's process id.

@@ -3,10 +3,14 @@
 //! It waits for three things: questions from the API, requests from devices and vCPUs, and signals.
 //!
 //! ```text
-//!   nothing ─ create → described ─ boot → running ⇄ paused
+//!   nothing ─ create → described ─ boot → running ⇄ paused ← restore ─ nothing
 //!      ↑                 │   ↑               │
 //!      └──── delete ─────┘   └── shutdown ───┘        reboot: running or paused → running
 //! ```
+
+mod hotplug;
+mod saving;
+mod waiting;
 
 use std::sync::Arc;
 
@@ -14,12 +18,16 @@ use api::{Action, Inbox, Monitor, Reply, VmInfo, VmState, VmmPing};
 use catalog::VmSpec;
 use device::{Kept, Request};
 use hypervisor::Hypervisor;
+use migration::Pager;
 use spec::{Kind, Refusal};
 
-use crate::machine::Machine;
+use crate::machine::{Machine, Names};
+use crate::ram_restore::Behind;
 use crate::reports::{Generation, Reports};
 use crate::signals::{Signal, Signals};
 use crate::wait::Wait;
+use saving::Saving;
+use waiting::Waiting;
 
 /// The version, as `--version` and `vmm.ping` tell it.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -47,6 +55,8 @@ struct Running {
     machine: Machine,
     paused: bool,
     generation: Generation,
+    /// What memory of a restored machine depends on; dropped after the machine.
+    behind: Behind,
 }
 
 /// See the module.
@@ -56,6 +66,9 @@ pub struct Control {
     spec: Option<VmSpec>,
     running: Option<Running>,
     kept: Kept,
+    names: Names,
+    waiting: Vec<Waiting>,
+    saving: Option<Saving>,
     generation: Generation,
 }
 
@@ -73,7 +86,17 @@ impl Control {
     pub fn new(setup: Setup) -> Result<Self, Refusal> {
         let reports = Reports::new(setup.monitor.clone())
             .map_err(|e| Refusal::host("cannot create the control thread's queue", e))?;
-        Ok(Control { setup, reports, spec: None, running: None, kept: Kept::default(), generation: 0 })
+        Ok(Control {
+            setup,
+            reports,
+            spec: None,
+            running: None,
+            kept: Kept::default(),
+            names: Names::default(),
+            waiting: Vec::new(),
+            saving: None,
+            generation: 0,
+        })
     }
 
     /// Takes a machine's description.
@@ -102,7 +125,7 @@ impl Control {
         spec.check().map_err(|e| e.within("Failed to validate config"))?;
         self.generation += 1;
         let reporter = self.reports.reporter(self.generation);
-        let built = Machine::build(spec, &*self.setup.hypervisor, reporter, &self.kept);
+        let built = Machine::build(spec, &*self.setup.hypervisor, reporter, &self.kept, &mut self.names);
         let machine = match built.and_then(|machine| machine.resume().map(|()| machine)) {
             Ok(machine) => machine,
             Err(e) => {
@@ -110,7 +133,8 @@ impl Control {
                 return Err(e);
             }
         };
-        self.running = Some(Running { machine, paused: false, generation: self.generation });
+        self.running =
+            Some(Running { machine, paused: false, generation: self.generation, behind: Behind::default() });
         self.setup.monitor.record("vm", "booted", &[]);
         Ok(())
     }
@@ -120,13 +144,16 @@ impl Control {
     /// # Errors
     /// The machine failed, or waiting did.
     pub fn run(&mut self) -> Result<(), Refusal> {
-        let wait = Wait::new(&[
-            self.setup.signals.fd(),
-            self.reports.fd(),
-            self.setup.inbox.as_ref().map_or(-1, Inbox::fd),
-        ]);
         loop {
-            wait.ready().map_err(|e| Refusal::host("the control thread cannot wait for events", e))?;
+            let wait = Wait::new(&[
+                self.setup.signals.fd(),
+                self.reports.fd(),
+                self.setup.inbox.as_ref().map_or(-1, Inbox::fd),
+                self.saving.as_ref().map_or(-1, Saving::fd),
+            ]);
+            let patience = self.patience().into_iter().chain(self.snapshot_patience()).min();
+            wait.ready(patience)
+                .map_err(|e| Refusal::host("the control thread cannot wait for events", e))?;
             if let Next::End = self.turn()? {
                 return Ok(());
             }
@@ -148,22 +175,48 @@ impl Control {
                 }
             }
         }
-        while let Some(generation) = self.running.as_ref().map(|r| r.generation)
-            && let Some(request) = self.reports.next(generation)
-        {
-            if let Next::End = self.on_request(request)? {
-                return Ok(Next::End);
-            }
+        if let Next::End = self.requests()? {
+            return Ok(Next::End);
         }
         let calls: Vec<_> = self.setup.inbox.as_ref().map_or_else(Vec::new, |i| i.drain().collect());
         for call in calls {
             let ending = matches!(call.action, Action::VmmShutdown);
-            let answer = self.perform(call.action);
+            let action = match call.action {
+                Action::VmWaitDevice(what) => {
+                    self.wait_for(what, call.answer);
+                    continue;
+                }
+                Action::VmSnapshot(what) => {
+                    self.snapshot(&what, call.answer);
+                    continue;
+                }
+                action => action,
+            };
+            let answer = self.perform(action);
             if call.answer.send(answer).is_err() {
                 log::debug!("whoever asked did not wait for the answer");
             }
             // The answer to the last question is given before the process ends.
             if ending {
+                return Ok(Next::End);
+            }
+            // The next question is answered by a machine that has done what the guest asked meanwhile.
+            if let Next::End = self.requests()? {
+                return Ok(Next::End);
+            }
+        }
+        self.follow_snapshot();
+        self.answer_waiting();
+        Ok(Next::Go)
+    }
+
+    /// Does what devices and vCPUs asked for.
+    fn requests(&mut self) -> Result<Next, Refusal> {
+        self.reports.woken();
+        while let Some(generation) = self.running.as_ref().map(|r| r.generation)
+            && let Some(request) = self.reports.next(generation)
+        {
+            if let Next::End = self.on_request(request)? {
                 return Ok(Next::End);
             }
         }
@@ -185,6 +238,10 @@ impl Control {
                 log::info!("the guest powered itself off");
                 Ok(Next::End)
             }
+            Request::Eject { segment, slots } => {
+                self.ejected(segment, slots);
+                Ok(Next::Go)
+            }
             Request::Fault => Err(Refusal::new(
                 Kind::Bug,
                 "The machine cannot go on: a thread of it failed, and the log says which",
@@ -193,6 +250,9 @@ impl Control {
     }
 
     fn perform(&mut self, action: Action) -> Result<Reply, Refusal> {
+        if !Control::harmless(&action) {
+            self.refuse_while_saving().map_err(|e| e.within("Error from API"))?;
+        }
         let (result, text) = match action {
             Action::VmmPing => return json(&ping()),
             Action::VmmShutdown => return Ok(Reply::Empty),
@@ -201,6 +261,17 @@ impl Control {
             Action::VmCreate(spec) => (done(self.create(*spec)), "The VM could not be created"),
             Action::VmBoot => (done(self.boot()), "The VM could not boot"),
             Action::VmDelete => (done(self.delete()), "The VM could not be deleted"),
+            Action::VmAdd(addition) => {
+                let text = hotplug::not_added(addition.flag());
+                return self.add(addition).map_err(|e| e.within(text).within("Error from API"));
+            }
+            Action::VmRemoveDevice(body) => {
+                (self.remove(&body), "The device could not be removed from the VM")
+            }
+            Action::VmResizeDisk(body) => (self.resize_disk(&body), "The disk could not be resized"),
+            // Answered later: see `turn`.
+            Action::VmWaitDevice(_) | Action::VmSnapshot(_) => return Ok(Reply::Done),
+            Action::VmRestore(request) => (done(self.restore(&request)), "The VM could not be restored"),
             Action::VmPause => (done(self.pause()), "The VM could not be paused"),
             Action::VmResume => (done(self.resume()), "The VM could not resume"),
             Action::VmShutdown => (done(self.shutdown()), "The VM could not shutdown"),
@@ -249,7 +320,9 @@ impl Control {
 
     fn shutdown(&mut self) -> Result<(), Refusal> {
         let refusal = self.not_running();
-        drop(self.running.take().ok_or(refusal)?);
+        let running = self.running.take().ok_or(refusal)?;
+        self.cancel_snapshot();
+        self.end_machine(running);
         self.kept.clear();
         self.setup.monitor.record("vm", "shutdown", &[]);
         Ok(())
@@ -260,7 +333,7 @@ impl Control {
         let running = self.running.take().ok_or(refusal)?;
         self.setup.monitor.record("vm", "rebooting", &[]);
         // All of the old machine goes before the new one is built: it holds the taps, locks and memory that the new one needs.
-        drop(running);
+        self.end_machine(running);
         self.boot()?;
         self.setup.monitor.record("vm", "rebooted", &[]);
         Ok(())
@@ -270,6 +343,7 @@ impl Control {
         if self.running.is_some() {
             self.shutdown()?;
         }
+        self.names = Names::default();
         if self.spec.take().is_some() {
             self.setup.monitor.record("vm", "deleted", &[]);
         }
@@ -288,6 +362,7 @@ impl Control {
             config,
             state,
             device_tree: self.running.as_ref().map(|r| r.machine.device_tree()),
+            progress: self.snapshot_progress(),
         })
     }
 
@@ -298,6 +373,11 @@ impl Control {
 
     /// Ends the machine, if there is one, and records the end of everything.
     pub fn end(mut self) {
+        if self.running.as_ref().and_then(|r| r.behind.pager.as_ref()).is_some_and(Pager::failed) {
+            // Threads of devices may wait for pages that will never come, and must not go on without them: the end of the process
+            // is theirs.
+            std::mem::forget(self.running.take());
+        }
         if let Err(e) = self.delete() {
             log::error!("cannot shut the machine down: {e}");
         }

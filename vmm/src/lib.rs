@@ -12,8 +12,10 @@ pub mod gate;
 pub mod logger;
 pub mod machine;
 pub mod ram;
+pub mod ram_restore;
 pub mod reports;
 pub mod signals;
+pub mod snapshot;
 pub mod vcpus;
 pub mod wait;
 

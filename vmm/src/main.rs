@@ -83,10 +83,12 @@ fn run(matches: &ArgMatches) -> Result<(), Refusal> {
     if let Some(spec) = &spec {
         spec.check().map_err(|e| e.within("Failed to validate config").within("Error parsing config"))?;
     }
+    let restore = VmSpec::restore_from_matches(matches).map_err(|e| e.within("Error parsing config"))?;
     let mut socket = cli::api_socket(matches)?.map(ApiSocket::open).transpose()?;
-    if spec.is_none() && socket.is_none() {
+    if spec.is_none() && restore.is_none() && socket.is_none() {
         return Err(Refusal::invalid(
-            "Nothing to do: give --kernel to boot a machine, or --api-socket to wait for requests",
+            "Nothing to do: give --kernel to boot a machine, --restore to go on with a saved one, or --api-socket to wait for \
+             requests",
         ));
     }
     let hypervisor = Kvm::open().map_err(|e| {
@@ -115,6 +117,8 @@ fn run(matches: &ArgMatches) -> Result<(), Refusal> {
             .create(spec)
             .map_err(|e| e.within("Error creating VM"))
             .and_then(|()| control.boot().map_err(|e| e.within("Error booting VM")));
+    } else if let Some(request) = restore {
+        started = control.restore(&request).map_err(|e| e.within("Error restoring VM"));
     }
     if started.is_ok()
         && let Some(socket) = &mut socket

@@ -171,7 +171,7 @@ pub struct Slots {
     vm: Arc<dyn Vm>,
     count: u32,
     // Held so that no mapping goes while the guest has it.
-    _ram: Ram,
+    ram: Ram,
 }
 
 impl Slots {
@@ -180,7 +180,7 @@ impl Slots {
     /// # Errors
     /// The hypervisor refused.
     pub fn map(vm: Arc<dyn Vm>, ram: &Ram) -> Result<Self, RamError> {
-        let mut slots = Slots { vm, count: 0, _ram: ram.clone() };
+        let mut slots = Slots { vm, count: 0, ram: ram.clone() };
         for region in ram.map().iter() {
             let slot = RamSlot {
                 slot: slots.count,
@@ -189,11 +189,16 @@ impl Slots {
                 size: region.len(),
                 flags: RamFlags::default(),
             };
-            // SAFETY: the region stays mapped while `_ram` is held, and the slot is removed on drop before that.
+            // SAFETY: the region stays mapped while `ram` is held, and the slot is removed on drop before that.
             unsafe { slots.vm.map_ram(&slot) }.map_err(RamError::Slot)?;
             slots.count += 1;
         }
         Ok(slots)
+    }
+
+    /// The memory.
+    pub fn ram(&self) -> &Ram {
+        &self.ram
     }
 }
 

@@ -2,11 +2,13 @@
 //!
 //! [`crate::ram`] maps memory as `--memory` asks; here it gets the content that it had. Three ways differ in when that is read.
 
+use std::sync::Arc;
+
 use catalog::{MemoryRestoreMode, MemorySpec, RestoreSpec};
-use device::Ram;
-use migration::{Progress, Source};
+use device::{Events, Ram, Request};
+use migration::{Backing, Pager, Progress, Source};
 use spec::{Kind, Refusal};
-use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+use vm_memory::{GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap};
 
 use crate::ram;
 
@@ -14,8 +16,17 @@ use crate::ram;
 pub struct Restored {
     /// The memory.
     pub ram: Ram,
-    /// Reads pages on demand, until all are there.
+    /// What memory still depends on.
+    pub behind: Behind,
+}
+
+/// What memory of a restored machine depends on; it outlives the machine.
+#[derive(Default)]
+pub struct Behind {
+    /// Reads pages on demand, until all are there. The threads of the machine may wait for it.
     pub pager: Option<Pager>,
+    /// The file that memory maps, with the lock that tells others so.
+    _mapped: Option<Backing>,
 }
 
 /// The way that is best where none was asked for: a private mapping takes no time and shares pages with other machines of the same
@@ -28,11 +39,14 @@ fn mode(restore: &RestoreSpec, memory: &MemorySpec) -> Result<MemoryRestoreMode,
         Some(MemoryRestoreMode::Mmap) if !private => Err(Refusal::invalid(
             "memory_restore_mode=mmap is for private memory, and this machine's is shared or in huge pages: use copy or ondemand",
         )),
+        Some(MemoryRestoreMode::OnDemand) if memory.hugepages => Err(Refusal::invalid(
+            "memory_restore_mode=ondemand is for ordinary pages, and this machine's are huge: use copy",
+        )),
         Some(mode) => Ok(mode),
     }
 }
 
-/// Brings memory back. `failed` is called, from another thread, when pages cannot be read that the guest needs.
+/// Brings memory back. When pages cannot be read later that the guest needs, `events` is told.
 ///
 /// # Errors
 /// The host has not the memory, or the file is damaged.
@@ -40,7 +54,7 @@ pub fn restore(
     restore: &RestoreSpec,
     memory: &MemorySpec,
     source: &Source,
-    failed: impl Fn(String) + Send + 'static,
+    events: Arc<dyn Events>,
 ) -> Result<Restored, Refusal> {
     let mode = mode(restore, memory)?;
     let prefault = restore.prefault || memory.prefault;
@@ -48,31 +62,43 @@ pub fn restore(
     let restored = match mode {
         MemoryRestoreMode::Copy => {
             // What is read is touched anyway; the rest is only if somebody asks for it.
-            let ram = ram::map(&MemorySpec { prefault, ..memory.clone() }, &source.spans()).map_err(host)?;
+            let ram =
+                ram::map(&MemorySpec { prefault, ..memory.clone() }, &source.spans()).map_err(no_memory)?;
             source.copy(&ram.map(), &Progress::new()).map_err(refusal)?;
-            Restored { ram, pager: None }
+            Restored { ram, behind: Behind::default() }
         }
         MemoryRestoreMode::Mmap => {
             let regions = source.map(memory.reserve).map_err(refusal)?;
             for region in &regions {
-                ram::advise(memory, region).map_err(host)?;
+                ram::advise(memory, region).map_err(no_memory)?;
                 if prefault {
                     populate(region)?;
                 }
             }
             let map = GuestMemoryMmap::from_regions(regions)
                 .map_err(|e| Refusal::host("Cannot set up guest memory", e))?;
-            Restored { ram: Ram::new(map), pager: None }
+            Restored {
+                ram: Ram::new(map),
+                behind: Behind { pager: None, _mapped: Some(source.backing().clone()) },
+            }
         }
         MemoryRestoreMode::OnDemand => {
             // Pages that were mapped before would never be asked for.
-            let ram = ram::map(&MemorySpec { prefault: false, ..memory.clone() }, &source.spans()).map_err(host)?;
-            let failed = move |e: migration::Error| failed(chain(&e));
-            let pager = Pager::start(source.backing(), &ram.map(), Arc::new(failed)).map_err(refusal)?;
-            Restored { ram, pager: Some(pager) }
+            let ram = ram::map(&MemorySpec { prefault: false, ..memory.clone() }, &source.spans())
+                .map_err(no_memory)?;
+            let failed = move |e: migration::Error| {
+                log::error!("memory of the guest cannot be read: {}", refusal(e).chain().join(": "));
+                events.request(Request::Fault);
+            };
+            let pager = source.page_in(&ram.map(), failed).map_err(refusal)?;
+            Restored { ram, behind: Behind { pager: Some(pager), _mapped: None } }
         }
     };
     Ok(restored)
+}
+
+fn no_memory(e: ram::RamError) -> Refusal {
+    Refusal::host("Cannot set up guest memory", e)
 }
 
 /// Maps what the file has for all of a region, without breaking the sharing of its pages.
@@ -82,7 +108,10 @@ fn populate(region: &GuestRegionMmap<()>) -> Result<(), Refusal> {
         return Ok(());
     }
     let e = std::io::Error::last_os_error();
-    Err(Refusal::host(format!("Cannot map all of guest memory at {:#x} for prefault=on", region.start_addr().0), e))
+    Err(Refusal::host(
+        format!("Cannot map all of guest memory at {:#x} for prefault=on", region.start_addr().0),
+        e,
+    ))
 }
 
 /// What a snapshot's error is to whoever asked: their directory is wrong, damaged or in use, or the host refuses.

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -18,6 +19,7 @@ pub struct Reports {
     requests: Receiver<(Generation, Request)>,
     sender: Sender<(Generation, Request)>,
     wake: Arc<EventFd>,
+    watched: Arc<AtomicBool>,
 }
 
 impl Reports {
@@ -28,7 +30,7 @@ impl Reports {
     pub fn new(monitor: Arc<Monitor>) -> io::Result<Self> {
         let (sender, requests) = channel();
         let wake = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
-        Ok(Reports { monitor, requests, sender, wake })
+        Ok(Reports { monitor, requests, sender, wake, watched: Arc::default() })
     }
 
     /// What one machine's devices and vCPUs report to.
@@ -38,7 +40,13 @@ impl Reports {
             monitor: self.monitor.clone(),
             sender: Mutex::new(self.sender.clone()),
             wake: self.wake.clone(),
+            watched: self.watched.clone(),
         })
+    }
+
+    /// Whether records wake the control thread as well: they tell of what somebody waits for.
+    pub fn watch(&self, watch: bool) {
+        self.watched.store(watch, Ordering::SeqCst);
     }
 
     /// Readable when something was requested.
@@ -46,10 +54,14 @@ impl Reports {
         self.wake.as_raw_fd()
     }
 
-    /// The next request of this machine; those of earlier ones are dropped.
-    pub fn next(&self, generation: Generation) -> Option<Request> {
+    /// Takes note of having been woken; to be followed by [`Reports::next`] until there is nothing left.
+    pub fn woken(&self) {
         // Nothing to read only means that nothing new came since.
         let _ = self.wake.read();
+    }
+
+    /// The next request of this machine; those of earlier ones are dropped.
+    pub fn next(&self, generation: Generation) -> Option<Request> {
         self.requests.try_iter().find(|(of, _)| *of == generation).map(|(_, request)| request)
     }
 }
@@ -59,11 +71,23 @@ struct Reporter {
     monitor: Arc<Monitor>,
     sender: Mutex<Sender<(Generation, Request)>>,
     wake: Arc<EventFd>,
+    watched: Arc<AtomicBool>,
+}
+
+impl Reporter {
+    fn wake(&self) {
+        if let Err(e) = self.wake.write(1) {
+            log::error!("cannot wake the control thread: {e}");
+        }
+    }
 }
 
 impl Events for Reporter {
     fn record(&self, source: &str, event: &str, properties: &[(&str, &str)]) {
         self.monitor.record(source, event, properties);
+        if self.watched.load(Ordering::SeqCst) {
+            self.wake();
+        }
     }
 
     fn request(&self, request: Request) {
@@ -71,8 +95,8 @@ impl Events for Reporter {
             self.sender.lock().unwrap_or_else(PoisonError::into_inner).send((self.generation, request));
         if sent.is_err() {
             log::debug!("{request:?} after the control thread ended");
-        } else if let Err(e) = self.wake.write(1) {
-            log::error!("cannot wake the control thread: {e}");
+        } else {
+            self.wake();
         }
     }
 }

@@ -7,13 +7,13 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError, channel};
 use std::thread::JoinHandle;
 
-use arch::x86_64::layout::VM_GENERATION;
 use device::{Node, Ram};
 use migration::{Backing, Directory, Memory, Progress};
 use spec::{Kind, Refusal};
 use vm_memory::GuestAddress;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use crate::machine::SNAPSHOT_MARK;
 use crate::ram_restore::refusal;
 
 /// What is to be written.
@@ -78,9 +78,10 @@ impl Writing {
         match self.done.try_recv() {
             Ok(result) => Some(result),
             Err(TryRecvError::Empty) => None,
-            Err(TryRecvError::Disconnected) => {
-                Some(Err(Refusal::new(Kind::Bug, "The thread that wrote the snapshot has ended without a word")))
-            }
+            Err(TryRecvError::Disconnected) => Some(Err(Refusal::new(
+                Kind::Bug,
+                "The thread that wrote the snapshot has ended without a word",
+            ))),
         }
     }
 }
@@ -97,8 +98,7 @@ impl Drop for Writing {
 fn write(job: Job, progress: &Progress) -> Result<(), Refusal> {
     let Job { mut directory, ram, behind, config, machine } = job;
     let map = ram.map();
-    // No two machines have the same generation ID, and no restored one that of its original.
-    let marks = [GuestAddress(VM_GENERATION)];
+    let marks = [GuestAddress(SNAPSHOT_MARK)];
     let memory = Memory { ram: &map, behind: behind.as_ref(), marks: &marks };
     let written = directory.write_memory(&memory, progress).map_err(refusal)?;
     directory.finish(&config, &machine).map_err(refusal)?;

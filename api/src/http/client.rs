@@ -1,6 +1,8 @@
 //! The client: one request over one connection.
 
+use std::cell::RefCell;
 use std::io;
+use std::os::fd::RawFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -50,14 +52,20 @@ fn status_name(status: StatusCode) -> String {
 /// Longest wait for the server to say something; booting a large machine takes its time.
 const PATIENCE: Duration = Duration::from_secs(600);
 
-/// Asks, and returns the body of the answer.
+/// Asks, and returns the body of the answer. Descriptors go along with the request; they stay the caller's.
 ///
 /// # Errors
 /// See [`ClientError`].
-pub fn ask(socket: &Path, route: &Route, body: Option<String>) -> Result<String, ClientError> {
+pub fn ask(
+    socket: &Path,
+    route: &Route,
+    body: Option<String>,
+    descriptors: &[RawFd],
+) -> Result<String, ClientError> {
     let stream = UnixStream::connect(socket)
         .map_err(|source| ClientError::Connect { path: socket.to_owned(), source })?;
-    let (io, driver) = Io::new(stream, Client).map_err(ClientError::Talk)?;
+    let (io, driver) =
+        Io::new(stream, Client(RefCell::new(descriptors.to_vec()))).map_err(ClientError::Talk)?;
     let method = match route.verb {
         Verb::Get => "GET",
         Verb::Put => "PUT",

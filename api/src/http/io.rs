@@ -1,9 +1,9 @@
 //! A UNIX socket for hyper, and the loop that drives a future which waits for that socket only.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::io::{self, Read, Write};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
@@ -13,6 +13,9 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
 use hyper::rt;
+use vmm_sys_util::sock_ctrl_msg::ScmSocket;
+
+use super::descriptors::Received;
 
 /// What the driven future waits for.
 #[derive(Default)]
@@ -64,18 +67,30 @@ pub(super) trait Side {
         None
     }
 
+    /// Keeps descriptors that come with what is read; `None` lets the kernel close them.
+    fn descriptors(&self) -> Option<&RefCell<Received>> {
+        None
+    }
+
+    /// Descriptors that go with the first bytes that are written.
+    fn lent(&self) -> Vec<RawFd> {
+        Vec::new()
+    }
+
     /// An answer was handed to the kernel.
     fn answer_sent(&self) {}
 }
 
-/// A client's side.
-pub(super) struct Client;
+/// A client's side, with the descriptors that it sends with its request.
+pub(super) struct Client(pub(super) RefCell<Vec<RawFd>>);
 
-impl Side for Client {}
+impl Side for Client {
+    fn lent(&self) -> Vec<RawFd> {
+        self.0.take()
+    }
+}
 
 /// A non-blocking stream that notes what it waits for.
-///
-/// It reads without asking for ancillary data, so descriptors that come along are closed by the kernel.
 pub(super) struct Io<S> {
     stream: UnixStream,
     interest: Arc<Interest>,
@@ -107,7 +122,7 @@ impl<S> Io<S> {
     }
 }
 
-impl<S: Unpin> rt::Read for Io<S> {
+impl<S: Side + Unpin> rt::Read for Io<S> {
     fn poll_read(
         self: Pin<&mut Self>,
         _: &mut Context<'_>,
@@ -115,7 +130,10 @@ impl<S: Unpin> rt::Read for Io<S> {
     ) -> Poll<io::Result<()>> {
         let mut bytes = [0; 8192];
         let room = buffer.remaining().min(bytes.len());
-        let result = (&self.stream).read(&mut bytes[..room]);
+        let result = match self.side.descriptors() {
+            Some(received) => received.borrow_mut().read(&self.stream, &mut bytes[..room]),
+            None => (&self.stream).read(&mut bytes[..room]),
+        };
         if result.as_ref().is_ok_and(|count| *count > 0) {
             self.turn.began();
         }
@@ -128,7 +146,11 @@ impl<S: Side + Unpin> rt::Write for Io<S> {
         let result = match self.side.instead_of(bytes, self.turn.answered.get()) {
             // It is short: were there no room for all of it, the client would not have read its earlier answers.
             Some(text) => (&self.stream).write(text.as_bytes()).map(|_| bytes.len()),
-            None => (&self.stream).write(bytes),
+            None => match self.side.lent() {
+                fds if fds.is_empty() => (&self.stream).write(bytes),
+                // The first write of a connection is taken whole or in part, but it is taken: nothing is in its way.
+                fds => self.stream.send_with_fds(&[bytes], &fds).map_err(io::Error::from),
+            },
         };
         self.wait(libc::POLLOUT, result)
     }

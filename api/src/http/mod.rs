@@ -2,6 +2,7 @@
 //! waits for its socket and nothing else.
 
 pub mod client;
+mod descriptors;
 mod io;
 pub mod server;
 #[cfg(test)]

@@ -3,15 +3,17 @@
 //! Among them are clients that take everything between `HTTP/1.1 ` and the end of the line for the status, so no reason phrase is
 //! sent, and clients that look for `Content-Length: ` in exactly these letters.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
 use std::io::{self, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
+use catalog::{RestoreRequest, hot};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::{Body as _, Bytes, Incoming};
 use hyper::ext::ReasonPhrase;
@@ -19,8 +21,9 @@ use hyper::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, SERVE
 use hyper::{Method, Request, Response, StatusCode, Version, server::conn::http1, service::service_fn};
 use spec::{Kind, Refusal};
 
+use super::descriptors::{MAX_DESCRIPTORS, Received};
 use super::io::{Io, Patience, Side};
-use crate::action::{Action, Body, ROOT, ROUTES, UNSUPPORTED, Verb};
+use crate::action::{Action, Body, ROOT, UNSUPPORTED, Verb, routes};
 use crate::{Caller, Reply};
 
 /// Connections served at a time; the next one is told to come back.
@@ -146,9 +149,14 @@ const MALFORMED: &str = "HTTP/1.1 400 \r\nServer: Cloud Hypervisor API\r\nConnec
 struct Connection {
     shared: Arc<Shared>,
     asked: Rc<Cell<bool>>,
+    received: Rc<RefCell<Received>>,
 }
 
 impl Side for Connection {
+    fn descriptors(&self) -> Option<&RefCell<Received>> {
+        Some(&self.received)
+    }
+
     fn instead_of(&self, bytes: &[u8], answered: bool) -> Option<&'static str> {
         // hyper refuses what it cannot parse by itself, and with a reason phrase, on which old clients choke.
         (!answered && !bytes.starts_with(b"HTTP/1.1 100 ")).then_some(MALFORMED)
@@ -169,7 +177,9 @@ impl Drop for Connection {
 
 fn serve(stream: UnixStream, shared: &Arc<Shared>) -> io::Result<()> {
     let asked = Rc::new(Cell::new(false));
-    let (io, driver) = Io::new(stream, Connection { shared: shared.clone(), asked: asked.clone() })?;
+    let received = Rc::new(RefCell::new(Received::default()));
+    let side = Connection { shared: shared.clone(), asked: asked.clone(), received: received.clone() };
+    let (io, driver) = Io::new(stream, side)?;
     let ask = |action| {
         shared.unsent.add();
         asked.set(true);
@@ -177,7 +187,7 @@ fn serve(stream: UnixStream, shared: &Arc<Shared>) -> io::Result<()> {
     };
     let service = service_fn(async |request: Request<Incoming>| {
         let close = wants_close(&request);
-        let mut response = answer(request, &ask).await;
+        let mut response = answer(request, &received, &ask).await;
         let connection = HeaderValue::from_static(if close { "close" } else { "keep-alive" });
         response.headers_mut().insert(CONNECTION, connection);
         driver.turn().answer();
@@ -203,6 +213,7 @@ fn wants_close<B>(request: &Request<B>) -> bool {
 
 async fn answer(
     request: Request<Incoming>,
+    received: &RefCell<Received>,
     ask: &impl Fn(Action) -> Result<Reply, Refusal>,
 ) -> Response<Full<Bytes>> {
     let (head, body) = request.into_parts();
@@ -224,7 +235,12 @@ async fn answer(
             );
         }
     };
-    let action = match route(&head.method, head.uri.path(), &body) {
+    // Whatever is not taken below is closed: a request has no use for what its route does not know.
+    let Ok(descriptors) = received.take().take() else {
+        let text = format!("More than {MAX_DESCRIPTORS} descriptors came with the request");
+        return messages(StatusCode::BAD_REQUEST, &["Bad Request", &text]);
+    };
+    let action = match route(&head.method, head.uri.path(), &body, descriptors) {
         Ok(action) => action,
         Err(response) => return *response,
     };
@@ -242,8 +258,18 @@ async fn answer(
 }
 
 /// Finds what is asked; an error is already an answer.
-fn route(method: &Method, path: &str, body: &[u8]) -> Result<Action, Box<Response<Full<Bytes>>>> {
-    let refuse = |status, texts: &[&str]| Err(Box::new(messages(status, texts)));
+fn route(
+    method: &Method,
+    path: &str,
+    body: &[u8],
+    descriptors: Vec<OwnedFd>,
+) -> Result<Action, Box<Response<Full<Bytes>>>> {
+    let refusal = |status, texts: &[&str]| Box::new(messages(status, texts));
+    let refuse = |status, texts: &[&str]| Err(refusal(status, texts));
+    let malformed = |e: serde_json::Error| {
+        refusal(StatusCode::BAD_REQUEST, &["Failed to deserialize JSON", &e.to_string()])
+    };
+    let unfit = |e: Refusal| refusal(status(&e), &e.chain().iter().map(String::as_str).collect::<Vec<_>>());
     let Some(name) = path.strip_prefix(ROOT) else {
         return refuse(StatusCode::NOT_FOUND, &["Not Found"]);
     };
@@ -253,7 +279,7 @@ fn route(method: &Method, path: &str, body: &[u8]) -> Result<Action, Box<Respons
             &["Error from API", &format!("{name} is not supported yet")],
         );
     }
-    let Some(route) = ROUTES.iter().find(|r| r.path == name) else {
+    let Some(route) = routes().find(|r| r.path == name) else {
         return refuse(StatusCode::NOT_FOUND, &["Not Found"]);
     };
     let verb = if *method == Method::GET {
@@ -270,11 +296,22 @@ fn route(method: &Method, path: &str, body: &[u8]) -> Result<Action, Box<Respons
         Body::Ignored(make) => Ok(make()),
         Body::None(make) if body.is_empty() => Ok(make()),
         Body::None(_) => refuse(StatusCode::BAD_REQUEST, &["Bad Request", "This request takes no body"]),
-        Body::Json(_) if body.is_empty() => {
+        Body::Json(..) | Body::Device(_) | Body::Restore if body.is_empty() => {
             refuse(StatusCode::BAD_REQUEST, &["Bad Request", "This request needs a body"])
         }
-        Body::Json(parse) => parse(body)
-            .or_else(|e| refuse(StatusCode::BAD_REQUEST, &["Failed to deserialize JSON", &e.to_string()])),
+        Body::Json(parse, _) => parse(body).map_err(malformed),
+        Body::Device(hot) => {
+            let mut device = (hot.from_json)(body).map_err(malformed)?;
+            if !descriptors.is_empty() {
+                device.adopt(descriptors).map_err(unfit)?;
+            }
+            Ok(Action::VmAdd(device))
+        }
+        Body::Restore => {
+            let mut request: RestoreRequest = hot::object(body).map_err(malformed)?;
+            request.adopt(descriptors).map_err(unfit)?;
+            Ok(Action::VmRestore(Box::new(request)))
+        }
     }
 }
 
@@ -285,6 +322,7 @@ fn status(refusal: &Refusal) -> StatusCode {
         Kind::State => StatusCode::METHOD_NOT_ALLOWED,
         Kind::Conflict => StatusCode::CONFLICT,
         Kind::Busy => StatusCode::TOO_MANY_REQUESTS,
+        Kind::Late => StatusCode::GATEWAY_TIMEOUT,
         Kind::Host | Kind::Bug => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }

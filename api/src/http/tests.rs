@@ -11,7 +11,7 @@ use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 use super::client::{self, ClientError};
 use super::server::{MAX_BODY, MAX_CONNECTIONS, Server};
-use crate::action::{Action, ROUTES, Route};
+use crate::action::{Action, Route, routes};
 use crate::{Inbox, Reply};
 
 /// A server on a socket of its own, with somebody to answer.
@@ -40,6 +40,12 @@ fn reply(action: Action) -> Result<Reply, Refusal> {
         Action::VmReboot => Err(Refusal::new(Kind::Busy, "later")),
         Action::VmNmi => Err(Refusal::host("no file", io::Error::from_raw_os_error(2))),
         Action::VmPowerButton => Err(Refusal::unsupported("--x")),
+        Action::VmAdd(device) => Ok(Reply::Json(format!("\"{device:?}\"").replace('\\', ""))),
+        Action::VmRemoveDevice(_) | Action::VmResizeDisk(_) | Action::VmSnapshot(_) => Ok(Reply::Done),
+        Action::VmRestore(request) => Ok(Reply::Json(serde_json::to_string(&request).unwrap())),
+        Action::VmWaitDevice(wait) => {
+            Err(Refusal::new(Kind::Late, format!("{} ms", wait.timeout_ms)).within(wait.id))
+        }
         Action::VmShutdown => Err(Refusal::new(Kind::Bug, "broken")),
         Action::VmCounters => Ok(Reply::Json(format!("\"{}\"", "x".repeat(1 << 20)))),
     }
@@ -262,7 +268,7 @@ fn wrong_paths_methods_and_bodies_are_refused() {
             400,
             r#"["Bad Request","This request needs a body"]"#,
         ),
-        (put("vm.snapshot", "{}"), 501, r#"["Error from API","vm.snapshot is not supported yet"]"#),
+        (put("vm.coredump", "{}"), 501, r#"["Error from API","vm.coredump is not supported yet"]"#),
     ] {
         assert_eq!(s.exchange(&request), with_body(status, body), "{request}");
     }
@@ -370,9 +376,9 @@ fn who_begins_a_request_must_end_it_in_time_but_who_is_idle_may_stay() {
 fn descriptors_that_come_with_a_request_are_closed_on_every_route() {
     let s = start();
     let mut requests: Vec<String> = vec!["NONSENSE\r\n\r\n".into(), "GET / HTTP/1.1\r\n\r\n".into()];
-    for route in ROUTES {
-        requests.push(get(route.path));
-        requests.push(put(route.path, "{\"net\":[{\"fds\":[3,4]}]}"));
+    for route in routes() {
+        requests.push(get(&route.path));
+        requests.push(put(&route.path, "{\"net\":[{\"fds\":[3,4]}]}"));
     }
     for name in crate::action::UNSUPPORTED {
         requests.push(put(name, "{}"));
@@ -400,6 +406,50 @@ fn descriptors_that_come_with_a_request_are_closed_on_every_route() {
 }
 
 #[test]
+fn descriptors_reach_the_device_that_they_come_with() {
+    let s = start();
+    let mut stream = s.connect();
+    let (_mine, theirs) = UnixStream::pair().unwrap();
+    // In two pieces, the second with the body; and of the number in the body nothing is believed.
+    let request = put("vm.add-net", "{\"fds\":[0],\"num_queues\":4}");
+    let (head, tail) = request.split_at(20);
+    for part in [head, tail] {
+        stream.send_with_fd(part.as_bytes(), theirs.as_raw_fd()).unwrap();
+    }
+    let text = response(&mut stream);
+    assert!(text.starts_with("HTTP/1.1 200 \r\n"), "{text}");
+    let fds = text.split("received: [").nth(1).unwrap().split(']').next().unwrap();
+    assert_eq!(fds.matches("OwnedFd").count(), 2, "{text}");
+    assert!(text.contains("inherited: []"), "{text}");
+    // The next request on the connection has none of them.
+    stream.write_all(put("vm.add-net", "{}").as_bytes()).unwrap();
+    assert!(response(&mut stream).contains("received: []"));
+    // More than a request may have.
+    let mut flood = s.connect();
+    for part in [head, tail] {
+        flood.send_with_fds(&[part.as_bytes()], &[theirs.as_raw_fd(); 200]).unwrap();
+    }
+    let text = response(&mut flood);
+    assert!(text.starts_with("HTTP/1.1 400 ") && text.contains("More than 253 descriptors"), "{text}");
+}
+
+#[test]
+fn a_wait_that_is_over_has_a_status_of_its_own() {
+    let s = start();
+    let mut stream = s.connect();
+    for (body, status, text) in [
+        ("{\"id\":\"d\",\"until\":\"ready\"}", "504", "[\"d\",\"10000 ms\"]"),
+        ("{\"id\":\"d\",\"until\":\"removed\",\"timeout_ms\":5}", "504", "[\"d\",\"5 ms\"]"),
+        ("{\"id\":\"d\",\"until\":\"never\"}", "400", "unknown variant `never`"),
+        ("{\"id\":\"d\"}", "400", "missing field `until`"),
+    ] {
+        stream.write_all(put("vm.wait-device", body).as_bytes()).unwrap();
+        let answer = response(&mut stream);
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")) && answer.contains(text), "{answer}");
+    }
+}
+
+#[test]
 fn an_answer_is_sent_before_the_server_is_finished_with() {
     let s = start();
     s.server.finish(Duration::from_secs(10));
@@ -417,13 +467,14 @@ fn an_answer_is_sent_before_the_server_is_finished_with() {
 }
 
 fn route(command: &str) -> &'static Route {
-    ROUTES.iter().find(|r| r.command == command).unwrap()
+    routes().find(|r| r.command == command).unwrap()
 }
 
 #[test]
 fn our_client_understands_our_server() {
     let s = start();
-    let ask = |command, body: Option<&str>| client::ask(&s.socket(), route(command), body.map(str::to_owned));
+    let ask =
+        |command, body: Option<&str>| client::ask(&s.socket(), route(command), body.map(str::to_owned), &[]);
     assert_eq!(ask("ping", None).unwrap(), "{\"version\":\"1\"}");
     assert_eq!(ask("counters", None).unwrap().len(), (1 << 20) + 2);
     assert_eq!(ask("create", Some("{}")).unwrap(), "");
@@ -439,7 +490,7 @@ fn our_client_tells_what_is_wrong_with_a_server() {
     let directory = std::env::temp_dir().join(format!("virga-client-{}", std::process::id()));
     std::fs::create_dir(&directory).unwrap();
     let path = directory.join("s");
-    let ask = || client::ask(&path, route("ping"), None).unwrap_err();
+    let ask = || client::ask(&path, route("ping"), None, &[]).unwrap_err();
     assert!(matches!(ask(), ClientError::Connect { .. }));
     let listener = UnixListener::bind(&path).unwrap();
     for said in ["", "HTTP/1.1 20", "nonsense\r\n\r\n", "HTTP/1.1 200 \r\nContent-Length: 10\r\n\r\nx"] {

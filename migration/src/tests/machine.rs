@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::os::fd::FromRawFd;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 
 use device::ram::RamMap;
 use vm_memory::mmap::MmapRegionBuilder;
@@ -116,14 +117,18 @@ pub(crate) fn devices() -> serde_json::Value {
     serde_json::json!({ "clock": u64::MAX, "devices": [{ "kind": "rtc", "text": "\"}\n" }] })
 }
 
-pub(crate) fn save_at(path: &std::path::Path, memory: &Memory) -> Result<(), Error> {
+pub(crate) fn save_at(path: &Path, memory: &Memory) -> Result<(), Error> {
+    save_with(path, memory, CONFIG_TEXT)
+}
+
+pub(crate) fn save_with(path: &Path, memory: &Memory, config: &str) -> Result<(), Error> {
     let mut directory = Directory::create(path)?;
     directory.write_memory(memory, &Progress::new())?;
-    directory.finish(CONFIG_TEXT, &devices())
+    directory.finish(config, &devices())
 }
 
 /// Saves and opens a snapshot.
-pub(crate) fn save(path: &std::path::Path, ram: &RamMap) -> Source {
+pub(crate) fn save(path: &Path, ram: &RamMap) -> Source {
     save_at(path, &Memory { ram, behind: None, marks: &[] }).unwrap();
     Source::open(path).unwrap()
 }

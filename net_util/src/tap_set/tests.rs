@@ -231,6 +231,8 @@ netns_test! {
         assert!(TapSet::from_fds(&fds).is_ok(), "and good for another time");
 
         assert!(matches!(TapSet::from_fds(&[fds[0], fds[0]]), Err(Error::FdTwice(_))));
+        let copy = made.taps()[0].as_fd().try_clone_to_owned().unwrap();
+        assert!(matches!(TapSet::from_fds(&[fds[0], copy.as_raw_fd()]), Err(Error::FdTwice(_))));
         assert!(matches!(TapSet::from_fds(&[]), Err(Error::NoQueues)));
         let other = open("other").unwrap();
         let error = TapSet::from_fds(&[fds[0], other.taps()[0].as_raw_fd()]).unwrap_err();

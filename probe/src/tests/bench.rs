@@ -1,9 +1,12 @@
 //! Load generators. Each runs for `probe.millis` (1000 without one) and prints its figures.
 
 use super::{Machine, blk as disk_tests};
+use crate::apic::LocalApic;
 use crate::clock::ticks;
 use crate::console::COM1;
 use crate::io;
+use crate::random::Random;
+use crate::trap;
 use crate::verdict::{Outcome, Stop};
 use crate::virtio::blk::{self, Disk, SECTOR};
 use crate::virtio::net::{Card, HEADER, ethernet};
@@ -67,18 +70,14 @@ pub(super) fn disk(machine: &mut Machine) -> Outcome {
     let data = machine.arena.take(depth * size, 4096);
     // A request's place, found again by its head.
     let mut place_of = [0u16; 1024];
-    let mut random = number("seed", 1);
+    let mut random = Random::new(number("seed", 1));
     let mut next = 0u64;
     let mut submit = |disk: &mut Disk, place: u64| {
         let block = if sequential {
             next += 1;
             next % blocks
         } else {
-            // A xorshift generator: any will do.
-            random ^= random << 13;
-            random ^= random >> 7;
-            random ^= random << 17;
-            random % blocks
+            random.below(blocks)
         };
         headers.write32(place * 16, if writes { blk::T_OUT } else { blk::T_IN });
         headers.write64(place * 16 + 8, block * (size / SECTOR));
@@ -185,4 +184,31 @@ pub(super) fn network(machine: &mut Machine) -> Outcome {
         frames * 1_000_000 / micros,
         bytes * 8 / micros
     ))
+}
+
+/// Writes to `probe.touch` (0) MiB of memory, a word a page, then one byte after the other to COM1, for ever: without a break, or with
+/// `probe.period` microseconds of sleep in between. Any of them says that the machine runs.
+pub(super) fn pulse(machine: &mut Machine) -> Outcome {
+    let wanted = machine.start.number("touch").unwrap_or(0) << 20;
+    let mut touched = 0;
+    for (base, len) in super::platform::spare_memory(machine) {
+        // SAFETY: RAM that nothing lies in; the arena is unused between tests.
+        let ram = unsafe { io::Region::new(base, len) };
+        for offset in (0..len.min(wanted - touched)).step_by(4096) {
+            ram.write64(offset, base + offset);
+        }
+        touched += len.min(wanted - touched);
+    }
+    check!(touched == wanted, "there are only {touched} bytes to touch");
+    let period = machine.start.number("period");
+    let apic = period.map(|_| LocalApic::enable());
+    println!("# pulse");
+    loop {
+        io::out8(COM1, b'.');
+        if let (Some(apic), Some(micros)) = (&apic, period) {
+            // KVM's APIC timer counts nanoseconds.
+            apic.start_timer(0x50, (micros * 1000).min(u64::from(u32::MAX)) as u32);
+            trap::halt();
+        }
+    }
 }

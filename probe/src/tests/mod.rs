@@ -18,7 +18,9 @@ mod bench;
 mod blk;
 mod cpu;
 mod hostile;
+mod hotplug;
 mod interrupts;
+mod load;
 mod net;
 mod pci;
 mod platform;
@@ -125,9 +127,13 @@ static TESTS: &[Entry] = &[
     test("virtio-registers", hostile::registers),
     test("virtio-bar", hostile::whole_bar),
     test("virtio-queue-setup", hostile::queue_setup),
+    on_demand("hotplug", hotplug::rounds),
+    on_demand("resize", hotplug::resize),
     on_demand("exits", bench::exits),
     on_demand("bench-blk", bench::disk),
     on_demand("bench-net", bench::network),
+    on_demand("pulse", bench::pulse),
+    on_demand("load", load::load),
     on_demand("x2apic", cpu::x2apic),
     on_demand("processors", cpu::processors),
     on_demand("hang", platform::hang),

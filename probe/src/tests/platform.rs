@@ -39,25 +39,29 @@ pub(super) fn memory_map(machine: &mut Machine) -> Outcome {
     Ok(text!("entries={count}"))
 }
 
-/// Every piece of RAM behind the image holds what is written to its first, last and evenly spaced pages (each page's own
-/// address), so nothing is missing, read-only, or there twice.
-pub(super) fn memory_touch(machine: &mut Machine) -> Outcome {
+/// Base and length, in whole pages, of every piece of RAM behind the image and before the modules: the arena and what is beyond.
+pub(super) fn spare_memory(machine: &Machine) -> impl Iterator<Item = (u64, u64)> + use<> {
     let floor = machine.arena.whole().base();
     let modules_start = machine.start.modules().map(|(address, _)| address).min().unwrap_or(u64::MAX);
-    let usable = |e: MapEntry| {
+    machine.start.map().filter_map(move |e: MapEntry| {
         let base = e.base.max(floor).next_multiple_of(4096);
         let end = (e.base + e.len) & !4095;
         // From the first module on, keep out: it is the VMM's to place, usually at the very end.
         let end = if e.base <= modules_start && modules_start < end { modules_start & !4095 } else { end };
-        (e.kind == RAM && end > base).then_some((base, end))
-    };
+        (e.kind == RAM && end > base).then(|| (base, end - base))
+    })
+}
+
+/// Every piece of RAM behind the image holds what is written to its first, last and evenly spaced pages (each page's own
+/// address), so nothing is missing, read-only, or there twice.
+pub(super) fn memory_touch(machine: &mut Machine) -> Outcome {
     let step = machine.start.number("step").unwrap_or(1 << 20).max(4096) & !4095;
     let mut pages = 0u64;
     for check_pass in [false, true] {
-        for (base, end) in machine.start.map().filter_map(usable) {
+        for (base, len) in spare_memory(machine) {
             // SAFETY: RAM behind the image and outside the modules; the arena is unused between tests.
-            let ram = unsafe { Region::new(base, end - base) };
-            let last = (end - base) - 4096;
+            let ram = unsafe { Region::new(base, len) };
+            let last = len - 4096;
             for offset in (0..last).step_by(step as usize).chain([last]) {
                 let at = ram.base() + offset;
                 if check_pass {

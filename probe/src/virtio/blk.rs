@@ -56,14 +56,24 @@ impl Disk {
         features: u64,
     ) -> Result<Option<Disk>, Text> {
         let Some(device) = Device::find(bus, kind::BLOCK, nth) else { return Ok(None) };
-        let mut device = device?;
+        Disk::on(device?, arena, clock, features, NO_VECTOR).map(Some)
+    }
+
+    /// Starts a disk with as much of `features` as it offers, and the interrupt `vector` for its queue.
+    pub(crate) fn on(
+        mut device: Device,
+        arena: &mut Arena,
+        clock: Clock,
+        features: u64,
+        vector: u16,
+    ) -> Result<Disk, Text> {
         device.negotiate(features | F_READ_ONLY)?;
-        let queue = device.queue(arena, 0, 256, NO_VECTOR)?;
+        let queue = device.queue(arena, 0, 256, vector)?;
         device.start()?;
         let config =
             device.config.ok_or_else(|| text!("{}: no device configuration", device.function.bdf))?;
         let capacity = config.read64(0);
-        Ok(Some(Disk {
+        Ok(Disk {
             device,
             queue,
             capacity,
@@ -71,7 +81,7 @@ impl Disk {
             header: arena.take(16, 16),
             status: arena.take(1, 1),
             table: arena.take(16 * 64, 16),
-        }))
+        })
     }
 
     /// The features that a plain driver takes.

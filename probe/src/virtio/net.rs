@@ -45,10 +45,20 @@ impl Card {
         features: u64,
     ) -> Result<Option<Card>, Text> {
         let Some(device) = Device::find(bus, kind::NET, nth) else { return Ok(None) };
-        let mut device = device?;
+        Card::on(device?, arena, clock, features, NO_VECTOR).map(Some)
+    }
+
+    /// Starts a card, its receive queue full, with the interrupt `vector` for that.
+    pub(crate) fn on(
+        mut device: Device,
+        arena: &mut Arena,
+        clock: Clock,
+        features: u64,
+        vector: u16,
+    ) -> Result<Card, Text> {
         device.negotiate(features | F_MAC | F_STATUS | F_EVENT_IDX)?;
         let bdf = device.function.bdf;
-        let mut receive = device.queue(arena, 0, 256, NO_VECTOR)?;
+        let mut receive = device.queue(arena, 0, 256, vector)?;
         let transmit = device.queue(arena, 1, 256, NO_VECTOR)?;
         let control = if device.features & F_CTRL_VQ != 0 {
             // Behind all the pairs that the device has, even without MQ (5.1.2).
@@ -70,7 +80,7 @@ impl Card {
         device.start()?;
         receive.kick();
         let frame = arena.take(HEADER + 65536, 4096);
-        Ok(Some(Card { device, receive, transmit, control, mac, clock, slots, slot_of, frame }))
+        Ok(Card { device, receive, transmit, control, mac, clock, slots, slot_of, frame })
     }
 
     /// The frame to fill before `send`, behind its virtio header.
@@ -102,23 +112,33 @@ impl Card {
         let mut found = None;
         let clock = self.clock;
         clock.wait(millis, || {
-            while let Some((head, len)) = self.receive.pop() {
-                let slot = self.slot_of[usize::from(head)];
-                let region = self.slots.part(u64::from(slot) * SLOT, SLOT);
-                if (HEADER..=SLOT).contains(&u64::from(len)) && found.is_none() {
-                    found = wanted(region.part(HEADER, u64::from(len) - HEADER));
+            self.drain(|frame| {
+                if found.is_none() {
+                    found = wanted(frame);
                 }
-                if let Some(head) = self.receive.add(&[Buffer::writable(region)]) {
-                    self.slot_of[usize::from(head)] = slot;
-                }
-                self.receive.kick();
-                if found.is_some() {
-                    return true;
-                }
-            }
-            false
+            });
+            found.is_some()
         });
         found
+    }
+
+    /// Hands every frame that has come to `then`. Every slot goes back.
+    pub(crate) fn drain(&mut self, mut then: impl FnMut(Region)) {
+        let mut came = false;
+        while let Some((head, len)) = self.receive.pop() {
+            let slot = self.slot_of[usize::from(head)];
+            let region = self.slots.part(u64::from(slot) * SLOT, SLOT);
+            if (HEADER..=SLOT).contains(&u64::from(len)) {
+                then(region.part(HEADER, u64::from(len) - HEADER));
+            }
+            if let Some(head) = self.receive.add(&[Buffer::writable(region)]) {
+                self.slot_of[usize::from(head)] = slot;
+            }
+            came = true;
+        }
+        if came {
+            self.receive.kick();
+        }
     }
 }
 

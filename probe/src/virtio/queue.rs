@@ -193,7 +193,13 @@ impl Queue {
     pub(crate) fn pop(&mut self) -> Option<(u16, u32)> {
         let (head, len) = self.pop_raw()?;
         assert!(head < u32::from(self.size), "used head {head} of a queue of {}", self.size);
-        let mut slot = head as u16;
+        self.release(head as u16);
+        Some((head as u16, len))
+    }
+
+    /// Frees the descriptors of a completion that [`pop_raw`](Queue::pop_raw) told of.
+    pub(crate) fn release(&mut self, head: u16) {
+        let mut slot = head;
         loop {
             assert!(
                 self.free_count < usize::from(self.size),
@@ -203,7 +209,7 @@ impl Queue {
             self.free_count += 1;
             let at = u64::from(slot) * DESCRIPTOR;
             if self.descriptors.read16(at + 12) & D_NEXT == 0 {
-                return Some((head as u16, len));
+                return;
             }
             slot = self.descriptors.read16(at + 14);
         }

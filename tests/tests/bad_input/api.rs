@@ -1,24 +1,23 @@
 //! Bad requests over the API, and what they leave of the machine.
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::process::Child;
-use std::time::Duration;
 
 use serde_json::{Value, json};
-use tests::{image, programs};
+use tests::{ask, image, programs};
 
 use crate::bench::{Bench, quiet, read, until, wait};
 
 /// A program that waits for requests.
-struct Server {
-    bench: Bench,
+pub(crate) struct Server {
+    pub(crate) bench: Bench,
     child: Child,
 }
 
 impl Server {
-    fn start() -> Server {
+    pub(crate) fn start() -> Server {
         let bench = Bench::new();
         let log = File::create(bench.path("log")).unwrap();
         let mut command = bench.command(&["--api-socket", "s"]);
@@ -29,43 +28,22 @@ impl Server {
 
     /// Sends these bytes and reads one answer: its status and body; `None` if the connection ends without.
     fn send(&self, request: &[u8]) -> Option<(u16, String)> {
-        let mut stream = UnixStream::connect(self.bench.path("s")).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
-        // The server may answer, and go, before it has read all.
-        let _ = stream.write_all(request);
-        let mut answer = Vec::new();
-        let mut part = [0; 4096];
-        loop {
-            let text = String::from_utf8_lossy(&answer).into_owned();
-            if let Some((head, body)) = text.split_once("\r\n\r\n") {
-                let status = head.split(' ').nth(1)?.trim().parse().ok()?;
-                let length = head.lines().find_map(|line| line.strip_prefix("Content-Length: "));
-                if body.len() >= length.map_or(0, |length| length.trim().parse().unwrap()) {
-                    return Some((status, body.to_owned()));
-                }
-            }
-            match stream.read(&mut part) {
-                Ok(len @ 1..) => answer.extend(&part[..len]),
-                _ => return None,
-            }
-        }
+        ask::exchange(&self.bench.path("s"), request)
     }
 
     /// Asks, with a body unless it is empty.
-    fn ask(&self, verb: &str, name: &str, body: &[u8]) -> (u16, String) {
-        let length =
-            if body.is_empty() { String::new() } else { format!("Content-Length: {}\r\n", body.len()) };
-        let head = format!("{verb} /api/v1/{name} HTTP/1.1\r\n{length}\r\n");
-        self.send(&[head.as_bytes(), body].concat()).unwrap_or_else(|| panic!("{verb} {name} has no answer"))
+    pub(crate) fn ask(&self, verb: &str, name: &str, body: &[u8]) -> (u16, String) {
+        ask::ask(&self.bench.path("s"), verb, name, body)
+            .unwrap_or_else(|| panic!("{verb} {name} has no answer"))
     }
 
-    fn put(&self, name: &str) -> (u16, String) {
+    pub(crate) fn put(&self, name: &str) -> (u16, String) {
         self.ask("PUT", name, b"")
     }
 
     /// Asks for what must be refused with this status and these messages.
     #[track_caller]
-    fn refuses(&self, verb: &str, name: &str, body: &[u8], status: u16, messages: &[&str]) {
+    pub(crate) fn refuses(&self, verb: &str, name: &str, body: &[u8], status: u16, messages: &[&str]) {
         let (told, text) = self.ask(verb, name, body);
         let list: Vec<String> = serde_json::from_str(&text).unwrap_or_else(|e| panic!("{name}: {e}: {text}"));
         assert_eq!(
@@ -76,13 +54,18 @@ impl Server {
     }
 
     #[track_caller]
-    fn does(&self, name: &str, body: &Value) {
+    pub(crate) fn does(&self, name: &str, body: &Value) {
         let text = if body.is_null() { String::new() } else { body.to_string() };
         let answer = self.ask("PUT", name, text.as_bytes());
         assert_eq!(answer, (204, String::new()), "{name}");
     }
 
-    fn info(&self) -> Value {
+    /// The VMM's process id.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub(crate) fn info(&self) -> Value {
         let (status, text) = self.ask("GET", "vm.info", b"");
         assert_eq!(status, 200, "{text}");
         serde_json::from_str(&text).unwrap()
@@ -90,7 +73,7 @@ impl Server {
 
     /// Checks that it still answers, and ends it.
     #[track_caller]
-    fn ends_well(mut self) {
+    pub(crate) fn ends_well(mut self) {
         assert_eq!(self.ask("GET", "vmm.ping", b"").0, 200);
         assert_eq!(self.put("vmm.shutdown").0, 200);
         assert_eq!(wait(&mut self.child).and_then(|status| status.code()), Some(0));
@@ -207,7 +190,7 @@ fn routes_that_do_not_exist_or_are_not_offered() {
         let (status, text) = server.ask(verb, name, b"");
         assert!(status == 400 && text.starts_with("[\"Bad Request\""), "{verb} {name}: {status} {text}");
     }
-    for name in ["vm.resize", "vm.snapshot", "vm.restore", "vm.add-disk", "vm.send-migration"] {
+    for name in ["vm.resize", "vm.coredump", "vm.add-fs", "vm.send-migration"] {
         let message = format!("{name} is not supported yet");
         server.refuses("PUT", name, b"{}", 501, &["Error from API", &message]);
     }

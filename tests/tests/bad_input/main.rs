@@ -11,6 +11,7 @@ mod console;
 mod disk;
 mod files;
 mod host;
+mod hotplug;
 mod kernel;
 mod life;
 mod memory;

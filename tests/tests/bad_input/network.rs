@@ -29,7 +29,7 @@ fn refuses(bench: &Bench, value: &str, inner: &[&str]) {
 }
 
 /// Passes `file` on as descriptor `to`.
-fn passing(command: &mut Command, file: &impl AsRawFd, to: RawFd) {
+pub(crate) fn passing(command: &mut Command, file: &impl AsRawFd, to: RawFd) {
     let from = file.as_raw_fd();
     // SAFETY: dup2 is a plain system call, safe between fork and exec.
     unsafe {
@@ -40,7 +40,7 @@ fn passing(command: &mut Command, file: &impl AsRawFd, to: RawFd) {
 }
 
 /// Opens the tap `name`, with `flags` besides those of a tap.
-fn tap(name: &str, flags: i32) -> File {
+pub(crate) fn tap(name: &str, flags: i32) -> File {
     let file = File::options().read(true).write(true).open("/dev/net/tun").expect("this host has taps");
     let mut request = [0u8; 40]; // struct ifreq
     request[..name.len()].copy_from_slice(name.as_bytes());

@@ -135,10 +135,34 @@ fn what_is_not_offered_yet_is_refused_by_name() {
         &["--seccomp", "yes"],
         &["Error parsing --seccomp: expected true, false, log or errno, not \"yes\""],
     );
-    let segments = "--platform num_pci_segments=2 is not supported yet";
+}
+
+#[test]
+fn segments_that_cannot_be() {
+    let invalid = |args: &[&str], message: &str| {
+        refuses(args, &["Error parsing config", "Failed to validate config", message]);
+    };
+    let weights = "Invalid PCI segment aperture weight: 0";
+    invalid(&["--platform", "num_pci_segments=97"], "Number of PCI segments (97) not in range of 1 to 96");
+    invalid(&["--pci-segment", "pci_segment=1"], "Invalid PCI segment id: 1");
+    invalid(&["--pci-segment", "mmio32_aperture_weight=0"], weights);
+    invalid(
+        &["--platform", "num_pci_segments=2", "--pci-segment", "pci_segment=1", "pci_segment=1"],
+        "PCI segment 1 has more than one --pci-segment",
+    );
+    // A weight beside which nothing is left for the others.
     refuses(
-        &["--platform", "num_pci_segments=2"],
-        &["Error parsing config", "Failed to validate config", segments],
+        &[
+            "--platform",
+            "num_pci_segments=2",
+            "--pci-segment",
+            "pci_segment=1,mmio32_aperture_weight=4294967295",
+        ],
+        &[
+            "Error booting VM",
+            "Cannot divide the PCI address windows",
+            "the 32-bit PCI window of 671088640 bytes cannot be divided among 2 segments",
+        ],
     );
 }
 

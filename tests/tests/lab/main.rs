@@ -7,5 +7,6 @@ mod consoles;
 mod debian;
 mod disks;
 mod ends;
+mod hotplug;
 mod machine;
 mod network;

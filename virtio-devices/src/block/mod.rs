@@ -17,6 +17,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use ::block::{Choice, Image, Topology};
+use ::spec::Refusal;
+use device::grant::Resize;
 use device::limit::LogLimit;
 use device::state::{self as saved, Node, StateError};
 use device::virtio::feature as ring;
@@ -167,6 +169,19 @@ impl Disk {
     }
 }
 
+impl Resize for Disk {
+    fn resize(&self, bytes: u64) -> Result<(), Refusal> {
+        let Shared { id, image, .. } = &*self.shared;
+        image
+            .resize(bytes)
+            .map_err(|e| Refusal::new(spec::fault(&e), format!("cannot resize disk \"{id}\"")).because(e))?;
+        if let Some(grant) = self.grant.get() {
+            grant.link.config_changed();
+        }
+        Ok(())
+    }
+}
+
 impl Virtio for Disk {
     fn kind(&self) -> VirtioKind {
         VirtioKind::Block
@@ -262,12 +277,17 @@ impl Virtio for Disk {
     }
 
     fn save(&self) -> Result<Option<Node>, DeviceError> {
-        let failed = |e| DeviceError::new(format!("cannot save disk \"{}\"", self.shared.id), e);
-        self.save_state().map(Some).map_err(failed)
+        let what = || format!("cannot save disk \"{}\"", self.shared.id);
+        self.shared.image.settle().map_err(|e| DeviceError::new(what(), e))?;
+        self.save_state().map(Some).map_err(|e| DeviceError::new(what(), e))
     }
 
     fn load(&self, node: Option<Node>) -> Result<(), StateError> {
         self.load_state(saved::some(node)?)
+    }
+
+    fn resize(&self) -> Option<&dyn Resize> {
+        Some(self)
     }
 
     fn counters(&self) -> Option<Counters> {

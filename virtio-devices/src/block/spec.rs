@@ -225,15 +225,16 @@ fn kind(format: Format) -> ImageType {
     }
 }
 
-/// Who is at fault when an image cannot be opened.
-fn fault(error: &Error) -> Kind {
+/// Who is at fault when an image cannot be opened or resized.
+pub(super) fn fault(error: &Error) -> Kind {
     match error {
         Error::Open { source, .. } if source.kind() == std::io::ErrorKind::NotFound => Kind::Invalid,
         Error::Directory { .. }
         | Error::NotADisk { .. }
         | Error::TooSmall { .. }
         | Error::DirectSize { .. }
-        | Error::Malformed { .. } => Kind::Invalid,
+        | Error::Malformed { .. }
+        | Error::Resize { .. } => Kind::Invalid,
         Error::Backing { source, .. } => fault(source),
         Error::Format { .. } => Kind::Unsupported,
         Error::Locked { .. } => Kind::Conflict,

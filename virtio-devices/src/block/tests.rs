@@ -480,3 +480,4 @@ fn several_queues_work_side_by_side() {
 
 mod limits;
 mod random;
+mod state;

@@ -300,3 +300,5 @@ fn flag_and_json_are_as_in_the_contract() {
     let behind = ConsoleSpec::parse("null,iommu=on").unwrap_err();
     assert_eq!(behind.kind(), spec::Kind::Unsupported);
 }
+
+mod state;

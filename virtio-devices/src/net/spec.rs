@@ -8,7 +8,7 @@ use device::{Build, Built, Host, Naming};
 use log::warn;
 use net_util::{LinkConfig, MacAddr, TapSet};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
-use spec::{Facts, Part, PciCommon, RateLimit, Refusal, Spec, Value};
+use spec::{Facts, Kind, Part, PciCommon, RateLimit, Refusal, Spec, Value};
 
 use super::pair::{PairError, Pairs};
 use super::wire::feature;
@@ -170,6 +170,15 @@ impl Build for NetSpec {
         Some(&mut self.pci)
     }
 
+    fn adopt(&mut self, descriptors: Vec<OwnedFd>) -> Result<(), Refusal> {
+        self.fds = TapFds::received(descriptors);
+        Ok(())
+    }
+
+    fn lend(&mut self) -> Vec<RawFd> {
+        std::mem::take(&mut self.fds).numbers()
+    }
+
     fn build(&mut self, host: &Host<'_>) -> Result<Built, Refusal> {
         self.make(host).map(|net| Built::Virtio(Box::new(net)))
     }
@@ -178,7 +187,9 @@ impl Build for NetSpec {
 impl NetSpec {
     /// Builds the device; the tap's name and the MAC are written back.
     pub(super) fn make(&mut self, host: &Host<'_>) -> Result<Net, Refusal> {
-        let refused = |e: PairError| Refusal::host(format!("cannot set up the tap of \"{}\"", host.id), e);
+        let refused = |e: PairError| {
+            Refusal::new(fault(&e), format!("cannot set up the tap of \"{}\"", host.id)).because(e)
+        };
         let pairs = host.kept.keep(host.id, || self.open(host.id)).map_err(refused)?;
         let mac = match self.mac {
             Some(Mac(mac)) => mac,
@@ -197,6 +208,21 @@ impl NetSpec {
             offloads: self.offloads(),
             limits: self.limits,
         }))
+    }
+}
+
+/// Who is at fault when a tap cannot be had.
+fn fault(error: &PairError) -> Kind {
+    use net_util::Error;
+    match error {
+        PairError::Tap(
+            Error::BadFd { .. }
+            | Error::FdNotATap(_)
+            | Error::FdFlags { .. }
+            | Error::FdTwice(_)
+            | Error::FdOtherTap { .. },
+        ) => Kind::Invalid,
+        _ => Kind::Host,
     }
 }
 

@@ -404,6 +404,14 @@ impl Device for VirtioPci {
         self.device.counters()
     }
 
+    fn in_use(&self) -> bool {
+        self.wired.as_ref().is_some_and(|wired| wired.link.status() & status::DRIVER_OK != 0)
+    }
+
+    fn resize(&self) -> Option<&dyn device::grant::Resize> {
+        self.device.resize()
+    }
+
     fn terminal(&self) -> Option<&dyn device::grant::Terminal> {
         (self.device.kind() == VirtioKind::Console).then_some(self as _)
     }

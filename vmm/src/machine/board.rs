@@ -1,4 +1,5 @@
-//! The board: what devices are plugged into. [`Board::attach`] is the only way in; dropping the board is the way out.
+//! The board: what devices are plugged into. [`Board::attach`] is the only way in, at boot and later; [`Board::detach`] is the way
+//! out.
 //!
 //! It grants what a device's [`Needs`] ask for and remembers in [`Placed`] where everything went.
 
@@ -8,30 +9,85 @@ use std::sync::Arc;
 use api::DeviceNode;
 use arch::x86_64::acpi::PciSegment;
 use arch::x86_64::layout::{self, MemoryMap, PlatformArea};
-use catalog::VmSpec;
+use catalog::{Plug, VmSpec};
+use device::grant::Ring;
 use device::{
     BarKind, Built, Bus, Counters, Device, Events, Grant, Host, Kept, Line, Naming, Needs, Placed, Ram,
-    Region, Space, Span, TableSink, Virtio, VirtioKind, Workers,
+    Region, Space, Span, TableSink, VirtioKind, Workers,
 };
 use hypervisor::{Capabilities, Vm};
 use pci::{
-    CONFIG_PORTS, CONFIG_PORTS_LENGTH, ConfigPorts, Ecam, Plugged, Reservation, Segment, SegmentGrant,
+    CONFIG_PORTS, CONFIG_PORTS_LENGTH, ConfigPorts, Ecam, PciError, Plugged, Reservation, Segment,
+    SegmentGrant,
 };
 use platform::ioapic::{self, Ioapic};
 use spec::{Facts, Kind, Refusal};
-use virtio_devices::transport::pci::VirtioPci;
+use virtio_devices::transport::pci::{VirtioPci, bar_kind};
 
 use super::glue::{VmDoorbells, VmInterrupts};
+use super::names::Names;
+use super::saved::{SavedDevice, SavedDevices};
 use super::tree;
 
-/// A device in its place.
+/// A device in its place. Dropping it takes the device away from the guest, then the device.
 pub(super) struct Attached {
+    #[allow(dead_code, reason = "held so that the guest sees it")]
+    function: Option<Plugged>,
+    #[allow(dead_code, reason = "held so that the device answers there")]
+    windows: Vec<Window>,
     pub(super) id: String,
     pub(super) device: Arc<dyn Device>,
     pub(super) placed: Placed,
     /// Whether it is a virtio device behind a PCI function.
     pub(super) virtio: bool,
-    _function: Option<Plugged>,
+    /// Whether it may be taken out while the machine runs.
+    pub(super) removable: bool,
+    /// The guest was asked to let go of it.
+    pub(super) leaving: bool,
+}
+
+/// A window at which a device answers until it is dropped.
+struct Window {
+    bus: Arc<Bus>,
+    base: u64,
+}
+
+impl Drop for Window {
+    fn drop(&mut self) {
+        self.bus.release(self.base);
+    }
+}
+
+/// How a device is to be plugged in.
+pub(super) struct Plan<'a> {
+    /// Its name.
+    pub(super) id: &'a str,
+    /// The PCI segment, for those that go there.
+    pub(super) segment: u16,
+    /// The slot that it must have.
+    pub(super) slot: Option<u8>,
+    /// The slot that it had before and gets again if nobody else has it.
+    pub(super) before: Option<u8>,
+    /// Whether the guest finds it when it starts.
+    pub(super) at_boot: bool,
+    /// Whether it may be taken out while the machine runs.
+    pub(super) removable: bool,
+    /// Where it was and how, in a machine that was saved; it must be there again.
+    pub(super) saved: Option<SavedDevice>,
+}
+
+impl<'a> Plan<'a> {
+    /// A device that is there from the beginning and stays.
+    pub(super) fn boot(id: &'a str) -> Self {
+        Plan { id, segment: 0, slot: None, before: None, at_boot: true, removable: false, saved: None }
+    }
+
+    /// The kind of BAR of a virtio device: as it was saved, or as the transport has it.
+    fn bar_kind(&self, device: VirtioKind) -> BarKind {
+        let saved = self.saved.as_ref().and_then(|saved| saved.placed.pci.as_ref());
+        let saved = saved.and_then(|pci| pci.bars.first()).map(|(_, kind, _)| *kind);
+        saved.unwrap_or_else(|| bar_kind(device, self.segment, self.at_boot))
+    }
 }
 
 /// See the module.
@@ -46,16 +102,21 @@ pub(super) struct Board {
     ram: Ram,
     workers: Workers,
     events: Arc<dyn Events>,
+    /// While a saved machine is built: its devices that have not been plugged in yet.
+    saved: Option<SavedDevices>,
 }
 
 impl Board {
-    /// A board with an interrupt controller, one PCI segment and nothing else.
+    /// A board with an interrupt controller, PCI segments with these shares of the windows (below 4 GiB and above), and nothing
+    /// else.
     pub(super) fn new(
         vm: Arc<dyn Vm>,
         capabilities: &Capabilities,
         map: &MemoryMap,
+        weights: &(Vec<u32>, Vec<u32>),
         ram: Ram,
         events: Arc<dyn Events>,
+        saved: Option<SavedDevices>,
     ) -> Result<Self, Refusal> {
         let (ports, memory) = (Arc::new(Bus::new(Space::Port)), Arc::new(Bus::new(Space::Memory)));
         let routes = (0..u32::from(ioapic::PINS)).map(|pin| vm.ioapic_route(pin));
@@ -64,7 +125,7 @@ impl Board {
             .map_err(|e| Refusal::host("Cannot set up the interrupt controller", e))?;
         let ioapic = Arc::new(Ioapic::new(routes));
 
-        let windows = segment_windows(map)?;
+        let windows = segment_windows(map, weights)?;
         let mut segments = Vec::with_capacity(windows.len());
         for window in &windows {
             let doorbells = capabilities.doorbells.then(|| -> Arc<dyn pci::Doorbells> {
@@ -111,6 +172,7 @@ impl Board {
             ram,
             workers,
             events,
+            saved,
         };
         board.claim_ioapic()?;
         Ok(board)
@@ -118,107 +180,124 @@ impl Board {
 
     /// The interrupt controller is a device like any other, but everybody's lines lead to it.
     fn claim_ioapic(&mut self) -> Result<(), Refusal> {
+        let id = "__ioapic";
         let device: Arc<dyn Device> = self.ioapic.clone();
         let placed = self.place(&device.needs())?;
-        self.show("__ioapic", &device, &placed)?;
-        let attached = Attached { id: "__ioapic".into(), device, placed, virtio: false, _function: None };
-        self.attached.push(attached);
+        if let Some(saved) = self.saved_device(id)? {
+            load(id, &*device, saved, &placed)?;
+        }
+        let windows = self.show(id, &device, &placed)?;
+        self.attached.push(Attached {
+            function: None,
+            windows,
+            id: id.into(),
+            device,
+            placed,
+            virtio: false,
+            removable: false,
+            leaving: false,
+        });
         Ok(())
     }
 
     /// Plugs in the devices that every machine has.
     pub(super) fn add_platform(&mut self, ram_size: u64) -> Result<(), Refusal> {
-        for (id, device) in platform::standard(ram_size) {
-            self.attach(id, device, None)?;
+        let segments = u16::try_from(self.segments.len()).unwrap_or(u16::MAX);
+        let frame = platform::Frame { memory: ram_size, segments, generation: layout::VM_GENERATION };
+        for (id, device) in platform::standard(frame) {
+            self.attach(Plan::boot(id), Built::Device(device))?;
         }
         Ok(())
     }
 
     /// Builds and plugs in the devices that were asked for; automatic names are written back.
-    pub(super) fn add_devices(&mut self, spec: &mut VmSpec, kept: &Kept) -> Result<(), Refusal> {
+    pub(super) fn add_devices(
+        &mut self,
+        spec: &mut VmSpec,
+        kept: &Kept,
+        names: &mut Names,
+    ) -> Result<(), Refusal> {
         let facts: Facts = spec.facts();
-        let fixed: Vec<(u16, u8)> = spec
-            .devices()
-            .iter()
-            .filter_map(|d| d.common().and_then(|c| Some((c.pci_segment, c.pci_device_id?))))
-            .collect();
-        for (segment, slot) in fixed {
-            if let Some(segment) = self.segments.get(usize::from(segment)) {
+        for common in spec.devices().iter().filter_map(|d| d.common()) {
+            let fixed = common.pci_device_id.map(|slot| (common.pci_segment, slot));
+            let before = || common.id.as_deref().and_then(|id| names.place(id));
+            if let Some((segment, slot)) = fixed.or_else(before)
+                && let Some(segment) = self.segments.get(usize::from(segment))
+            {
                 segment.set_aside([slot]);
             }
         }
         let taken: Vec<String> = spec.devices().iter().filter_map(|d| d.common()?.id.clone()).collect();
-        let mut count = 0;
+        let taken = |name: &str| taken.iter().any(|id| id == name);
         for plug in spec.devices_mut() {
-            let id = match plug.naming() {
-                Naming::Single(name) => name.to_owned(),
-                Naming::Counted(kind) => match plug.common().and_then(|c| c.id.clone()) {
-                    Some(id) => id,
-                    None => loop {
-                        let id = format!("_{kind}{count}");
-                        count += 1;
-                        if !taken.contains(&id) {
-                            break id;
-                        }
-                    },
-                },
-            };
-            let (segment, slot) =
-                plug.common().map_or((0, None), |common| (common.pci_segment, common.pci_device_id));
-            if let (Naming::Counted(_), Some(common)) = (plug.naming(), plug.common_mut()) {
-                common.id = Some(id.clone());
-            }
-            let flag = plug.flag();
-            let built = plug
-                .build(&Host { id: &id, facts: &facts, kept })
-                .map_err(|e| e.within(format!("Cannot create device {id:?} (--{flag})")))?;
-            match built {
-                Built::Nothing => {}
-                Built::Device(device) => self.attach(&id, device, None)?,
-                Built::Virtio(device) => self.attach_virtio(&id, device, segment, slot)?,
-            }
+            self.add(plug, &facts, kept, names, &taken, true)?;
         }
+        self.segments.iter().for_each(|segment| segment.end_aside());
         Ok(())
     }
 
-    fn attach_virtio(
+    /// Builds and plugs in one device; its automatic name is written back and told.
+    pub(super) fn add(
         &mut self,
-        id: &str,
-        device: Box<dyn Virtio>,
-        segment: u16,
-        slot: Option<u8>,
-    ) -> Result<(), Refusal> {
-        // Firmware that boots from a disk may only reach the lower 4 GiB.
-        let bar = if segment == 0 && device.kind() == VirtioKind::Block {
-            BarKind::Memory32
-        } else {
-            BarKind::Memory64 { prefetchable: false }
+        plug: &mut dyn Plug,
+        facts: &Facts,
+        kept: &Kept,
+        names: &mut Names,
+        taken: &dyn Fn(&str) -> bool,
+        at_boot: bool,
+    ) -> Result<String, Refusal> {
+        let id = match plug.naming() {
+            Naming::Single(name) => name.to_owned(),
+            Naming::Counted(kind) => match plug.common().and_then(|c| c.id.clone()) {
+                Some(id) => id,
+                None => names.make(kind, taken),
+            },
         };
-        let function =
-            VirtioPci::new(id, device, bar).map_err(|e| bug(&format!("Cannot plug in device {id:?}"), e))?;
-        self.attach(id, Box::new(function), Some((segment, slot)))
+        if let (Naming::Counted(_), Some(common)) = (plug.naming(), plug.common_mut()) {
+            common.id = Some(id.clone());
+        }
+        let (segment, fixed) =
+            plug.common().map_or((0, None), |common| (common.pci_segment, common.pci_device_id));
+        let before = names.place(&id).filter(|(of, _)| *of == segment).map(|(_, slot)| slot);
+        let flag = plug.flag();
+        let built = plug
+            .build(&Host { id: &id, facts, kept })
+            .map_err(|e| e.within(format!("Cannot create device {id:?} (--{flag})")))?;
+        let plan = Plan { segment, slot: fixed, before, at_boot, removable: plug.hot(), ..Plan::boot(&id) };
+        self.attach(plan, built)?;
+        if let Some(pci) = self.find(&id).and_then(|a| a.placed.pci.as_ref()) {
+            names.note(&id, (pci.segment, pci.slot));
+        }
+        Ok(id)
     }
 
-    /// Plugs a device in: grants what it needs, wires it, and lets the guest see it. `pci` says where on PCI, for those that go there.
-    fn attach(
-        &mut self,
-        id: &str,
-        mut device: Box<dyn Device>,
-        pci: Option<(u16, Option<u8>)>,
-    ) -> Result<(), Refusal> {
+    /// Plugs a device in: grants what it needs, wires it, and lets the guest see it. On an error nothing of it is left.
+    pub(super) fn attach(&mut self, mut plan: Plan<'_>, built: Built) -> Result<(), Refusal> {
+        let id = plan.id;
         let failed = |e: Box<dyn std::error::Error + Send + Sync>| {
             Refusal::new(Kind::Host, format!("Cannot plug in device {id:?}")).because(e)
+        };
+        if self.find(id).is_some() {
+            return Err(Refusal::new(Kind::Conflict, format!("Identifier {id} is not unique")));
+        }
+        if !matches!(built, Built::Nothing) {
+            plan.saved = self.saved_device(id)?;
+        }
+        let (mut device, virtio): (Box<dyn Device>, bool) = match built {
+            Built::Nothing => return Ok(()),
+            Built::Device(device) => (device, false),
+            Built::Virtio(device) => {
+                let bar = plan.bar_kind(device.kind());
+                let function = VirtioPci::new(id, device, bar)
+                    .map_err(|e| bug(&format!("Cannot plug in device {id:?}"), e))?;
+                (Box::new(function), true)
+            }
         };
         let needs = device.needs();
         let mut placed = self.place(&needs)?;
         let mut reservation = None;
         if needs.pci.is_some() {
-            let (segment, slot) = pci.unwrap_or_default();
-            let segment = self
-                .segments
-                .get(usize::from(segment))
-                .ok_or_else(|| Refusal::invalid(format!("Invalid PCI segment id: {segment}")))?;
-            let place = Reservation::new(segment, &needs, slot).map_err(|e| failed(e.into()))?;
+            let place = self.reserve(&mut plan, &needs)?;
             placed.pci = Some(place.placed().clone());
             reservation = Some(place);
         }
@@ -236,13 +315,61 @@ impl Board {
             events: self.events.clone(),
         };
         device.wire(grant).map_err(|e| failed(e.into()))?;
+        if let Some(saved) = plan.saved {
+            load(id, &*device, saved, &placed)?;
+        }
         let device: Arc<dyn Device> = device.into();
-        self.show(id, &device, &placed)?;
+        let windows = self.show(id, &device, &placed)?;
         let function =
             reservation.map(|place| place.plug(device.clone())).transpose().map_err(|e| failed(e.into()))?;
-        let virtio = function.is_some();
-        self.attached.push(Attached { id: id.to_owned(), device, placed, virtio, _function: function });
+        if let Some(function) = function.as_ref().filter(|_| plan.removable) {
+            function.removable();
+        }
+        let removable = plan.removable && function.is_some();
+        let id = id.to_owned();
+        let attached = Attached { function, windows, id, device, placed, virtio, removable, leaving: false };
+        self.attached.push(attached);
         Ok(())
+    }
+
+    /// Takes a device out: it stops, the guest sees it no more, and all it held is given back. Tells where it was.
+    pub(super) fn detach(&mut self, id: &str) -> Option<Placed> {
+        let at = self.attached.iter().position(|a| a.id == id)?;
+        let attached = self.attached.remove(at);
+        if let Err(e) = attached.device.stop() {
+            log::error!("cannot stop device {id:?}: {e}");
+        }
+        Some(attached.placed.clone())
+    }
+
+    /// Room on PCI for a device: where it was saved, where it is told to be, where it was before, or anywhere.
+    fn reserve(&self, plan: &mut Plan<'_>, needs: &Needs) -> Result<Reservation, Refusal> {
+        let segment = self
+            .segments
+            .get(usize::from(plan.segment))
+            .ok_or_else(|| Refusal::invalid(format!("Invalid PCI segment id: {}", plan.segment)))?;
+        let reservation = match &mut plan.saved {
+            Some(SavedDevice { placed: Placed { pci: Some(placed), .. }, function, .. }) => {
+                let state =
+                    function.take().ok_or_else(|| missing(&format!("the PCI function of {:?}", plan.id)))?;
+                Reservation::load(segment, needs, placed, state)
+            }
+            Some(_) => Err(PciError::NoFunction),
+            None => match (plan.slot, plan.before) {
+                (None, Some(before)) => Reservation::new(segment, needs, Some(before))
+                    // Somebody else was given it meanwhile.
+                    .or_else(|_| Reservation::new(segment, needs, None)),
+                (slot, _) => Reservation::new(segment, needs, slot),
+            },
+        };
+        reservation.map_err(|e| {
+            let kind = match e {
+                PciError::SlotTaken { .. } | PciError::SlotsExhausted { .. } => Kind::Conflict,
+                PciError::State { .. } | PciError::Foreign { .. } | PciError::NoFunction => Kind::Invalid,
+                _ => Kind::Host,
+            };
+            Refusal::new(kind, format!("Cannot plug in device {:?}", plan.id)).because(e)
+        })
     }
 
     /// Finds places for windows and lines.
@@ -261,8 +388,9 @@ impl Board {
         Ok(placed)
     }
 
-    /// Lets a device answer at its windows.
-    fn show(&self, id: &str, device: &Arc<dyn Device>, placed: &Placed) -> Result<(), Refusal> {
+    /// Lets a device answer at its windows, as long as what is returned is kept.
+    fn show(&self, id: &str, device: &Arc<dyn Device>, placed: &Placed) -> Result<Vec<Window>, Refusal> {
+        let mut windows = Vec::with_capacity(placed.windows.len());
         for ((n, need), span) in (0..).zip(&device.needs().windows).zip(&placed.windows) {
             let bus = match need.space {
                 Space::Port => &self.ports,
@@ -271,8 +399,53 @@ impl Board {
             bus.claim(span.base, span.length, device.clone() as _, Region::Window(n)).map_err(|e| {
                 Refusal::new(Kind::Conflict, format!("Cannot plug in device {id:?}")).because(e)
             })?;
+            windows.push(Window { bus: bus.clone(), base: span.base });
         }
-        Ok(())
+        Ok(windows)
+    }
+
+    /// The saved state of a device, where a saved machine is built.
+    fn saved_device(&mut self, id: &str) -> Result<Option<SavedDevice>, Refusal> {
+        let Some(saved) = &mut self.saved else { return Ok(None) };
+        saved.remove(id).map(Some).ok_or_else(|| missing(&format!("device {id:?}")))
+    }
+
+    /// The machine is built. All that was saved must have found its device.
+    pub(super) fn built(&mut self) -> Result<(), Refusal> {
+        let left = self.saved.take().and_then(|saved| saved.into_keys().next());
+        left.map_or(Ok(()), |id| {
+            Err(Refusal::invalid(format!(
+                "There is a state of device {id:?}, which the description of the machine does not have"
+            )))
+        })
+    }
+
+    /// The state of every device; all of them are stopped.
+    pub(super) fn save(&self) -> Result<SavedDevices, Refusal> {
+        let one = |attached: &Attached| {
+            let Attached { id, device, placed, function, .. } = attached;
+            let failed = || format!("Cannot save device {id:?}");
+            let state = device.save().map_err(|e| Refusal::host(failed(), e))?;
+            let function = function.as_ref().map(Plugged::save).transpose();
+            let function = function.map_err(|e| Refusal::host(failed(), e))?;
+            Ok((id.clone(), SavedDevice { placed: placed.clone(), state, function }))
+        };
+        self.attached.iter().map(one).collect()
+    }
+
+    /// The device with this name.
+    pub(super) fn find(&self, id: &str) -> Option<&Attached> {
+        self.attached.iter().find(|a| a.id == id)
+    }
+
+    /// All devices.
+    pub(super) fn attached(&self) -> &[Attached] {
+        &self.attached
+    }
+
+    /// The same, to note what becomes of them.
+    pub(super) fn attached_mut(&mut self) -> &mut [Attached] {
+        &mut self.attached
     }
 
     pub(super) fn ports(&self) -> Arc<Bus> {
@@ -322,6 +495,13 @@ impl Board {
         Ok(())
     }
 
+    /// Tells the guest that something happened.
+    pub(super) fn ring(&self, what: Ring) -> Result<(), Refusal> {
+        let bell = self.attached.iter().find_map(|a| a.device.bell());
+        bell.ok_or_else(|| Refusal::new(Kind::Bug, "The machine has no event device"))?.ring(what);
+        Ok(())
+    }
+
     pub(super) fn press_power_button(&self) -> Result<(), Refusal> {
         let button = self.attached.iter().find_map(|a| a.device.power_button());
         button.ok_or_else(|| Refusal::new(Kind::Bug, "The machine has no power button"))?.press();
@@ -341,16 +521,32 @@ impl Board {
     }
 }
 
-/// The windows of each segment; today there is one.
-fn segment_windows(map: &MemoryMap) -> Result<Vec<PciSegment>, Refusal> {
+/// The windows of each segment.
+fn segment_windows(map: &MemoryMap, (low, high): &(Vec<u32>, Vec<u32>)) -> Result<Vec<PciSegment>, Refusal> {
     let windows = |e| Refusal::invalid("Cannot divide the PCI address windows").because(e);
-    let weights = [1];
-    let low = MemoryMap::mmio32_windows(&weights).map_err(windows)?;
-    let high = map.mmio64_windows(&weights).map_err(windows)?;
+    let low = MemoryMap::mmio32_windows(low).map_err(windows)?;
+    let high = map.mmio64_windows(high).map_err(windows)?;
     let segments = (0..).zip(low).zip(high);
     Ok(segments.map(|((number, mmio32), mmio64)| PciSegment { number, mmio32, mmio64 }).collect())
 }
 
 fn bug(message: &str, e: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Refusal {
     Refusal::new(Kind::Bug, message).because(e)
+}
+
+fn missing(what: &str) -> Refusal {
+    Refusal::invalid(format!("The state of {what} is missing"))
+}
+
+/// Lets a device that is placed and wired go on from its saved state.
+fn load(id: &str, device: &dyn Device, saved: SavedDevice, placed: &Placed) -> Result<(), Refusal> {
+    let failed = || format!("Cannot restore device {id:?}");
+    if saved.placed != *placed {
+        return Err(Refusal::invalid(format!("it was at {:?}, and would be at {placed:?}", saved.placed))
+            .within(failed()));
+    }
+    if saved.function.is_some() {
+        return Err(Refusal::invalid("it is no PCI function, and has the state of one").within(failed()));
+    }
+    device.load(saved.state).map_err(|e| Refusal::invalid(failed()).because(e))
 }

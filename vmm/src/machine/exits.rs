@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use device::limit::LogLimit;
-use device::{Bus, Effect, Events, Request};
+use device::{Bus, Effect, Events, Request, guest_warn};
 use hypervisor::Exits;
 use pci::Segment;
 use platform::ioapic::Ioapic;
@@ -19,6 +19,7 @@ pub(super) struct GuestExits {
     ioapic: Arc<Ioapic>,
     events: Arc<dyn Events>,
     unclaimed: LogLimit,
+    ejects: LogLimit,
 }
 
 impl GuestExits {
@@ -30,6 +31,7 @@ impl GuestExits {
             ioapic: board.ioapic(),
             events,
             unclaimed: LogLimit::new(),
+            ejects: LogLimit::new(),
         }
     }
 
@@ -43,11 +45,31 @@ impl GuestExits {
                 }
                 return ControlFlow::Continue(());
             }
+            Effect::Eject { segment, slots } => {
+                self.eject(segment, slots);
+                return ControlFlow::Continue(());
+            }
             Effect::Reset => Request::Reset,
             Effect::PowerOff => Request::PowerOff,
         };
         self.events.request(request);
         ControlFlow::Break(())
+    }
+
+    /// Hides what the guest gives back. The rest, closing files and ending threads, is the control thread's: waiting for it here
+    /// could be waiting for a pause that waits for us.
+    fn eject(&self, number: u16, slots: u32) {
+        let hidden = self.segments.get(usize::from(number)).map_or(0, |segment| segment.eject(slots));
+        if hidden != 0 {
+            self.events.request(Request::Eject { segment: number, slots: hidden });
+        }
+        if hidden != slots {
+            let ignored = slots & !hidden;
+            guest_warn!(
+                self.ejects,
+                "eject of slots {ignored:#x} of PCI segment {number}: nothing there can leave"
+            );
+        }
     }
 
     fn unclaimed(&self, what: &str, address: u64, length: usize) {

@@ -20,7 +20,7 @@ pub(super) fn write(
     let tables = |e| Refusal::new(Kind::Invalid, "Cannot build the firmware tables").because(e);
     let mut sink = Tables::new();
     board.describe(&mut sink);
-    let machine = acpi::Machine { cpus: &processors.list(), segments: &board.pci_segments() };
+    let machine = acpi::Machine { cpus: &processors.list(), segments: &board.pci_segments(), hotplug: true };
     put(memory, layout::RSDP, &sink.finish(&machine).map_err(tables)?)?;
 
     let smbios = smbios::build(&platform.map(PlatformSpec::smbios).unwrap_or_default()).map_err(tables)?;

@@ -8,19 +8,24 @@ mod clock;
 mod exits;
 mod firmware;
 mod glue;
+mod hotplug;
+mod names;
 mod processors;
+mod restore;
 pub mod saved;
 mod tree;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use api::DeviceNode;
 use arch::x86_64::boot::{self, Backing, Initramfs, Kernel};
 use arch::x86_64::layout::{self, MemoryMap};
 use catalog::VmSpec;
+use device::grant::Ring;
 use device::{Counters, Events, Kept, Span};
-use hypervisor::{Hypervisor, VmOptions};
+use hypervisor::{Hypervisor, Vm, VmOptions};
 use spec::{Kind, Refusal};
 
 use crate::core_scheduling::Cookie;
@@ -31,12 +36,57 @@ use clock::Clock;
 use exits::GuestExits;
 use processors::Processors;
 
+pub use names::Names;
+pub use restore::SNAPSHOT_MARK;
+
 /// See the module.
 pub struct Machine {
     vcpus: Vcpus,
     board: Board,
     clock: Clock,
-    _slots: ram::Slots,
+    /// It goes on from a saved state, and the guest was not told yet.
+    renewed: AtomicBool,
+    phys_bits: u8,
+    slots: ram::Slots,
+}
+
+/// What stands before memory and devices.
+struct Base {
+    map: MemoryMap,
+    processors: Processors,
+    vm: Arc<dyn Vm>,
+}
+
+impl Base {
+    /// Lays out the address space and the vCPUs, and creates the VM. `phys_bits` is the width of the guest's addresses where that is
+    /// settled.
+    fn new(spec: &VmSpec, hypervisor: &dyn Hypervisor, phys_bits: Option<u8>) -> Result<Base, Refusal> {
+        let supported = hypervisor
+            .supported_cpuid()
+            .map_err(|e| Refusal::host("Cannot ask the hypervisor for CPUID", e))?;
+        let host_bits = hypervisor
+            .physical_address_bits()
+            .map_err(|e| Refusal::host("Cannot ask the hypervisor for its address width", e))?;
+        let phys_bits = match phys_bits {
+            Some(bits) if bits > host_bits => {
+                return Err(Refusal::invalid(format!(
+                    "The guest was told of {bits} bits of physical address, and this host has {host_bits}"
+                )));
+            }
+            Some(bits) => bits,
+            None => host_bits.min(spec.cpus.max_phys_bits),
+        };
+        let map = MemoryMap::new(spec.memory.size.0, phys_bits)
+            .map_err(|e| Refusal::invalid("Memory configuration is not valid").because(e))?;
+        let processors = Processors::plan(&spec.cpus, hypervisor, supported, phys_bits)?;
+        let options = VmOptions { x2apic_32bit_ids: processors.wide_ids() };
+        let vm = hypervisor.create_vm(&options).map_err(|e| Refusal::host("Cannot create the VM", e))?;
+        Ok(Base { map, processors, vm })
+    }
+
+    fn spans(&self) -> Vec<Span> {
+        self.map.ram().collect()
+    }
 }
 
 impl Machine {
@@ -49,6 +99,7 @@ impl Machine {
         hypervisor: &dyn Hypervisor,
         events: Arc<dyn Events>,
         kept: &Kept,
+        names: &mut Names,
     ) -> Result<Machine, Refusal> {
         let payload = spec.payload.clone().unwrap_or_default();
         let kernel = payload.kernel.as_deref().ok_or_else(catalog::payload::nothing_to_boot)?;
@@ -60,31 +111,26 @@ impl Machine {
             .transpose()
             .map_err(|e| boot_error("Cannot load the initramfs", e))?;
 
-        let supported = hypervisor
-            .supported_cpuid()
-            .map_err(|e| Refusal::host("Cannot ask the hypervisor for CPUID", e))?;
-        let host_bits = hypervisor
-            .physical_address_bits()
-            .map_err(|e| Refusal::host("Cannot ask the hypervisor for its address width", e))?;
-        let phys_bits = host_bits.min(spec.cpus.max_phys_bits);
-        let map = MemoryMap::new(spec.memory.size.0, phys_bits)
-            .map_err(|e| Refusal::invalid("Memory configuration is not valid").because(e))?;
-        let processors = Processors::plan(&spec.cpus, hypervisor, supported, phys_bits)?;
-
-        let options = VmOptions { x2apic_32bit_ids: processors.wide_ids() };
-        let vm = hypervisor.create_vm(&options).map_err(|e| Refusal::host("Cannot create the VM", e))?;
-        let spans: Vec<Span> = map.ram().collect();
-        let memory =
-            ram::map(&spec.memory, &spans).map_err(|e| Refusal::host("Cannot set up guest memory", e))?;
-        let slots = ram::Slots::map(vm.clone(), &memory)
-            .map_err(|e| Refusal::host("Cannot set up guest memory", e))?;
+        let base = Base::new(spec, hypervisor, None)?;
+        let memory = ram::map(&spec.memory, &base.spans()).map_err(no_memory)?;
+        let slots = ram::Slots::map(base.vm.clone(), &memory).map_err(no_memory)?;
 
         let capabilities = hypervisor.capabilities();
-        let clock = Clock::new(vm.clone(), capabilities);
-        let mut board = Board::new(vm.clone(), capabilities, &map, memory.clone(), events.clone())?;
+        let clock = Clock::new(base.vm.clone(), capabilities);
+        let board = Board::new(
+            base.vm.clone(),
+            capabilities,
+            &base.map,
+            &spec.segment_weights(),
+            memory.clone(),
+            events.clone(),
+            None,
+        );
+        let mut board = board?;
         board.add_platform(spec.memory.size.0)?;
-        board.add_devices(spec, kept)?;
+        board.add_devices(spec, kept, names)?;
 
+        let Base { map, processors, vm } = base;
         firmware::write(&board, &processors, spec.platform.as_ref(), &memory.map())?;
         let plan = boot::plan(
             &kernel,
@@ -103,7 +149,8 @@ impl Machine {
         let exits = Arc::new(GuestExits::new(&board, events.clone()));
         let vcpus = Vcpus::start(ready, exits, events, Cookie::new(spec.cpus.core_scheduling))
             .map_err(|e| Refusal::host("Cannot start the vCPUs", e))?;
-        Ok(Machine { vcpus, board, clock, _slots: slots })
+        let renewed = AtomicBool::new(false);
+        Ok(Machine { vcpus, board, clock, renewed, phys_bits: map.phys_bits, slots })
     }
 
     /// Lets devices and vCPUs run: at first and after a pause.
@@ -113,6 +160,9 @@ impl Machine {
     pub fn resume(&self) -> Result<(), Refusal> {
         self.clock.go_on()?;
         self.board.start()?;
+        if self.renewed.swap(false, Ordering::Relaxed) {
+            self.board.ring(Ring::Generation)?;
+        }
         self.vcpus.resume();
         Ok(())
     }
@@ -161,6 +211,10 @@ impl Machine {
     pub fn device_tree(&self) -> BTreeMap<String, DeviceNode> {
         self.board.tree()
     }
+}
+
+fn no_memory(e: ram::RamError) -> Refusal {
+    Refusal::host("Cannot set up guest memory", e)
 }
 
 /// A refusal over boot files: what is wrong with the file is the user's, what the host refuses is the host's.

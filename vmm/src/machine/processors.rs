@@ -131,7 +131,7 @@ impl Processors {
 /// vCPUs of a saved machine.
 impl Processors {
     /// Refuses states of vCPUs that this host cannot go on with.
-    fn check(&self, states: &[VcpuState]) -> Result<(), Refusal> {
+    fn check(&self, states: &[VcpuState], ready: &[Ready]) -> Result<(), Refusal> {
         if states.len() != self.ids.len() {
             return Err(Refusal::invalid(format!(
                 "The machine has {} vCPUs, and the state of {} was saved",
@@ -139,8 +139,13 @@ impl Processors {
                 states.len()
             )));
         }
-        for (index, state) in (0..).zip(states) {
-            let missing = compat::missing(&state.cpuid, &self.supported);
+        for (index, (state, Ready { vcpu, .. })) in (0..).zip(states.iter().zip(ready)) {
+            let shown = || {
+                vcpu.x86_64().set_cpuid(&self.supported)?;
+                vcpu.x86_64().cpuid()
+            };
+            let shown = shown().map_err(|e| failed(index, e))?;
+            let missing = compat::missing(&state.cpuid, &[&self.supported, &shown]);
             if !missing.is_empty() {
                 return Err(Refusal::invalid(format!(
                     "This host's processor lacks what the guest was told it has: {}",
@@ -162,8 +167,8 @@ impl Processors {
     ) -> Result<Vec<Ready>, Refusal> {
         let read = |node: Node| node.read().map_err(|e| Refusal::invalid("Cannot restore a vCPU").because(e));
         let mut states: Vec<VcpuState> = nodes.into_iter().map(read).collect::<Result<_, _>>()?;
-        self.check(&states)?;
         let ready = self.new_vcpus(vm, spec)?;
+        self.check(&states, &ready)?;
         // One moment for all: their counters shall go on together.
         let passed = saved::since(taken);
         for (index, (state, Ready { vcpu, .. })) in (0..).zip(states.iter_mut().zip(&ready)) {

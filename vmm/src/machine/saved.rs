@@ -2,6 +2,7 @@
 //!
 //! Memory is not part of it, nor the description of the machine; they are files of their own. Read back, all of it is untrusted.
 
+use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use device::{Node, Placed, State};
@@ -20,22 +21,23 @@ pub struct SavedMachine {
     pub(super) clock: Option<ClockState>,
     /// A vCPU's state each, in the order of their indices.
     pub(super) cpus: Vec<Node>,
-    /// Devices in the order in which they were plugged in.
-    pub(super) devices: Vec<SavedDevice>,
+    /// Devices by their names.
+    pub(super) devices: SavedDevices,
     /// Number of the next automatic name.
-    pub(super) next_name: u32,
+    pub(super) next_name: u64,
 }
 
 impl State for SavedMachine {
     const KIND: &'static str = "machine";
 }
 
+/// Devices by their names.
+pub(super) type SavedDevices = BTreeMap<String, SavedDevice>;
+
 /// A device in its place.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct SavedDevice {
-    /// Its name.
-    pub(super) id: String,
     /// Where it was put.
     pub(super) placed: Placed,
     /// Its state, if it has any.

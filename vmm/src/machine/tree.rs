@@ -8,6 +8,9 @@ use device::{BarKind, PlacedPci, Space};
 
 use super::board::Attached;
 
+/// How the node of a virtio device's PCI function is called: this, and the device's name.
+pub(super) const FUNCTION: &str = "_virtio-pci-";
+
 /// One node a device, and for a virtio device one more for the PCI function it sits on.
 pub(super) fn build(attached: &[Attached]) -> BTreeMap<String, DeviceNode> {
     let mut tree = BTreeMap::new();
@@ -23,7 +26,7 @@ pub(super) fn build(attached: &[Attached]) -> BTreeMap<String, DeviceNode> {
         node.resources.extend(placed.lines.iter().map(|line| Resource::LegacyIrq(*line)));
         if let Some(pci) = &placed.pci {
             if *virtio {
-                let function = format!("_virtio-pci-{id}");
+                let function = format!("{FUNCTION}{id}");
                 node.parent = Some(function.clone());
                 let mut parent = pci_node(&function, pci);
                 parent.children.push(id.clone());
@@ -48,7 +51,7 @@ fn pci_node(id: &str, pci: &PlacedPci) -> DeviceNode {
     DeviceNode {
         id: id.to_owned(),
         resources: pci.bars.iter().map(bar).collect(),
-        pci_bdf: Some(format!("{:04x}:00:{:02x}.0", pci.segment, pci.slot)),
+        pci_bdf: Some(api::info::bdf(pci.segment, pci.slot)),
         ..DeviceNode::default()
     }
 }

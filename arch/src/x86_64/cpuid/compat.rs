@@ -162,21 +162,23 @@ const FEATURES: &[Features] = &[
     },
 ];
 
-/// The features that `seen`, the CPUID of a guest, tells of and that `supported`, the list that the hypervisor gives, does not
-/// have: names where there are any.
-pub fn missing(seen: &[CpuidEntry], supported: &[CpuidEntry]) -> Vec<String> {
+/// The features that `seen`, the CPUID of a guest, tells of and that none of the lists `here` has: names where there are any. Such
+/// lists are what the hypervisor says that it supports, and what a virtual CPU shows that was given no more; some hypervisors leave
+/// in the latter what the processor has and they do not vouch for.
+pub fn missing(seen: &[CpuidEntry], here: &[&[CpuidEntry]]) -> Vec<String> {
     let vendor = |list| register(list, 0, 0).map(|e: &CpuidEntry| [e.ebx, e.edx, e.ecx]);
     let mut missing = Vec::new();
     // A guest that leaves a syscall, or forwards a timer, does so in its vendor's way.
-    if let (Some(saw), Some(has)) = (vendor(seen), vendor(supported))
-        && saw != has
+    if let Some(saw) = vendor(seen)
+        && here.iter().filter_map(|list| vendor(list)).any(|has| has != saw)
     {
         missing.push(format!("vendor {}", vendor_name(saw)));
     }
     for features in FEATURES {
         let bits =
             |list| register(list, features.leaf, features.subleaf).map_or(0, |e| features.register.of(e));
-        let lacking = bits(seen) & !bits(supported) & !features.ours;
+        let has = here.iter().fold(0, |all, list| all | bits(list));
+        let lacking = bits(seen) & !has & !features.ours;
         missing.extend((0..32).filter(|bit| lacking >> bit & 1 != 0).map(|bit| features.name(bit)));
     }
     missing
@@ -246,12 +248,14 @@ mod tests {
             entry(7, 0, [0, 1 << 5 | 1 << 16, LEAF_7_ECX, 0]),
             entry(7, 1, [1 << 30, 0, 0, 0]),
         ];
-        assert_eq!(missing(&seen, &seen), Vec::<String>::new());
+        assert_eq!(missing(&seen, &[&seen]), Vec::<String>::new());
         let host =
             [entry(0, 0, [0x10, 0x6874_7541, 0x444d_4163, 0x6974_6e65]), entry(7, 0, [0, 1 << 5, 0, 0])];
         assert_eq!(
-            missing(&seen, &host),
+            missing(&seen, &[&host]),
             ["vendor GenuineIntel", "avx", "avx512f", "bit 30 of EAX of CPUID leaf 0x7, subleaf 1"]
         );
+        let shown = [entry(7, 0, [0, 1 << 16, 0, 0])];
+        assert!(!missing(&seen, &[&host, &shown]).contains(&"avx512f".to_owned()));
     }
 }

@@ -135,17 +135,18 @@ impl Turn<'_> {
         Ok(queues.map(|n| self.state.held.get(n)?.as_ref().filter(|_| usable).map(position)).collect())
     }
 
-    /// Goes on where a saved device was active, with the features that its driver accepted, or none if it had broken down. Queues
-    /// start when the board lets them.
+    /// Goes on where a saved device was active, with the features that its driver accepted. Queues start when the board lets them.
     pub(super) fn resume(
         &mut self,
-        features: Option<u64>,
+        features: u64,
         queues: Vec<Option<QueueState>>,
     ) -> Result<(), DeviceError> {
         self.state.active = true;
         self.state.held = queues;
         self.state.loaded = true;
-        features.map_or(Ok(()), |features| self.device.activate(features))
+        let activated = self.device.activate(features);
+        // One that had broken down, perhaps for that reason, has nothing to lose.
+        if self.supplies.link.status() & status::NEEDS_RESET != 0 { Ok(()) } else { activated }
     }
 
     /// The board wants silence; returns when nothing is outstanding.

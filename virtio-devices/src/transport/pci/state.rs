@@ -78,8 +78,7 @@ impl VirtioPci {
             for (queue, position) in queues.iter_mut().zip(&saved.positions) {
                 *queue = queue.take().zip(*position).map(|(queue, position)| position.in_queue(queue));
             }
-            let usable = runs(saved.link.status);
-            wired.life.turn(&*self.device).resume(usable.then_some(features), queues).map_err(|e| {
+            wired.life.turn(&*self.device).resume(features, queues).map_err(|e| {
                 let cause = e.source.as_ref().map(|s| format!(": {s}")).unwrap_or_default();
                 refuse(format!("{} cannot be activated: {e}{cause}", self.id))
             })?;

@@ -9,17 +9,20 @@ use std::time::{Duration, Instant};
 use device::fake::FakeEvents;
 use device::grant::Device;
 use device::ram::RamMap;
+use device::state::{self, Node, State, StateError};
 use device::virtio::feature;
 use device::{
-    Attached, BarKind, Bus, DeviceError, Effect, Grant, LiveQueue, Ram, Region, Space, Span, Task, Virtio,
-    VirtioGrant, VirtioKind, Watch, Workers,
+    Attached, BarKind, Bus, DeviceError, Effect, Grant, LiveQueue, Needs, Ram, Region, Space, Span, Task,
+    Virtio, VirtioGrant, VirtioKind, Watch, Workers,
 };
 use pci::fake::{FakeDoorbells, FakeMsi};
-use pci::{ECAM_LENGTH, Ecam, Plugged, Reservation, Segment, SegmentGrant};
+use pci::{ECAM_LENGTH, Ecam, PciError, Plugged, Reservation, Segment, SegmentGrant};
+use serde::{Deserialize, Serialize};
 use virtio_queue::{QueueState, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::epoll::EventSet;
 
+use crate::buffers::next_chain;
 use crate::transport::VirtioPci;
 
 pub(super) const QUEUES: [u16; 2] = [64, 8];
@@ -33,9 +36,25 @@ pub(super) struct Echo {
     pub(super) running: [Mutex<Option<Attached<EchoQueue>>>; 2],
     pub(super) config: Mutex<[u8; CONFIG]>,
     pub(super) refuse: bool,
+    /// Offered instead of the usual ones.
+    pub(super) features: Option<u64>,
     pub(super) starts: Arc<AtomicU64>,
     pub(super) resets: Arc<AtomicU64>,
     pub(super) active: AtomicBool,
+}
+
+/// The configuration byte that breaks the device when it is written.
+pub(super) const BREAK: usize = 11;
+
+/// What is saved of an [`Echo`].
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct EchoState {
+    config: [u8; CONFIG],
+}
+
+impl State for EchoState {
+    const KIND: &'static str = "echo";
 }
 
 pub(super) struct EchoQueue(LiveQueue);
@@ -43,25 +62,20 @@ pub(super) struct EchoQueue(LiveQueue);
 impl EchoQueue {
     fn serve(&mut self) {
         let map = self.0.ram.map();
-        loop {
-            self.0.quiet(&*map);
-            while let Some(chain) = self.0.pop(&map) {
-                let head = chain.head_index();
-                let (mut value, mut written) = (0u32, 0);
-                for d in chain {
-                    if d.is_write_only() {
-                        written += map.write_obj(value.wrapping_add(1), d.addr()).map_or(0, |()| 4);
-                    } else {
-                        value = map.read_obj(d.addr()).unwrap_or(0);
-                    }
+        self.0.quiet(&*map);
+        while let Some(chain) = next_chain(&mut self.0, &map) {
+            let head = chain.head_index();
+            let (mut value, mut written) = (0u32, 0);
+            for d in chain {
+                if d.is_write_only() {
+                    written += map.write_obj(value.wrapping_add(1), d.addr()).map_or(0, |()| 4);
+                } else {
+                    value = map.read_obj(d.addr()).unwrap_or(0);
                 }
-                self.0.push(&map, head, written);
             }
-            self.0.signal(&map);
-            if !self.0.listen(&*map) {
-                return;
-            }
+            self.0.push(&map, head, written);
         }
+        self.0.signal(&map);
     }
 }
 
@@ -85,7 +99,11 @@ impl Virtio for Echo {
     }
 
     fn features(&self) -> u64 {
-        feature::VERSION_1 | feature::RING_EVENT_IDX | FEATURE
+        self.features.unwrap_or(feature::VERSION_1 | feature::RING_EVENT_IDX | FEATURE)
+    }
+
+    fn feature_names(&self) -> &'static [(u64, &'static str)] {
+        &[(FEATURE, "VIRTIO_TEST_F_ECHO")]
     }
 
     fn queue_sizes(&self) -> Vec<u16> {
@@ -102,7 +120,20 @@ impl Virtio for Echo {
 
     fn write_config(&self, offset: usize, data: &[u8]) {
         self.config.lock().unwrap()[offset..offset + data.len()].copy_from_slice(data);
-        self.grant.as_ref().unwrap().link.config_changed();
+        let link = &self.grant.as_ref().unwrap().link;
+        if (offset..offset + data.len()).contains(&BREAK) {
+            link.needs_reset();
+        }
+        link.config_changed();
+    }
+
+    fn save(&self) -> Result<Option<Node>, DeviceError> {
+        Ok(Some(Node::of(&EchoState { config: *self.config.lock().unwrap() }).unwrap()))
+    }
+
+    fn load(&self, node: Option<Node>) -> Result<(), StateError> {
+        *self.config.lock().unwrap() = state::some(node)?.read::<EchoState>()?.config;
+        Ok(())
     }
 
     fn connect(&mut self, grant: VirtioGrant) {
@@ -165,6 +196,31 @@ pub(super) struct Guest {
 
 impl Guest {
     pub(super) fn new(echo: Echo) -> Self {
+        let ram = Ram::new(RamMap::from_ranges(&[(GuestAddress(0), RAM as usize)]).unwrap());
+        let guest =
+            Guest::build(echo, ram, |_| Ok(()), |segment, needs| Reservation::new(segment, needs, None));
+        let guest = guest.expect("no state to refuse");
+        guest.device.start().unwrap();
+        guest
+    }
+
+    /// A new machine with this one's memory, where the device goes on from a state; it is not started.
+    pub(super) fn again(&self, echo: Echo, node: Option<Node>, function: Node) -> Result<Self, StateError> {
+        let placed = self.plugged.placed();
+        Guest::build(
+            echo,
+            self.ram.clone(),
+            |device| device.load(node),
+            |segment, needs| Reservation::load(segment, needs, placed, function),
+        )
+    }
+
+    fn build(
+        echo: Echo,
+        ram: Ram,
+        load: impl FnOnce(&VirtioPci) -> Result<(), StateError>,
+        reserve: impl FnOnce(&Arc<Segment>, &Needs) -> Result<Reservation, PciError>,
+    ) -> Result<Self, StateError> {
         let memory = Arc::new(Bus::new(Space::Memory));
         let (msi, bells) = (Arc::new(FakeMsi::default()), Arc::new(FakeDoorbells::default()));
         let grant = SegmentGrant {
@@ -176,10 +232,9 @@ impl Guest {
         };
         let segment = Segment::new(0, grant).unwrap();
         memory.claim(ECAM, ECAM_LENGTH, Arc::new(Ecam::new(segment.clone())), Region::Window(0)).unwrap();
-        let ram = Ram::new(RamMap::from_ranges(&[(GuestAddress(0), RAM as usize)]).unwrap());
         let events = Arc::new(FakeEvents::default());
         let mut device = VirtioPci::new("echo", Box::new(echo), BarKind::Memory32).unwrap();
-        let place = Reservation::new(&segment, &device.needs(), None).unwrap();
+        let place = reserve(&segment, &device.needs()).unwrap();
         device
             .wire(Grant {
                 ram: ram.clone(),
@@ -190,11 +245,11 @@ impl Guest {
                 events: events.clone(),
             })
             .unwrap();
+        load(&device)?;
         let device = Arc::new(device);
         let plugged = Arc::new(place.plug(device.clone()).unwrap());
-        device.start().unwrap();
         let base = plugged.placed().bars[0].2.base;
-        Guest { memory, segment, msi, bells, ram, events, device, plugged, base }
+        Ok(Guest { memory, segment, msi, bells, ram, events, device, plugged, base })
     }
 
     pub(super) fn write_at(&self, address: u64, data: &[u8]) {
@@ -365,7 +420,7 @@ pub(super) struct Driver {
 }
 
 impl Driver {
-    fn new(guest: Guest, index: u16, size: u16) -> Self {
+    pub(super) fn new(guest: Guest, index: u16, size: u16) -> Self {
         let base = QUEUE_BASE + QUEUE_ROOM * u64::from(index);
         let map = guest.ram.map();
         map.write_slice(&[0; QUEUE_ROOM as usize], GuestAddress(base)).unwrap();
@@ -380,6 +435,11 @@ impl Driver {
             next: 0,
             seen: 0,
         }
+    }
+
+    /// The driver moves with its memory.
+    pub(super) fn move_to(&mut self, guest: &Guest) {
+        self.guest = guest.clone();
     }
 
     /// Offers a request that asks for `value + 1`.

@@ -2,6 +2,7 @@
 
 mod guest;
 mod hostile;
+mod state;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

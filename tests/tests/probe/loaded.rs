@@ -1,0 +1,133 @@
+//! What stories about a machine under load share: two disks and a card in a network of their own, and a partner for the card.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+use tests::image::{SECTOR, pattern_word};
+use tests::living::Living;
+use tests::scratch::Scratch;
+use tests::tap::{self, Partner, Tap};
+
+/// The guest's card.
+const MAC: &str = "52:54:00:10:ad:01";
+const MAC_BYTES: [u8; 6] = [0x52, 0x54, 0, 0x10, 0xad, 1];
+/// Sectors of a disk.
+const SECTORS: u64 = 8192;
+
+/// The surroundings of a machine. The thread that makes it is in a network namespace of its own from then on.
+#[derive(Debug)]
+pub(crate) struct Loaded {
+    pub(crate) scratch: Scratch,
+    pub(crate) partner: Partner,
+    _tap: Tap,
+}
+
+/// Other disks and another tap, for a machine that is restored beside the first or after it.
+#[derive(Debug)]
+pub(crate) struct Elsewhere {
+    pub(crate) disks: [PathBuf; 2],
+    pub(crate) tap: String,
+    _partner: Partner,
+    _tap: Tap,
+}
+
+impl Elsewhere {
+    /// The flags that replace what the machine had.
+    pub(crate) fn flags(&self) -> Vec<String> {
+        let disk = |nth: usize| format!("id=disk{nth},path={}", self.disks[nth].display());
+        ["--disk", &disk(0), &disk(1), "--net", &format!("id=net0,tap={}", self.tap)].map(String::from).into()
+    }
+
+    /// The same for `vm.restore`.
+    pub(crate) fn json(&self) -> Value {
+        let disk = |nth: usize| json!({"id": format!("disk{nth}"), "path": self.disks[nth]});
+        json!({"disks": [disk(0), disk(1)], "net": [{"id": "net0", "tap": self.tap}]})
+    }
+
+    /// Checks that every sector of both disks is whole.
+    pub(crate) fn images_are_whole(&self) {
+        for disk in &self.disks {
+            assert!(written(disk) > 0, "nothing was written to {}", disk.display());
+        }
+    }
+}
+
+impl Loaded {
+    /// Copies of these disks as they are now, and another tap, whose partner has the guest's frames of the past given up. `nth` counts
+    /// from 1.
+    pub(crate) fn elsewhere(&self, nth: u32, disks: [&Path; 2]) -> Elsewhere {
+        let tap = format!("load{nth}");
+        let copies = [0, 1].map(|i| {
+            let copy = self.scratch.file(&format!("disk{i}.{nth}"));
+            std::fs::copy(disks[i], &copy).expect("the scratch directory has room for a copy");
+            copy
+        });
+        let made = Tap::new(&tap).expect("a tap can be made");
+        let partner = Partner::new(&tap, MAC_BYTES, nth).expect("a partner can sit down at it");
+        Elsewhere { disks: copies, tap, _partner: partner, _tap: made }
+    }
+
+    /// Two empty disks, `disk0` and `disk1`, and a tap, `load0`, with a partner behind it.
+    pub(crate) fn new() -> Loaded {
+        tap::enter_private_network().expect("these tests run as root");
+        let scratch = Scratch::new();
+        for name in ["disk0", "disk1"] {
+            let file = std::fs::File::create(scratch.file(name)).expect("the scratch directory takes files");
+            file.set_len(SECTORS * SECTOR).expect("the scratch directory has room");
+        }
+        let tap = Tap::new("load0").expect("a tap can be made");
+        let partner = Partner::new("load0", MAC_BYTES, 0).expect("a partner can sit down at it");
+        Loaded { scratch, partner, _tap: tap }
+    }
+
+    /// A machine with all of it, under load; more words for the probe.
+    pub(crate) fn boot(&self, words: &str) -> Living {
+        self.boot_with(&format!("probe.run=load {words}"), &[])
+    }
+
+    /// The same with the probe's whole command line, which ends in a load, and more arguments for the VMM.
+    pub(crate) fn boot_with(&self, cmdline: &str, arguments: &[&str]) -> Living {
+        let disks = ["disk0", "disk1"].map(|name| {
+            let path = self.scratch.file(name);
+            format!("path={},image_type=raw,id={name}", path.display())
+        });
+        let net = format!("tap=load0,mac={MAC},id=net0");
+        let devices = ["--disk", &disks[0], &disks[1], "--net", &net];
+        let mut machine =
+            Living::boot(self.scratch.path(), "boot", cmdline, &[&devices[..], arguments].concat());
+        let found = machine.wait_for("# loading ");
+        assert_eq!(found, "disks=2 cards=1");
+        machine
+    }
+
+    /// Where a disk is.
+    pub(crate) fn disk(&self, name: &str) -> PathBuf {
+        self.scratch.file(name)
+    }
+
+    /// Checks that every sector of both disks is whole.
+    pub(crate) fn images_are_whole(&self) {
+        for name in ["disk0", "disk1"] {
+            assert!(written(&self.disk(name)) > 0, "nothing was written to {name}");
+        }
+    }
+}
+
+/// Checks that each sector of an image is one that the probe's `load` writes there, or empty; how many it has written.
+pub(crate) fn written(image: &Path) -> usize {
+    let bytes = std::fs::read(image).expect("the image is there");
+    assert_eq!(bytes.len() as u64, SECTORS * SECTOR, "{} has another size", image.display());
+    let whole = |(sector, bytes): (usize, &[u8])| {
+        let words: Vec<u64> = bytes.as_chunks().0.iter().map(|word| u64::from_le_bytes(*word)).collect();
+        let (number, sector) = (words[0], sector as u64);
+        if number == 0 {
+            assert!(words.iter().all(|word| *word == 0), "sector {sector} is neither empty nor written");
+            return false;
+        }
+        let sum = words[..63].iter().fold(0u64, |sum, word| sum.rotate_left(1).wrapping_add(*word));
+        let pattern = (1..63).all(|i| words[i as usize] == pattern_word(number, sector, i));
+        assert!(pattern && words[63] == sum, "sector {sector} is torn: write {number:#x}");
+        true
+    };
+    bytes.chunks(SECTOR as usize).enumerate().filter(|sector| whole(*sector)).count()
+}

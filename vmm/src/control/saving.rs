@@ -1,0 +1,197 @@
+//! Saving the machine, and going on with a saved one.
+//!
+//! A snapshot is written while this thread goes on answering: whoever asked is answered when it is complete. Meanwhile the machine
+//! stays as it is; ending it ends the snapshot, and leaves nothing of it.
+
+use std::sync::mpsc::SyncSender;
+use std::time::{Duration, Instant};
+
+use api::info::Progress;
+use api::{Action, Reply};
+use catalog::restore::fd_backed_nets;
+use catalog::{RestoreRequest, SnapshotSpec, VmSpec};
+use device::Node;
+use migration::{Directory, Pager, Source};
+use spec::{Kind, Refusal};
+
+use super::{Control, Running, state};
+use crate::machine::{Machine, Names};
+use crate::ram_restore::{self, refusal};
+use crate::snapshot::{Job, Writing};
+
+/// How often it is told how far a snapshot is.
+const TOLD_EVERY: Duration = Duration::from_secs(2);
+
+/// A snapshot being written, and the way back to whoever asked for it.
+pub(super) struct Saving {
+    writing: Writing,
+    answer: SyncSender<Result<Reply, Refusal>>,
+    told: Instant,
+}
+
+impl Saving {
+    /// Readable when it is done.
+    pub(super) fn fd(&self) -> i32 {
+        self.writing.fd()
+    }
+}
+
+impl Control {
+    /// Begins to save the machine.
+    pub(super) fn snapshot(&mut self, what: &SnapshotSpec, answer: SyncSender<Result<Reply, Refusal>>) {
+        match self.begin_snapshot(what) {
+            Ok(writing) => self.saving = Some(Saving { writing, answer, told: Instant::now() }),
+            Err(e) => send(&answer, Err(not_saved(e))),
+        }
+    }
+
+    fn begin_snapshot(&self, what: &SnapshotSpec) -> Result<Writing, Refusal> {
+        self.refuse_while_saving()?;
+        let running = self.running.as_ref().ok_or_else(|| self.not_running())?;
+        if !running.paused {
+            return Err(state("VM is running: pause it first, so that it can be saved"));
+        }
+        let directory = Directory::create(&what.directory()?).map_err(refusal)?;
+        self.setup.monitor.record("vm", "snapshotting", &[]);
+        let config = serde_json::to_string_pretty(&self.spec)
+            .map_err(|e| Refusal::new(Kind::Bug, "Cannot write the description as JSON").because(e))?;
+        let machine = running.machine.save(&*self.setup.hypervisor, &self.names)?;
+        let behind = running.behind.pager.as_ref().and_then(Pager::backing);
+        Writing::start(Job { directory, ram: running.machine.ram().clone(), behind, config, machine })
+    }
+
+    /// Refuses what would change a machine that is being saved.
+    pub(super) fn refuse_while_saving(&self) -> Result<(), Refusal> {
+        match &self.saving {
+            Some(_) => Err(Refusal::new(Kind::Busy, "A snapshot of the VM is being written")),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether a question may be asked while the machine is being saved.
+    pub(super) fn harmless(action: &Action) -> bool {
+        use Action::{VmCounters, VmDelete, VmInfo, VmShutdown, VmWaitDevice, VmmPing, VmmShutdown};
+        matches!(
+            action,
+            VmmPing | VmmShutdown | VmInfo | VmCounters | VmWaitDevice(_) | VmShutdown | VmDelete
+        )
+    }
+
+    /// Answers for a snapshot that is complete, and tells how far one is that is not.
+    pub(super) fn follow_snapshot(&mut self) {
+        let Some(saving) = &mut self.saving else { return };
+        let progress = saving.writing.progress();
+        if let Some(result) = saving.writing.result() {
+            match &result {
+                Ok(()) => self.setup.monitor.record("vm", "snapshotted", &[]),
+                Err(e) => log::error!("the snapshot failed: {}", e.chain().join(": ")),
+            }
+            send(&saving.answer, result.map(|()| Reply::Done).map_err(not_saved));
+            self.saving = None;
+        } else if saving.told.elapsed() >= TOLD_EVERY {
+            saving.told = Instant::now();
+            log::info!(
+                "snapshot: {} of {} MiB of memory, {} MiB/s",
+                progress.done() >> 20,
+                progress.total() >> 20,
+                progress.rate() >> 20
+            );
+        }
+    }
+
+    /// Ends a snapshot that is being written; nothing of it is left.
+    pub(super) fn cancel_snapshot(&mut self) {
+        if let Some(Saving { writing, answer, .. }) = self.saving.take() {
+            drop(writing);
+            let why = Refusal::new(Kind::Conflict, "The VM was ended before the snapshot was complete");
+            send(&answer, Err(not_saved(why)));
+        }
+    }
+
+    /// How far the snapshot is.
+    pub(super) fn snapshot_progress(&self) -> Option<Progress> {
+        let progress = self.saving.as_ref()?.writing.progress();
+        Some(Progress {
+            operation: "snapshot".to_owned(),
+            done: progress.done(),
+            total: progress.total(),
+            bytes_per_second: progress.rate(),
+        })
+    }
+
+    /// How long until there is something to tell of the snapshot.
+    pub(super) fn snapshot_patience(&self) -> Option<Duration> {
+        self.saving.as_ref().map(|saving| TOLD_EVERY.saturating_sub(saving.told.elapsed()))
+    }
+
+    /// Goes on with a saved machine: paused, unless the request has it resumed.
+    ///
+    /// # Errors
+    /// There is a machine already, the snapshot is none, or something it needs is not to be had; nothing of it is left then.
+    pub fn restore(&mut self, request: &RestoreRequest) -> Result<(), Refusal> {
+        if self.spec.is_some() {
+            return Err(state("VM is already created"));
+        }
+        self.setup.monitor.record("vm", "restoring", &[]);
+        let restored = self.rebuild(request);
+        if let Err(e) = restored {
+            self.kept.clear();
+            self.names = Names::default();
+            return Err(e);
+        }
+        self.setup.monitor.record("vm", "restored", &[]);
+        Ok(())
+    }
+
+    fn rebuild(&mut self, request: &RestoreRequest) -> Result<(), Refusal> {
+        let restore = &request.restore;
+        spec::Spec::check(restore, &VmSpec::default().facts())?;
+        let source = Source::open(&restore.directory()?).map_err(refusal)?;
+        let mut spec = description(&source, request)?;
+        spec.check().map_err(|e| e.within("Failed to validate config"))?;
+        let node: Node = source.machine().map_err(refusal)?;
+
+        self.generation += 1;
+        let reporter = self.reports.reporter(self.generation);
+        let memory = ram_restore::restore(restore, &spec.memory, &source, reporter.clone())?;
+        drop(source);
+        let machine = Machine::restore(
+            &mut spec,
+            node,
+            memory.ram,
+            &*self.setup.hypervisor,
+            reporter,
+            &self.kept,
+            &mut self.names,
+        )?;
+        if restore.resume {
+            machine.resume()?;
+        }
+        self.spec = Some(spec);
+        let (paused, generation, behind) = (!restore.resume, self.generation, memory.behind);
+        self.running = Some(Running { machine, paused, generation, behind });
+        Ok(())
+    }
+}
+
+/// The description of a saved machine, with what is different now.
+fn description(source: &Source, request: &RestoreRequest) -> Result<VmSpec, Refusal> {
+    let malformed =
+        |e| Refusal::invalid("The description of the saved machine cannot be understood").because(e);
+    let saved: serde_json::Value = serde_json::from_str(source.config()).map_err(malformed)?;
+    let with_fds = fd_backed_nets(&saved);
+    let mut spec: VmSpec = serde_json::from_value(saved).map_err(malformed)?;
+    spec.replace(&request.overrides)?;
+    request.give_taps(&mut spec, &with_fds)?;
+    Ok(spec)
+}
+
+fn not_saved(e: Refusal) -> Refusal {
+    e.within("The VM could not be snapshotted").within("Error from API")
+}
+
+fn send(answer: &SyncSender<Result<Reply, Refusal>>, result: Result<Reply, Refusal>) {
+    if answer.send(result).is_err() {
+        log::debug!("whoever asked did not wait for the answer");
+    }
+}
