@@ -72,17 +72,6 @@ pub enum Error {
         #[source]
         source: Box<Error>,
     },
-    /// The image is in a format that cannot be read.
-    #[error(
-        "disk image {}: image format {format} is not supported yet; use image_type=raw to treat it as raw",
-        path.display()
-    )]
-    Format {
-        /// The path as given.
-        path: PathBuf,
-        /// The format that was recognised.
-        format: Format,
-    },
     /// The file system or device cannot do direct I/O.
     #[error("disk image {} cannot be used with direct=on", path.display())]
     Direct {

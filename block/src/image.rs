@@ -13,6 +13,7 @@ use crate::lock::Granularity;
 use crate::map::{Map, Place};
 use crate::qcow2::Qcow2;
 use crate::storage::{Access, Storage};
+use crate::vhdx::Vhdx;
 use crate::{Error, Result, SECTOR, vhd, vmdk};
 
 /// What is known of an image's format.
@@ -117,7 +118,7 @@ impl Image {
             }
             Format::Vmdk => vmdk::open(&storage, &access)?,
             Format::Qcow2 => Qcow2::open(storage, options, stated, above)?,
-            Format::Vhdx => return Err(Error::Format { path: path.clone(), format }),
+            Format::Vhdx => Vhdx::open(storage)?,
         };
         if opened.map.is_none() {
             opened.storage.check_direct(opened.size)?;

@@ -20,6 +20,7 @@ mod qcow2;
 mod storage;
 mod vectored;
 mod vhd;
+mod vhdx;
 mod vmdk;
 
 pub use direct::Alignment;

@@ -55,7 +55,7 @@ fn abuse(options: &Options, seed: u64) -> bool {
             // The results may be anything.
             let _ = match random.below(if readonly { 1 } else { 5 }) {
                 0 => disk.read(offset, length as usize).map(drop),
-                1 => disk.zero(offset, length, length % 1024 == 0),
+                1 => disk.zero(offset, length, length.is_multiple_of(1024)),
                 2 => disk.flush(),
                 _ => disk.write(offset, &vec![0x77; length as usize]),
             };
@@ -101,7 +101,7 @@ fn lies_about_tables_are_found_out() {
         ("L1 offset 0", true, field(40, 0, 8)),
         ("L1 offset odd", true, field(40, l1 as u64 + 8, 8)),
         ("L1 offset past the end", true, field(40, 1 << 40, 8)),
-        ("L1 offset wraps", true, field(40, u64::MAX & !4095, 8)),
+        ("L1 offset wraps", true, field(40, !4095, 8)),
         ("L1 is the refcount table", true, field(40, table as u64, 8)),
         ("refcount table 0", true, field(48, 0, 8)),
         ("refcount table odd", true, field(48, table as u64 + 1, 8)),
@@ -129,7 +129,7 @@ fn lies_about_tables_are_found_out() {
         ("a refcount block is the header's", true, field(table + 8, table as u64, 8)),
         ("two refcount blocks in one", true, field(table + 8, block as u64, 8)),
         ("data past the end", false, field(l2, 1 << 63 | 1 << 45, 8)),
-        ("data odd", false, field(l2, 1 << 63 | 4096 + 512, 8)),
+        ("data odd", false, field(l2, (1 << 63) | (4096 + 512), 8)),
         ("data in the header's cluster", false, field(l2, 1 << 63 | 0x200, 8)),
         ("data is the L1 table", false, field(l2, 1 << 63 | l1 as u64, 8)),
         ("data is the L2 table itself", false, field(l2, 1 << 63 | l2 as u64, 8)),

@@ -236,7 +236,6 @@ pub(super) fn fault(error: &Error) -> Kind {
         | Error::Malformed { .. }
         | Error::Resize { .. } => Kind::Invalid,
         Error::Backing { source, .. } => fault(source),
-        Error::Format { .. } => Kind::Unsupported,
         Error::Locked { .. } => Kind::Conflict,
         _ => Kind::Host,
     }
