@@ -100,6 +100,9 @@ impl Image {
         if above.contains(&storage.inode()) {
             return Err(Error::malformed(path, Format::Qcow2, "it builds upon itself"));
         }
+        if storage.length() < SECTOR && options.format != Type::Stated(Format::Vmdk) {
+            return Err(Error::TooSmall { path: path.clone(), size: storage.length() });
+        }
         let (format, stated) = match options.format {
             Type::Stated(format) => (format, true),
             Type::Found(format) => (format, false),

@@ -12,7 +12,7 @@ use crate::direct::{self, Alignment};
 use crate::geometry::{self, PUNCH, Sparse, Topology};
 use crate::lock::{self, Granularity};
 use crate::vectored::{self, Direction, Segment};
-use crate::{Error, Result, SECTOR};
+use crate::{Error, Result};
 
 /// How a file is to be opened.
 #[derive(Clone, Debug)]
@@ -55,9 +55,6 @@ impl Storage {
         let is_device = check_type(path, metadata.file_type())?;
         let length =
             if is_device { geometry::device_size(&file).map_err(inspect("size"))? } else { metadata.len() };
-        if length < SECTOR {
-            return Err(Error::TooSmall { path: path.clone(), size: length });
-        }
         lock::acquire(&file, path, length, access.lock, !access.readonly)?;
         // From here on an error closes the file, which unlocks it: no ring holds it yet.
         let direct =

@@ -38,6 +38,7 @@ pub(crate) fn open(descriptor: &Arc<Storage>, access: &Access) -> Result<Opened>
     let data =
         Access { path: path.parent().unwrap_or(path).join(extent.file), follow: false, ..access.clone() };
     let storage = Storage::open(&data)?;
+    // More than there is, among them a file of no bytes, is refused here too.
     let size = extent.sectors.checked_mul(SECTOR).filter(|size| *size <= storage.length());
     let size = size.ok_or_else(|| {
         malformed(format!("{} sectors do not fit into {}", extent.sectors, data.path.display()))

@@ -478,6 +478,7 @@ fn several_queues_work_side_by_side() {
     assert_eq!(bench.device.counters().unwrap()["write_ops"], 4);
 }
 
+mod formats;
 mod limits;
 mod random;
 mod state;

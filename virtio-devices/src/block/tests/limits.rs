@@ -48,59 +48,64 @@ fn limited(files: &Files, limits: &str) -> Disk {
     make(DiskSpec { limits, ..files.spec() })
 }
 
-/// A busy machine makes timers late, which saved-up credit makes good; what is left is half of what is promised over ten seconds.
-fn assert_near(count: u64, want: u64, what: &str) {
-    assert!(count.abs_diff(want) <= want / 20, "{what}: {count} instead of {want}");
+/// A disk never moves more than its limit. That it moves as much takes a machine with time to spare: some attempts may fail.
+fn near(count: u64, want: u64, what: &str) -> bool {
+    assert!(count <= want + want / 20, "{what}: {count} instead of {want}");
+    count >= want - want / 20
 }
+
+const ATTEMPTS: u32 = 5;
 
 #[test]
 fn a_limited_disk_keeps_its_limit_and_slows_no_other() {
-    let files = [Files::zeros(), Files::zeros(), Files::zeros()];
-    let (warm_up, time) = (Duration::from_millis(200), Duration::from_millis(2000));
-    // 4000 operations a second; 16 MB a second, in pieces of 8 KiB; as fast as can be.
-    let disks = [
-        (limited(&files[0], "ops_size=400,ops_refill_time=100"), 512, Some(8000)),
-        (limited(&files[1], "bw_size=1638400,bw_refill_time=100"), 8192, Some(4000)),
-        (make(files[2].spec()), 512, None),
-    ];
-    let counts = std::thread::scope(|scope| {
-        let run = |(disk, bytes, want)| {
-            scope.spawn(move || {
-                let mut reader = Reader::new(disk, bytes);
-                reader.run(warm_up);
-                (reader.run(time), want)
-            })
-        };
-        disks.map(run).map(|thread| thread.join().unwrap())
-    });
-    for (count, want) in &counts[..2] {
-        assert_near(*count, want.unwrap(), "limited");
-    }
-    assert!(counts[2].0 > 3 * counts[0].0, "the unlimited disk is slow: {counts:?}");
+    let (warm_up, time) = (Duration::from_millis(200), Duration::from_millis(1500));
+    let attempt = || {
+        let files = [Files::zeros(), Files::zeros(), Files::zeros()];
+        // 2000 operations a second; 8 MB a second, in pieces of 8 KiB; as fast as can be.
+        let disks = [
+            (limited(&files[0], "ops_size=200,ops_refill_time=100"), 512),
+            (limited(&files[1], "bw_size=819200,bw_refill_time=100"), 8192),
+            (make(files[2].spec()), 512),
+        ];
+        let [operations, bytes, free] = std::thread::scope(|scope| {
+            let run = |(disk, bytes)| {
+                scope.spawn(move || {
+                    let mut reader = Reader::new(disk, bytes);
+                    reader.run(warm_up);
+                    reader.run(time)
+                })
+            };
+            disks.map(run).map(|thread| thread.join().unwrap())
+        });
+        near(operations, 3000, "operations") && near(bytes, 1500, "bytes") && free > 2 * operations
+    };
+    assert!((0..ATTEMPTS).any(|_| attempt()));
 }
 
 #[test]
 fn disks_of_a_group_share_its_limit_and_none_of_them_starves() {
-    let files = [Files::zeros(), Files::zeros()];
-    let group = RateLimitGroupSpec::parse("id=g,ops_size=400,ops_refill_time=100").unwrap();
+    let group = RateLimitGroupSpec::parse("id=g,ops_size=200,ops_refill_time=100").unwrap();
     let facts = Facts { rate_limit_groups: vec![group], ..Facts::default() };
-    let kept = Kept::default();
-    let disks = files.each_ref().map(|files| {
-        let mut spec = DiskSpec { rate_limit_group: Some("g".into()), ..files.spec() };
-        spec.make(&Host { id: "_disk0", facts: &facts, kept: &kept }).unwrap()
-    });
-    let counts = std::thread::scope(|scope| {
-        let run = |disk| {
-            scope.spawn(move || {
-                let mut reader = Reader::new(disk, 512);
-                reader.run(Duration::from_millis(200));
-                reader.run(Duration::from_millis(1500))
-            })
-        };
-        disks.map(run).map(|thread| thread.join().unwrap())
-    });
-    assert_near(counts[0] + counts[1], 6000, "together");
-    assert!(counts.iter().all(|count| *count > 6000 / 10), "{counts:?}");
+    let attempt = || {
+        let files = [Files::zeros(), Files::zeros()];
+        let kept = Kept::default();
+        let disks = files.each_ref().map(|files| {
+            let mut spec = DiskSpec { rate_limit_group: Some("g".into()), ..files.spec() };
+            spec.make(&Host { id: "_disk0", facts: &facts, kept: &kept }).unwrap()
+        });
+        let counts = std::thread::scope(|scope| {
+            let run = |disk| {
+                scope.spawn(move || {
+                    let mut reader = Reader::new(disk, 512);
+                    reader.run(Duration::from_millis(200));
+                    reader.run(Duration::from_millis(1500))
+                })
+            };
+            disks.map(run).map(|thread| thread.join().unwrap())
+        });
+        near(counts[0] + counts[1], 3000, "together") && counts.iter().all(|count| *count > 3000 / 10)
+    };
+    assert!((0..ATTEMPTS).any(|_| attempt()));
 }
 
 /// A queue that waits for its limit stops at once, and what was not served is served when it goes on.
