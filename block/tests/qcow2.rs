@@ -207,6 +207,74 @@ fn an_image_grows_and_does_not_shrink() {
     }
 }
 
+/// Several queues at once, each on stripes of its own, so that tables and runs are everybody's.
+#[test]
+fn queues_share_an_image() {
+    const STRIPE: usize = 96 << 10;
+    let dir = directory();
+    let path = dir.as_path().join("image");
+    for features in ["cluster_size=64k", "cluster_size=4k", "compat=0.10,cluster_size=16k"] {
+        create(&path, features, 12 * MIB);
+        let image = Image::open(&options(&path, Format::Qcow2)).unwrap();
+        let model: Vec<u8> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..3usize)
+                .map(|queue| {
+                    let image = image.clone();
+                    scope.spawn(move || {
+                        let engine = image.engine(8, Choice::default());
+                        let mut disk = Disk { image, engine };
+                        let mut random = Random(queue as u64 + 1);
+                        let mut stripes = vec![vec![0u8; STRIPE]; 12 * MIB / STRIPE / 3];
+                        for _ in 0..400 {
+                            let n = random.below(stripes.len() as u64) as usize;
+                            let base = ((n * 3 + queue) * STRIPE) as u64;
+                            let start = random.below(STRIPE as u64 / 512) as usize * 512;
+                            let length = ((1 + random.below(100) as usize) * 512).min(STRIPE - start);
+                            let range = start..start + length;
+                            let at = base + start as u64;
+                            match random.below(6) {
+                                0 => disk.flush().unwrap(),
+                                1 | 2 => {
+                                    disk.zero(at, length as u64, true).unwrap();
+                                    stripes[n][range].fill(0);
+                                }
+                                3 => assert!(disk.read(at, length).unwrap() == stripes[n][range]),
+                                _ => {
+                                    stripes[n][range.clone()].fill(random.next() as u8);
+                                    disk.write(at, &stripes[n][range]).unwrap();
+                                }
+                            }
+                        }
+                        stripes
+                    })
+                })
+                .collect();
+            let queues: Vec<_> = threads.into_iter().map(|thread| thread.join().unwrap()).collect();
+            (0..12 * MIB / STRIPE / 3 * 3).flat_map(|n| queues[n % 3][n / 3].clone()).collect()
+        });
+        drop(image);
+        check(&path, false);
+        assert!(content(&path, "qcow2")[..model.len()] == model, "{features}");
+    }
+}
+
+/// A huge range of nothing is zeroed in no time.
+#[test]
+fn a_huge_hole_stays_one() {
+    let dir = directory();
+    let path = dir.as_path().join("image");
+    create(&path, "cluster_size=64k", 1 << 42);
+    let mut disk = Disk::open(&options(&path, Format::Qcow2));
+    disk.write(1 << 41, &[7; 4096]).unwrap();
+    let begin = std::time::Instant::now();
+    disk.zero(0, 1 << 42, true).unwrap();
+    assert!(begin.elapsed() < std::time::Duration::from_secs(2), "{:?}", begin.elapsed());
+    assert_eq!(disk.read(1 << 41, 4096).unwrap(), [0; 4096]);
+    drop(disk);
+    check(&path, false);
+    assert!(fs::metadata(&path).unwrap().len() < 4 << 20);
+}
+
 /// The refcount table has to move several times.
 #[test]
 fn a_large_image_of_small_clusters_fills_up() {

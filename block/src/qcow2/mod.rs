@@ -231,8 +231,15 @@ impl Map for Qcow2 {
         let (layout, mut state) = (&self.layout, self.state());
         let (mut at, end) = (offset, offset.saturating_add(length));
         while at < end {
-            let next = (at | (layout.cluster() - 1)).saturating_add(1).min(end);
-            state.zero(layout, at, next - at, may_free)?;
+            let unit = match state.has_table(layout, at) {
+                true => layout.cluster(),
+                // Nothing to zero as far as the table would reach.
+                false => layout.cluster() << layout.l2_bits(),
+            };
+            let next = (at | (unit - 1)).saturating_add(1).min(end);
+            if unit == layout.cluster() {
+                state.zero(layout, at, next - at, may_free)?;
+            }
             at = next;
         }
         Ok(())

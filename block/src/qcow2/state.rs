@@ -113,6 +113,12 @@ impl State {
         Ok(())
     }
 
+    /// Whether something other than zeros may be at a position, or as far as its L2 table reaches.
+    pub(super) fn has_table(&self, layout: &Layout, offset: u64) -> bool {
+        let index = (offset >> (layout.cluster_bits + layout.l2_bits())) as usize;
+        layout.is_backed(offset) || self.l1.get(index).is_none_or(|entry| entry & OFFSET != 0)
+    }
+
     /// Where an L2 table is in the file; 0 if there is none.
     pub(super) fn l2_at(&self, layout: &Layout, offset: u64) -> io::Result<u64> {
         let index = offset >> (layout.cluster_bits + layout.l2_bits());
