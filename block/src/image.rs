@@ -228,8 +228,8 @@ impl Image {
     /// It may be made on any thread; the thread that first submits to it is the only one that may use it from then on.
     pub fn engine(self: &Arc<Self>, depth: usize, choice: Choice) -> Box<dyn Engine> {
         match &self.map {
-            None => engine::make(&self.storage, depth, choice),
-            Some(map) => engine::make_mapped(&self.storage, map, depth, choice),
+            None => engine::make(self.files(), depth, choice),
+            Some(map) => engine::make_mapped(self.files(), map, depth, choice),
         }
     }
 
@@ -275,6 +275,21 @@ impl Image {
         Ok(())
     }
 
+    /// Its own file, and those that it builds upon.
+    pub(crate) fn files(&self) -> Vec<Arc<Storage>> {
+        let below = self.map.as_ref().map(|map| map.below()).unwrap_or_default();
+        [self.storage.clone()].into_iter().chain(below).collect()
+    }
+
+    /// Where bytes are; past the end there are zeros.
+    pub(crate) fn find(&self, offset: u64, length: u64) -> io::Result<(Place, u64)> {
+        match (&self.map, self.size().saturating_sub(offset)) {
+            (_, 0) => Ok((Place::Zeros, length)),
+            (None, there) => Ok((Place::File { file: 0, at: offset }, length.min(there))),
+            (Some(map), there) => map.find(offset, length.min(there)),
+        }
+    }
+
     /// Writes what is known of the image in memory only, so that another process finds all that was reported as written.
     ///
     /// # Errors
@@ -293,9 +308,9 @@ impl Image {
             let (place, length) = map.find(offset, rest.len() as u64)?;
             let (now, later) = rest.split_at_mut(length as usize);
             match place {
-                Place::File(position) => self.storage.read_at(position, now)?,
+                Place::File { file: 0, at } => self.storage.read_at(at, now)?,
                 Place::Zeros => now.fill(0),
-                Place::Elsewhere => map.read(offset, now)?,
+                Place::File { .. } | Place::Elsewhere => map.read(offset, now)?,
             }
             (rest, offset) = (later, offset + length);
         }

@@ -2,15 +2,23 @@
 
 use std::fmt::Debug;
 use std::io;
+use std::sync::Arc;
+
+use crate::storage::Storage;
 
 /// Where a range of the disk is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Place {
-    /// In the image's own file, from this position on.
-    File(u64),
+    /// In a file, from this position on.
+    File {
+        /// 0 is the image's own; then come those that it builds upon, as in [`Map::below`].
+        file: u32,
+        /// The position.
+        at: u64,
+    },
     /// Nowhere: it reads as zeros.
     Zeros,
-    /// Compressed, or in another file: [`Map::read`] knows.
+    /// Compressed: [`Map::read`] knows.
     Elsewhere,
 }
 
@@ -23,6 +31,11 @@ pub(crate) struct Generation(pub(crate) u8);
 ///
 /// Ranges are in bytes, within the disk, and of whole sectors.
 pub(crate) trait Map: Debug + Send + Sync {
+    /// The files that the image builds upon.
+    fn below(&self) -> Vec<Arc<Storage>> {
+        Vec::new()
+    }
+
     /// Where the bytes from `offset` on are, and for how many of `length` (at least 1) that is so.
     ///
     /// # Errors

@@ -219,7 +219,7 @@ impl Storage {
 
     /// Fills a range with zeros, by a hole if that can be.
     pub(crate) fn zero_at(&self, offset: u64, length: u64) -> io::Result<()> {
-        static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+        static ZEROS: [u8; 4096] = [0; 4096];
         if length == 0 {
             return Ok(());
         }

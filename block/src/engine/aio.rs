@@ -7,11 +7,11 @@ use std::fs;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::sync::Arc;
 
 use super::slot::{Operation, Slot, Slots, Step};
-use super::{Engine, Ready, Refused, needs_detour, punch_now, transfer_now, transfer_size, zero_now};
-use crate::storage::Storage;
+use super::{
+    Engine, FileEngine, Files, Ready, Refused, needs_detour, punch_now, transfer_now, transfer_size, zero_now,
+};
 use crate::vectored::{Direction, Segment};
 
 // From <linux/aio_abi.h>.
@@ -104,7 +104,7 @@ fn check(result: libc::c_long) -> io::Result<usize> {
 
 /// See the module.
 pub(super) struct Aio {
-    storage: Arc<Storage>,
+    files: Files,
     context: Context,
     /// Made readable by each completion.
     event: OwnedFd,
@@ -126,13 +126,13 @@ pub(super) fn probe() -> io::Result<()> {
 }
 
 impl Aio {
-    pub(super) fn new(storage: &Arc<Storage>, depth: usize) -> io::Result<Self> {
+    pub(super) fn new(files: &Files, depth: usize) -> io::Result<Self> {
         let count = u32::try_from(depth).map_err(io::Error::other)?;
         // SAFETY: no pointers; a new descriptor or an error comes back.
         let event = check(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) }.into())?;
         let event = i32::try_from(event).map_err(io::Error::other)?;
         Ok(Aio {
-            storage: storage.clone(),
+            files: files.clone(),
             context: Context::new(count)?,
             // SAFETY: it was opened just now and belongs to nobody else.
             event: unsafe { OwnedFd::from_raw_fd(event) },
@@ -176,6 +176,7 @@ impl Aio {
     unsafe fn transfer(
         &mut self,
         direction: Direction,
+        file: u32,
         offset: u64,
         segments: &[Segment],
         token: u64,
@@ -187,25 +188,25 @@ impl Aio {
             Ok(size) => size,
             Err(error) => return self.done_at_once(token, Err(error)),
         };
-        if needs_detour(&self.storage, offset, segments) {
+        if needs_detour(self.files.get(file), offset, segments) {
             // SAFETY: the caller's promise covers this call.
-            let result = unsafe { transfer_now(&self.storage, direction, offset, segments) };
+            let result = unsafe { transfer_now(self.files.get(file), direction, offset, segments) };
             return self.done_at_once(token, result);
         }
-        self.queue(Operation::Transfer(direction), token, offset, size, segments)
+        self.queue(Operation::Transfer(direction, file), token, offset, size, segments)
     }
 
     fn block(&self, slot: &Slot, index: u32) -> Iocb {
-        let (opcode, segments) = match slot.operation {
-            Operation::Transfer(Direction::Read) => (IOCB_CMD_PREADV, slot.rest()),
-            Operation::Transfer(Direction::Write) => (IOCB_CMD_PWRITEV, slot.rest()),
-            _ => (IOCB_CMD_FDSYNC, &[][..]),
+        let (opcode, segments, file) = match slot.operation {
+            Operation::Transfer(Direction::Read, file) => (IOCB_CMD_PREADV, slot.rest(), file),
+            Operation::Transfer(Direction::Write, file) => (IOCB_CMD_PWRITEV, slot.rest(), file),
+            _ => (IOCB_CMD_FDSYNC, &[][..], 0),
         };
         let memory = if segments.is_empty() { 0 } else { segments.as_ptr() as u64 };
         Iocb {
             data: index.into(),
             opcode,
-            fd: self.storage.file().as_raw_fd().cast_unsigned(),
+            fd: self.files.get(file).file().as_raw_fd().cast_unsigned(),
             buffer: memory,
             count: segments.len() as u64,
             // A larger offset than that is one of a file that cannot be; the kernel says so.
@@ -251,15 +252,28 @@ impl Aio {
     }
 }
 
+impl FileEngine for Aio {
+    unsafe fn read_from(
+        &mut self,
+        file: u32,
+        offset: u64,
+        segments: &[Segment],
+        token: u64,
+    ) -> Result<(), Refused> {
+        // SAFETY: the caller makes the same promise.
+        unsafe { self.transfer(Direction::Read, file, offset, segments, token) }
+    }
+}
+
 impl Engine for Aio {
     unsafe fn read(&mut self, offset: u64, segments: &[Segment], token: u64) -> Result<(), Refused> {
         // SAFETY: the caller makes the same promise.
-        unsafe { self.transfer(Direction::Read, offset, segments, token) }
+        unsafe { self.transfer(Direction::Read, 0, offset, segments, token) }
     }
 
     unsafe fn write(&mut self, offset: u64, segments: &[Segment], token: u64) -> Result<(), Refused> {
         // SAFETY: the caller makes the same promise.
-        unsafe { self.transfer(Direction::Write, offset, segments, token) }
+        unsafe { self.transfer(Direction::Write, 0, offset, segments, token) }
     }
 
     fn flush(&mut self, token: u64) -> Result<(), Refused> {
@@ -270,7 +284,7 @@ impl Engine for Aio {
         if self.is_full() {
             return Err(Refused);
         }
-        let result = punch_now(&self.storage, offset, len);
+        let result = punch_now(self.files.own(), offset, len);
         self.done_at_once(token, result.map(|()| 0))
     }
 
@@ -278,7 +292,7 @@ impl Engine for Aio {
         if self.is_full() {
             return Err(Refused);
         }
-        let result = zero_now(&self.storage, offset, len, may_free);
+        let result = zero_now(self.files.own(), offset, len, may_free);
         self.done_at_once(token, result.map(|()| 0))
     }
 
@@ -304,7 +318,7 @@ impl Engine for Aio {
                     let index = self.queued.remove(0);
                     let result = match self.slots[index].operation {
                         // Not every file system can do this in the background.
-                        Operation::Flush => self.storage.file().sync_data().map(|()| 0),
+                        Operation::Flush => self.files.own().file().sync_data().map(|()| 0),
                         _ => Err(error),
                     };
                     let code = match result {

@@ -1,13 +1,13 @@
 //! The engine for images whose bytes are not in order: it asks the map where they are, and has another engine move them.
 //!
-//! What is in the image's own file goes to guest memory and comes from there without a copy, in the background. What must be
-//! decompressed or read from other files, and making places for new data, is done at once, on the thread that queues it.
+//! What is in the image's own file, or as it is in one that it builds upon, goes to guest memory and comes from there without a copy, in the background. What must be
+//! decompressed, and making places for new data, is done at once, on the thread that queues it.
 
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
-use super::{Engine, Ready, Refused, transfer_size};
+use super::{Engine, FileEngine, Ready, Refused, transfer_size};
 use crate::map::{Generation, Map, Place};
 use crate::vectored::{self, Direction, Segment};
 
@@ -27,7 +27,7 @@ struct Request {
 /// See the module.
 pub(super) struct Mapped {
     // Dropped first: it waits for what is under way.
-    inner: Box<dyn Engine>,
+    inner: Box<dyn FileEngine>,
     map: Arc<dyn Map>,
     requests: Vec<Request>,
     free: Vec<u32>,
@@ -45,7 +45,7 @@ fn piece_token(index: u32, generation: Option<Generation>) -> u64 {
 }
 
 impl Mapped {
-    pub(super) fn new(inner: Box<dyn Engine>, map: &Arc<dyn Map>, depth: usize) -> Self {
+    pub(super) fn new(inner: Box<dyn FileEngine>, map: &Arc<dyn Map>, depth: usize) -> Self {
         Mapped {
             inner,
             map: map.clone(),
@@ -117,19 +117,19 @@ impl Mapped {
             }
             Direction::Write => {
                 let (position, length, generation) = self.map.make_place(offset, most)?;
-                (Place::File(position), length, Some(generation))
+                (Place::File { file: 0, at: position }, length, Some(generation))
             }
         };
         self.cut(length as usize);
         match place {
-            Place::File(position) => {
+            Place::File { file, at: position } => {
                 let token = piece_token(index, generation);
                 self.requests[index as usize].left += 1;
                 loop {
                     // SAFETY: the caller's promise.
                     let queued = unsafe {
                         match direction {
-                            Direction::Read => self.inner.read(position, &self.piece, token),
+                            Direction::Read => self.inner.read_from(file, position, &self.piece, token),
                             Direction::Write => self.inner.write(position, &self.piece, token),
                         }
                     };

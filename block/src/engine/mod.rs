@@ -127,6 +127,42 @@ pub trait Engine: Send {
     fn drain(&mut self, done: &mut dyn FnMut(u64, io::Result<u32>)) -> io::Result<()>;
 }
 
+/// An engine that also reads files that the image builds upon.
+pub(crate) trait FileEngine: Engine {
+    /// Queues a read from the file with this number; 0 is the image's own.
+    ///
+    /// # Errors
+    /// [`Refused`] if the engine is full.
+    ///
+    /// # Safety
+    /// As for [`Engine::read`].
+    unsafe fn read_from(
+        &mut self,
+        file: u32,
+        offset: u64,
+        segments: &[Segment],
+        token: u64,
+    ) -> std::result::Result<(), Refused>;
+}
+
+/// The files of one image; there is at least its own.
+#[derive(Clone)]
+struct Files(Arc<[Arc<Storage>]>);
+
+impl Files {
+    fn own(&self) -> &Storage {
+        self.get(0)
+    }
+
+    fn get(&self, file: u32) -> &Storage {
+        &self.0[file as usize]
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &Arc<Storage>> {
+        self.0.iter()
+    }
+}
+
 /// Whether this kernel lets us use io_uring with all that the engine needs. Asked once.
 pub fn io_uring_available() -> bool {
     static ANSWER: OnceLock<bool> = OnceLock::new();
@@ -151,10 +187,12 @@ pub fn aio_available() -> bool {
     })
 }
 
-pub(crate) fn make(storage: &Arc<Storage>, depth: usize, choice: Choice) -> Box<dyn Engine> {
+/// An engine for files, of which the first is the image's own.
+pub(crate) fn make(files: Vec<Arc<Storage>>, depth: usize, choice: Choice) -> Box<dyn FileEngine> {
+    let files = &Files(files.into());
     let depth = depth.clamp(1, MAX_DEPTH);
     if choice.io_uring && io_uring_available() {
-        match uring::Uring::new(storage, depth) {
+        match uring::Uring::new(files, depth) {
             Ok(engine) => return Box::new(engine),
             Err(source) => {
                 static ONCE: Once = Once::new();
@@ -163,7 +201,7 @@ pub(crate) fn make(storage: &Arc<Storage>, depth: usize, choice: Choice) -> Box<
         }
     }
     if choice.aio && aio_available() {
-        match aio::Aio::new(storage, depth) {
+        match aio::Aio::new(files, depth) {
             Ok(engine) => return Box::new(engine),
             Err(source) => {
                 static ONCE: Once = Once::new();
@@ -173,19 +211,19 @@ pub(crate) fn make(storage: &Arc<Storage>, depth: usize, choice: Choice) -> Box<
             }
         }
     }
-    Box::new(sync::Sync::new(storage, depth))
+    Box::new(sync::Sync::new(files, depth))
 }
 
 /// An engine for an image whose bytes are not in order.
 pub(crate) fn make_mapped(
-    storage: &Arc<Storage>,
+    files: Vec<Arc<Storage>>,
     map: &Arc<dyn Map>,
     depth: usize,
     choice: Choice,
 ) -> Box<dyn Engine> {
     let depth = depth.clamp(1, MAX_DEPTH);
     // Requests fall into pieces, though most do not.
-    let inner = make(storage, depth.saturating_mul(2), choice);
+    let inner = make(files, depth.saturating_mul(2), choice);
     Box::new(mapped::Mapped::new(inner, map, depth))
 }
 

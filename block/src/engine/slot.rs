@@ -14,7 +14,8 @@ const MAX_RETRIES: u8 = 100;
 /// What a slot is doing.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Operation {
-    Transfer(Direction),
+    /// With the number of the file.
+    Transfer(Direction, u32),
     Flush,
     Discard {
         len: u64,
@@ -128,7 +129,7 @@ impl Slot {
     /// Whether nothing is left to be done.
     pub(super) fn finished(&self) -> bool {
         match self.operation {
-            Operation::Transfer(_) => self.first >= self.segments.len(),
+            Operation::Transfer(..) => self.first >= self.segments.len(),
             Operation::Flush => false,
             Operation::Discard { len } | Operation::Zero { len, .. } => len == 0,
         }
@@ -146,7 +147,7 @@ impl Slot {
             Ok(moved) => moved,
             Err(_) => return self.failed(io::Error::from_raw_os_error(-result)),
         };
-        let Operation::Transfer(direction) = self.operation else {
+        let Operation::Transfer(direction, _) = self.operation else {
             return Some(Ok(0));
         };
         if moved == 0 {

@@ -10,27 +10,27 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::sync::Arc;
 use std::time::Duration;
 
 use io_uring::{IoUring, Probe, opcode, squeue, types};
 
 use super::slot::{Operation, Slot, Slots, Step};
-use super::{Engine, Ready, Refused, needs_detour, transfer_now, transfer_size, zero_modes};
+use super::{
+    Engine, FileEngine, Files, Ready, Refused, needs_detour, transfer_now, transfer_size, zero_modes,
+};
 use crate::geometry::PUNCH;
-use crate::storage::Storage;
 use crate::vectored::{Direction, Segment};
 
 /// How often, and after what pause, a submission that the kernel has no memory for is repeated.
 const SUBMIT_RETRIES: u32 = 1000;
 const SUBMIT_PAUSE: Duration = Duration::from_millis(1);
 
-/// The image's place in the table of registered files.
+/// The place of the image's own file in the table of registered files.
 const FILE: types::Fixed = types::Fixed(0);
 
 /// See the module.
 pub(super) struct Uring {
-    storage: Arc<Storage>,
+    files: Files,
     ring: IoUring,
     enabled: bool,
     slots: Slots,
@@ -79,12 +79,13 @@ fn make_ring(entries: u32) -> io::Result<IoUring> {
 }
 
 impl Uring {
-    pub(super) fn new(storage: &Arc<Storage>, depth: usize) -> io::Result<Self> {
+    pub(super) fn new(files: &Files, depth: usize) -> io::Result<Self> {
         let entries = u32::try_from(depth).map_err(io::Error::other)?;
         let ring = make_ring(entries.next_power_of_two())?;
-        ring.submitter().register_files(&[storage.file().as_raw_fd()])?;
+        let descriptors: Vec<_> = files.iter().map(|storage| storage.file().as_raw_fd()).collect();
+        ring.submitter().register_files(&descriptors)?;
         Ok(Uring {
-            storage: storage.clone(),
+            files: files.clone(),
             ring,
             enabled: false,
             slots: Slots::new(entries),
@@ -128,6 +129,7 @@ impl Uring {
     unsafe fn transfer(
         &mut self,
         direction: Direction,
+        file: u32,
         offset: u64,
         segments: &[Segment],
         token: u64,
@@ -139,12 +141,12 @@ impl Uring {
             Ok(size) => size,
             Err(error) => return self.done_at_once(token, Err(error)),
         };
-        if needs_detour(&self.storage, offset, segments) {
+        if needs_detour(self.files.get(file), offset, segments) {
             // SAFETY: the caller's promise covers this call.
-            let result = unsafe { transfer_now(&self.storage, direction, offset, segments) };
+            let result = unsafe { transfer_now(self.files.get(file), direction, offset, segments) };
             return self.done_at_once(token, result);
         }
-        self.queue(Operation::Transfer(direction), token, offset, size, segments.iter().copied())
+        self.queue(Operation::Transfer(direction, file), token, offset, size, segments.iter().copied())
     }
 
     /// The first use makes this thread the owner of the ring.
@@ -209,7 +211,7 @@ fn push(queue: &mut squeue::SubmissionQueue<'_>, entry: &squeue::Entry) {
 /// The next step of a request as the kernel wants it.
 fn entry(slot: &Slot, index: u32) -> squeue::Entry {
     let entry = match slot.operation {
-        Operation::Transfer(direction) => transfer_entry(slot, direction),
+        Operation::Transfer(direction, file) => transfer_entry(slot, direction, types::Fixed(file)),
         Operation::Flush => opcode::Fsync::new(FILE).flags(types::FsyncFlags::DATASYNC).build(),
         Operation::Discard { len } => {
             opcode::Fallocate::new(FILE, len).offset(slot.offset).mode(PUNCH).build()
@@ -221,33 +223,46 @@ fn entry(slot: &Slot, index: u32) -> squeue::Entry {
     entry.user_data(u64::from(index))
 }
 
-fn transfer_entry(slot: &Slot, direction: Direction) -> squeue::Entry {
+fn transfer_entry(slot: &Slot, direction: Direction, file: types::Fixed) -> squeue::Entry {
     let rest = slot.rest();
     // A single segment spares the kernel the import of a vector.
     if let [only] = rest
         && let Ok(len) = u32::try_from(only.len())
     {
         return match direction {
-            Direction::Read => opcode::Read::new(FILE, only.base(), len).offset(slot.offset).build(),
-            Direction::Write => opcode::Write::new(FILE, only.base(), len).offset(slot.offset).build(),
+            Direction::Read => opcode::Read::new(file, only.base(), len).offset(slot.offset).build(),
+            Direction::Write => opcode::Write::new(file, only.base(), len).offset(slot.offset).build(),
         };
     }
     let vector = rest.as_ptr().cast::<libc::iovec>();
     match direction {
-        Direction::Read => opcode::Readv::new(FILE, vector, rest.len() as u32).offset(slot.offset).build(),
-        Direction::Write => opcode::Writev::new(FILE, vector, rest.len() as u32).offset(slot.offset).build(),
+        Direction::Read => opcode::Readv::new(file, vector, rest.len() as u32).offset(slot.offset).build(),
+        Direction::Write => opcode::Writev::new(file, vector, rest.len() as u32).offset(slot.offset).build(),
+    }
+}
+
+impl FileEngine for Uring {
+    unsafe fn read_from(
+        &mut self,
+        file: u32,
+        offset: u64,
+        segments: &[Segment],
+        token: u64,
+    ) -> Result<(), Refused> {
+        // SAFETY: the caller makes the same promise.
+        unsafe { self.transfer(Direction::Read, file, offset, segments, token) }
     }
 }
 
 impl Engine for Uring {
     unsafe fn read(&mut self, offset: u64, segments: &[Segment], token: u64) -> Result<(), Refused> {
         // SAFETY: the caller makes the same promise.
-        unsafe { self.transfer(Direction::Read, offset, segments, token) }
+        unsafe { self.transfer(Direction::Read, 0, offset, segments, token) }
     }
 
     unsafe fn write(&mut self, offset: u64, segments: &[Segment], token: u64) -> Result<(), Refused> {
         // SAFETY: the caller makes the same promise.
-        unsafe { self.transfer(Direction::Write, offset, segments, token) }
+        unsafe { self.transfer(Direction::Write, 0, offset, segments, token) }
     }
 
     fn flush(&mut self, token: u64) -> Result<(), Refused> {
@@ -308,7 +323,7 @@ impl Drop for Uring {
         }
         if let Err(error) = self.drain(&mut |_, _| {}) {
             // The kernel may still write to memory that is about to be freed, and there is no way to wait for it.
-            log::error!("cannot wait for I/O on {}: {error}", self.storage.path().display());
+            log::error!("cannot wait for I/O on {}: {error}", self.files.own().path().display());
             std::process::abort();
         }
     }

@@ -187,6 +187,10 @@ fn resolve(image: &Path, name: &str) -> PathBuf {
 }
 
 impl Map for Qcow2 {
+    fn below(&self) -> Vec<Arc<Storage>> {
+        self.layout.backing.as_ref().map(|image| image.files()).unwrap_or_default()
+    }
+
     fn find(&self, offset: u64, length: u64) -> io::Result<(Place, u64)> {
         let (layout, mut state) = (&self.layout, self.state());
         let (first, mut run) = state.find(layout, offset)?;
@@ -194,7 +198,9 @@ impl Map for Qcow2 {
         while run < length {
             let (next, more) = state.find(layout, offset + run)?;
             let goes_on = match (first, next) {
-                (Place::File(a), Place::File(b)) => a.checked_add(run) == Some(b),
+                (Place::File { file, at }, Place::File { file: other, at: next }) => {
+                    file == other && at.checked_add(run) == Some(next)
+                }
                 (a, b) => a == b,
             };
             if !goes_on {

@@ -148,13 +148,20 @@ impl State {
         let place = match data_entry(layout, entry)? {
             Entry::Compressed => Place::Elsewhere,
             Entry::Zeros(_) => Place::Zeros,
-            Entry::Absent if layout.is_backed(offset) => Place::Elsewhere,
-            Entry::Absent => Place::Zeros,
+            Entry::Absent => match &layout.backing {
+                None => Place::Zeros,
+                Some(image) => {
+                    return Ok(match image.find(offset, rest)? {
+                        (Place::File { file, at }, run) => (Place::File { file: file + 1, at }, run),
+                        other => other,
+                    });
+                }
+            },
             Entry::Data(at) => {
                 let position = at + within;
                 return Ok(match layout.storage.length().checked_sub(position) {
                     None | Some(0) => (Place::Zeros, rest),
-                    Some(there) => (Place::File(position), there.min(rest)),
+                    Some(there) => (Place::File { file: 0, at: position }, there.min(rest)),
                 });
             }
         };

@@ -128,7 +128,7 @@ impl Map for Vhdx {
         let run = rest.min(length);
         Ok(match at.map(|at| (at, self.storage.length().saturating_sub(at))) {
             None | Some((_, 0)) => (Place::Zeros, run),
-            Some((at, there)) => (Place::File(at), run.min(there)),
+            Some((at, there)) => (Place::File { file: 0, at }, run.min(there)),
         })
     }
 
@@ -170,7 +170,7 @@ impl Map for Vhdx {
         let (mut at, end) = (offset, offset.saturating_add(length));
         while at < end {
             let (place, run) = self.find(at, end - at)?;
-            if let Place::File(_) = place {
+            if let Place::File { .. } = place {
                 let (position, run, _) = self.make_place(at, run)?;
                 self.storage.zero_at(position, run)?;
             }
