@@ -124,6 +124,9 @@ impl Shared {
     }
 }
 
+/// What a driver needs to have accepted so that it can be asked to announce itself.
+const ANNOUNCES: u64 = feature::GUEST_ANNOUNCE | feature::CTRL_VQ;
+
 impl Net {
     fn new(parts: Parts) -> Self {
         let Parts { id, pairs, mac, mtu, queue_size, offloads, limits } = parts;
@@ -173,8 +176,7 @@ impl Net {
     /// Asks the driver to tell the network where it is now, after a move to another host (§5.1.6.5.4). Does nothing for a
     /// driver that cannot.
     pub fn announce(&self) {
-        let wanted = feature::GUEST_ANNOUNCE | feature::CTRL_VQ;
-        if self.shared.features.load(Ordering::Acquire) & wanted == wanted
+        if self.shared.features.load(Ordering::Acquire) & ANNOUNCES == ANNOUNCES
             && let Some(grant) = self.grant.get()
         {
             self.shared.status.fetch_or(STATUS_ANNOUNCE, Ordering::AcqRel);
@@ -242,7 +244,8 @@ impl Virtio for Net {
         let failed = |e| DeviceError::new(format!("cannot set up \"{}\"", self.shared.id), e);
         let pairs = &self.shared.pairs;
         // A driver that was saved has perhaps changed by command what it began with.
-        let settings = self.loaded().take().unwrap_or_else(|| Settings::new(features));
+        let saved = self.loaded().take();
+        let settings = saved.unwrap_or_else(|| Settings::new(features));
         if !settings.suit(features) {
             let what = format!("\"{}\": {settings:?} with the features {features:#x}", self.shared.id);
             return Err(DeviceError { what, source: None });
@@ -251,7 +254,9 @@ impl Virtio for Net {
         // What waits in the tap was prepared for another driver's offloads, or for none at all.
         pairs.list[0].drain();
         pairs.use_first(usize::from(settings.pairs)).map_err(failed)?;
-        self.shared.status.store(settings.status(), Ordering::Release);
+        // A restored guest may be at another port of the network; the transport tells its driver to look.
+        let announce = if saved.is_some() && features & ANNOUNCES == ANNOUNCES { STATUS_ANNOUNCE } else { 0 };
+        self.shared.status.store(settings.status() | announce, Ordering::Release);
         self.shared.features.store(features, Ordering::Release);
         Ok(())
     }

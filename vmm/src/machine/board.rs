@@ -3,6 +3,8 @@
 //!
 //! It grants what a device's [`Needs`] ask for and remembers in [`Placed`] where everything went.
 
+mod state;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -26,8 +28,9 @@ use virtio_devices::transport::pci::{VirtioPci, bar_kind};
 
 use super::glue::{VmDoorbells, VmInterrupts};
 use super::names::Names;
-use super::saved::{SavedDevice, SavedDevices};
+use super::saved::{SavedBoard, SavedDevice};
 use super::tree;
+use state::{load, missing};
 
 /// A device in its place. Dropping it takes the device away from the guest, then the device.
 pub(super) struct Attached {
@@ -98,12 +101,13 @@ pub(super) struct Board {
     ports: Arc<Bus>,
     memory: Arc<Bus>,
     ioapic: Arc<Ioapic>,
+    config_ports: Arc<ConfigPorts>,
     area: PlatformArea,
     ram: Ram,
     workers: Workers,
     events: Arc<dyn Events>,
     /// While a saved machine is built: its devices that have not been plugged in yet.
-    saved: Option<SavedDevices>,
+    saved: Option<SavedBoard>,
 }
 
 impl Board {
@@ -116,7 +120,7 @@ impl Board {
         weights: &(Vec<u32>, Vec<u32>),
         ram: Ram,
         events: Arc<dyn Events>,
-        saved: Option<SavedDevices>,
+        saved: Option<SavedBoard>,
     ) -> Result<Self, Refusal> {
         let (ports, memory) = (Arc::new(Bus::new(Space::Port)), Arc::new(Bus::new(Space::Memory)));
         let routes = (0..u32::from(ioapic::PINS)).map(|pin| vm.ioapic_route(pin));
@@ -149,16 +153,12 @@ impl Board {
                 .map_err(|e| bug("Cannot set up a PCI segment", e))?;
             segments.push(segment);
         }
-        if let Some(first) = segments.first() {
-            ports
-                .claim(
-                    CONFIG_PORTS,
-                    CONFIG_PORTS_LENGTH,
-                    Arc::new(ConfigPorts::new(first.clone())),
-                    Region::Window(0),
-                )
-                .map_err(|e| bug("Cannot set up PCI configuration ports", e))?;
-        }
+        let first =
+            segments.first().ok_or_else(|| Refusal::new(Kind::Bug, "The machine has no PCI segment"))?;
+        let config_ports = Arc::new(ConfigPorts::new(first.clone()));
+        ports
+            .claim(CONFIG_PORTS, CONFIG_PORTS_LENGTH, config_ports.clone(), Region::Window(0))
+            .map_err(|e| bug("Cannot set up PCI configuration ports", e))?;
         let workers = Workers::new(events.clone());
         let area = PlatformArea::new(map);
         let mut board = Board {
@@ -168,6 +168,7 @@ impl Board {
             ports,
             memory,
             ioapic,
+            config_ports,
             area,
             ram,
             workers,
@@ -404,35 +405,6 @@ impl Board {
         Ok(windows)
     }
 
-    /// The saved state of a device, where a saved machine is built.
-    fn saved_device(&mut self, id: &str) -> Result<Option<SavedDevice>, Refusal> {
-        let Some(saved) = &mut self.saved else { return Ok(None) };
-        saved.remove(id).map(Some).ok_or_else(|| missing(&format!("device {id:?}")))
-    }
-
-    /// The machine is built. All that was saved must have found its device.
-    pub(super) fn built(&mut self) -> Result<(), Refusal> {
-        let left = self.saved.take().and_then(|saved| saved.into_keys().next());
-        left.map_or(Ok(()), |id| {
-            Err(Refusal::invalid(format!(
-                "There is a state of device {id:?}, which the description of the machine does not have"
-            )))
-        })
-    }
-
-    /// The state of every device; all of them are stopped.
-    pub(super) fn save(&self) -> Result<SavedDevices, Refusal> {
-        let one = |attached: &Attached| {
-            let Attached { id, device, placed, function, .. } = attached;
-            let failed = || format!("Cannot save device {id:?}");
-            let state = device.save().map_err(|e| Refusal::host(failed(), e))?;
-            let function = function.as_ref().map(Plugged::save).transpose();
-            let function = function.map_err(|e| Refusal::host(failed(), e))?;
-            Ok((id.clone(), SavedDevice { placed: placed.clone(), state, function }))
-        };
-        self.attached.iter().map(one).collect()
-    }
-
     /// The device with this name.
     pub(super) fn find(&self, id: &str) -> Option<&Attached> {
         self.attached.iter().find(|a| a.id == id)
@@ -532,21 +504,4 @@ fn segment_windows(map: &MemoryMap, (low, high): &(Vec<u32>, Vec<u32>)) -> Resul
 
 fn bug(message: &str, e: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Refusal {
     Refusal::new(Kind::Bug, message).because(e)
-}
-
-fn missing(what: &str) -> Refusal {
-    Refusal::invalid(format!("The state of {what} is missing"))
-}
-
-/// Lets a device that is placed and wired go on from its saved state.
-fn load(id: &str, device: &dyn Device, saved: SavedDevice, placed: &Placed) -> Result<(), Refusal> {
-    let failed = || format!("Cannot restore device {id:?}");
-    if saved.placed != *placed {
-        return Err(Refusal::invalid(format!("it was at {:?}, and would be at {placed:?}", saved.placed))
-            .within(failed()));
-    }
-    if saved.function.is_some() {
-        return Err(Refusal::invalid("it is no PCI function, and has the state of one").within(failed()));
-    }
-    device.load(saved.state).map_err(|e| Refusal::invalid(failed()).because(e))
 }

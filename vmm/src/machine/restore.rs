@@ -38,7 +38,7 @@ impl Machine {
                 format!("The guest was asked to let go of device {:?} and has not yet", leaving.id),
             ));
         }
-        let devices = self.board.save()?;
+        let board = self.board.save()?;
         let taken = saved::now();
         // Behind the generation ID, where no guest looks: by it the memory of one snapshot is told from that of another.
         self.ram()
@@ -50,7 +50,7 @@ impl Machine {
             taken,
             clock: self.clock.save(),
             cpus: processors::save(&self.vcpus, hypervisor)?,
-            devices,
+            board,
             next_name: names.next(),
         };
         Node::of(&machine).map_err(|e| Refusal::new(Kind::Bug, "Cannot save the machine").because(e))
@@ -77,7 +77,7 @@ impl Machine {
     ) -> Result<Machine, Refusal> {
         let machine: SavedMachine =
             node.read().map_err(|e| Refusal::invalid("The saved machine cannot be understood").because(e))?;
-        let SavedMachine { phys_bits, taken, clock: time, cpus, devices, next_name } = machine;
+        let SavedMachine { phys_bits, taken, clock: time, cpus, board: saved, next_name } = machine;
         let base = Base::new(spec, hypervisor, Some(phys_bits))?;
         let found: Vec<Span> =
             ram.map().iter().map(|r| Span { base: r.start_addr().0, length: r.len() }).collect();
@@ -94,7 +94,7 @@ impl Machine {
         clock.load(time);
         *names = Names::restored(next_name);
         let (vm, weights) = (base.vm.clone(), spec.segment_weights());
-        let board = Board::new(vm, capabilities, &base.map, &weights, ram, events.clone(), Some(devices));
+        let board = Board::new(vm, capabilities, &base.map, &weights, ram, events.clone(), Some(saved));
         let mut board = board?;
         board.add_platform(spec.memory.size.0)?;
         board.add_devices(spec, kept, names)?;
@@ -104,6 +104,8 @@ impl Machine {
         let exits = Arc::new(GuestExits::new(&board, events.clone()));
         let vcpus = Vcpus::start(ready, exits, events, Cookie::new(spec.cpus.core_scheduling))
             .map_err(|e| Refusal::host("Cannot start the vCPUs", e))?;
+        // The guest's clock will have gone on meanwhile, which its watchdogs would take for a hang.
+        vcpus.note_pause();
         Ok(Machine { vcpus, board, clock, renewed: AtomicBool::new(true), phys_bits, slots })
     }
 }

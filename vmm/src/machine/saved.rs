@@ -21,8 +21,8 @@ pub struct SavedMachine {
     pub(super) clock: Option<ClockState>,
     /// A vCPU's state each, in the order of their indices.
     pub(super) cpus: Vec<Node>,
-    /// Devices by their names.
-    pub(super) devices: SavedDevices,
+    /// Devices and what they are plugged into.
+    pub(super) board: SavedBoard,
     /// Number of the next automatic name.
     pub(super) next_name: u64,
 }
@@ -31,8 +31,18 @@ impl State for SavedMachine {
     const KIND: &'static str = "machine";
 }
 
-/// Devices by their names.
-pub(super) type SavedDevices = BTreeMap<String, SavedDevice>;
+/// Devices and what they are plugged into.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct SavedBoard {
+    /// Devices by their names.
+    pub(super) devices: BTreeMap<String, SavedDevice>,
+    /// The host bridge of segment 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) host_bridge: Option<Node>,
+    /// The ports of PCI's configuration mechanism.
+    pub(super) config_ports: Node,
+}
 
 /// A device in its place.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -185,6 +185,10 @@ impl Turn<'_> {
                 supplies.link.queue_used(index as u16);
             }
         }
+        if loaded {
+            // Likewise; and what a restore changed (a MAC, say) is looked at again.
+            supplies.link.config_changed();
+        }
         Ok(())
     }
 

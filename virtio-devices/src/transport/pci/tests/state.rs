@@ -71,14 +71,14 @@ fn a_driver_goes_on_where_it_was() {
 }
 
 #[test]
-fn the_first_start_signals_every_queue() {
+fn the_first_start_signals_every_queue_and_the_configuration() {
     let (g, _drivers) = busy();
     let (node, function) = save(&g);
     let h = g.again(Echo::default(), Some(node), function).unwrap();
     h.device.start().unwrap();
     let mut seen: Vec<_> = h.msi.take().iter().map(|m| m.data).collect();
     seen.sort_unstable();
-    assert_eq!(seen, [0x41, 0x42]);
+    assert_eq!(seen, [0x40, 0x41, 0x42]);
 }
 
 #[test]
