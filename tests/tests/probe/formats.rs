@@ -9,12 +9,12 @@ use tests::scratch::Scratch;
 
 const SECTORS: u64 = 16_384;
 
-fn qemu_img(args: &[&str]) {
+pub(crate) fn qemu_img(args: &[&str]) {
     let output = Command::new("qemu-img").args(args).output().expect("qemu-img runs");
     assert!(output.status.success(), "qemu-img {args:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-fn text(path: &Path) -> &str {
+pub(crate) fn text(path: &Path) -> &str {
     path.to_str().expect("paths of tests are text")
 }
 
