@@ -41,6 +41,21 @@ impl State {
         Ok(count_in(bytes, (number & ((1 << layout.block_bits()) - 1)) as usize, layout.refcount_order))
     }
 
+    /// How many clusters there are up to the last one that is used; for images on devices.
+    pub(super) fn used(&mut self, layout: &Layout) -> io::Result<u64> {
+        let per_block = 1u64 << layout.block_bits();
+        let last = self.refcount_table.iter().rposition(|at| *at != 0);
+        // A block may be in use only as a block.
+        for index in (0..=last.unwrap_or(0) as u64).rev() {
+            for number in (index * per_block..((index + 1) * per_block).min(self.end)).rev() {
+                if self.count(layout, number)? != 0 {
+                    return Ok(number + 1);
+                }
+            }
+        }
+        Err(layout.corrupt("no cluster is used"))
+    }
+
     fn set_count(&mut self, layout: &Layout, number: u64, count: u64) -> io::Result<()> {
         let block = self.block_of(layout, number)?;
         let block = block.ok_or_else(|| layout.corrupt("a cluster in use has no reference count"))?;
@@ -84,9 +99,16 @@ impl State {
             return Err(layout.corrupt("a cluster past the end of the file is counted as used"));
         }
         self.extend(layout, number + 1)?;
+        self.clear_on_device(layout, number, 1)?;
         self.set_count(layout, number, 1)?;
         self.hint = self.end;
         Ok(number << layout.cluster_bits)
+    }
+
+    /// Files grow by zeros; on a device there may be anything.
+    fn clear_on_device(&self, layout: &Layout, first: u64, count: u64) -> io::Result<()> {
+        let bits = layout.cluster_bits;
+        if layout.storage.is_device() { layout.storage.zero_at(first << bits, count << bits) } else { Ok(()) }
     }
 
     /// Makes the file hold so many clusters.
@@ -131,6 +153,7 @@ impl State {
             return Err(io::Error::from_raw_os_error(libc::EFBIG));
         }
         self.extend(layout, end)?;
+        self.clear_on_device(layout, first, wanted)?;
         if table > 0 {
             self.refcount_table.resize((table * per_cluster) as usize, 0);
         }

@@ -84,6 +84,10 @@ impl State {
         };
         if writable {
             state.refcount_table = read_table(layout, header.refcount_table_at, table)?;
+            if storage.is_device() {
+                // A device may be larger than the image in it.
+                state.end = state.used(layout)?;
+            }
             state.note_metadata(layout, header, table)?;
         }
         Ok(state)
