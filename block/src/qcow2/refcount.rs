@@ -171,6 +171,7 @@ impl State {
             self.move_refcount_table(layout, first + wanted + blocks.len() as u64, table)?;
         } else {
             layout.storage.sync()?;
+            self.unsettled = true;
             for index in blocks {
                 let at = self.refcount_table[index as usize];
                 layout.storage.write_at(self.refcount_table_at + index * 8, &at.to_be_bytes())?;
@@ -218,8 +219,9 @@ impl State {
     pub(super) fn flush(&mut self, layout: &Layout) -> io::Result<()> {
         let storage = &layout.storage;
         // Counts go up, and what was copied is there, before anything refers to it.
-        if self.refcounts.write(storage)? {
+        if self.refcounts.write(storage)? || self.unsettled {
             storage.sync()?;
+            self.unsettled = false;
         }
         self.l2.write(storage)?;
         if !self.l1_dirty.is_empty() {

@@ -27,6 +27,8 @@ pub(super) struct State {
     pub(super) refcount_table: Vec<u64>,
     pub(super) refcount_table_at: u64,
     pub(super) refcounts: Cache,
+    /// Something was written that must be durable before L2 tables that rely on it.
+    pub(super) unsettled: bool,
     /// Clusters of the header and of tables, by number: never the guest's. Empty if the image is read-only.
     pub(super) metadata: HashSet<u64>,
     /// Clusters that the file has.
@@ -75,6 +77,7 @@ impl State {
             refcount_table: Vec::new(),
             refcount_table_at: header.refcount_table_at,
             refcounts: Cache::new(cluster as usize),
+            unsettled: false,
             metadata: HashSet::new(),
             end,
             hint: 0,

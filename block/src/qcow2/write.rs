@@ -23,6 +23,7 @@ impl State {
             Entry::Zeros(Some(at)) if entry & COPIED != 0 => {
                 self.check_data(layout, at)?;
                 layout.storage.zero_at(at, cluster)?;
+                self.unsettled = true;
                 at
             }
             _ => {
@@ -48,6 +49,7 @@ impl State {
     fn copy(&mut self, layout: &Layout, start: u64, place: u64) -> io::Result<()> {
         let mut bytes = vec![0; layout.cluster() as usize];
         self.read(layout, start, &mut bytes)?;
+        self.unsettled = true;
         // The place is zero already.
         if bytes.iter().any(|byte| *byte != 0) { layout.storage.write_at(place, &bytes) } else { Ok(()) }
     }
