@@ -95,7 +95,7 @@ fn files_that_are_no_files() {
         let story = Story::new();
         for name in FILES {
             let message = format!("\"bad/{name}\" is not a regular file");
-            let chain = ["The snapshot cannot be written or read", &message];
+            let chain = ["The snapshot cannot be read", &message];
             let request = json!({"source_url": "file://bad"});
             let fresh = || {
                 let bad = story.bad();
