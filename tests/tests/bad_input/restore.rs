@@ -12,7 +12,7 @@ use crate::server::Server;
 
 /// What may be different of a disk and of a card.
 const DISK_CAN: &str = "path, direct, rate_limiter_config, rate_limit_group, queue_affinity, lock_granularity, disable_io_uring, disable_aio";
-const NET_CAN: &str = "tap, ip, mask, mac, host_mac";
+const NET_CAN: &str = "tap, ip, mask, mac, host_mac, rate_limiter_config";
 /// What comes before the messages of the files.
 const FILES: &str = "The snapshot cannot be read";
 
