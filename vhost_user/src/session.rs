@@ -379,7 +379,7 @@ impl<'a> Session<'a> {
             return Err(PeerError::Size { request: message.request, size: message.body.len() });
         }
         let end = (offset as usize).checked_add(data.len());
-        if !end.is_some_and(|end| end <= self.served.device.config_length()) {
+        if end.is_none_or(|end| end > self.served.device.config_length()) {
             return Err(PeerError::Config { offset, size });
         }
         self.served.device.write_config(offset as usize, data);
