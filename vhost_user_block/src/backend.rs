@@ -6,9 +6,10 @@ use std::fs::File;
 use std::io::{Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use device::{Build, Built, Events, Host, Kept, Virtio};
-use spec::{Facts, Refusal, Spec};
+use spec::{Facts, Kind, Refusal, Spec};
 use terminal::Listener;
 use vhost_user::{MAX_QUEUES, Server};
 use virtio_devices::block::{DiskSpec, DiskType, ImageType, LockGranularity};
@@ -48,6 +49,9 @@ spec::spec! {
         unsupported {}
     }
 }
+
+/// How long the requests of a process that was killed may hold its lock.
+const LAST_REQUESTS: Duration = Duration::from_secs(3);
 
 impl Spec for BackendSpec {
     const FLAG: &'static str = BackendSpec::FLAG;
@@ -95,12 +99,25 @@ impl BackendSpec {
         self.socket.as_deref().unwrap_or(Path::new(""))
     }
 
+    /// Opens the image. One that is locked is waited for a little: when a daemon is killed, the kernel has its requests end, and with
+    /// them its lock, some time after it is gone.
+    fn build(&self, id: &str) -> Result<Built, Refusal> {
+        let (facts, begun) = (facts(), Instant::now());
+        loop {
+            match self.disk().build(&Host { id, facts: &facts, kept: &Kept::default() }) {
+                Err(e) if e.kind() == Kind::Conflict && begun.elapsed() < LAST_REQUESTS => {
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+                answer => return answer,
+            }
+        }
+    }
+
     /// Opens image and socket.
     fn open(&self, id: &str) -> Result<(Box<dyn Virtio>, Listener), Refusal> {
-        let facts = facts();
-        let built = self.disk().build(&Host { id, facts: &facts, kept: &Kept::default() })?;
+        let built = self.build(id)?;
         let Built::Virtio(device) = built else {
-            return Err(Refusal::new(spec::Kind::Bug, format!("disk \"{id}\" is no virtio device")));
+            return Err(Refusal::new(Kind::Bug, format!("disk \"{id}\" is no virtio device")));
         };
         let listener = Listener::bind(self.socket())
             .map_err(|e| Refusal::host(format!("cannot serve disk \"{id}\""), e))?;
