@@ -23,6 +23,7 @@ const SIZES: [(u64, &str); 3] = [(128, "128 MiB"), (1024, "1 GiB"), (8192, "8 Gi
 const TOUCHED: u64 = 64;
 /// Restores at once.
 const MANY: usize = 25;
+const MANY_MIB: u64 = 1024;
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// The name of a row.
@@ -86,13 +87,14 @@ fn saved<'a>(
     all
 }
 
-/// One at a time, by turns, bare KVM's start among them.
+/// One at a time, by turns, among them bare KVM's start with as much memory: to make slots of gigabytes takes KVM milliseconds.
 pub(crate) fn measure(setting: &Setting<'_>, rows: &mut Rows, subjects: &[Subject], first_byte: &Path) {
     for (mib, size) in SIZES {
         let all = saved(setting, rows, subjects, mib, "");
         for round in 0..setting.runs {
             let bare = subjects.iter().find(|s| s.name == BARE);
-            let bare = bare.and_then(|s| start::first_byte(s, first_byte).ok()).map(|(time, _)| time);
+            let bare =
+                bare.and_then(|s| start::first_byte_with(s, first_byte, mib).ok()).map(|(time, _)| time);
             for mode in MODES {
                 let mut note = |name: &str, time: Duration| {
                     let millis = time.as_secs_f64() * 1e3;
@@ -131,13 +133,14 @@ fn many(start: impl Fn() -> Result<Process, Error>) -> Result<(Duration, usize, 
 /// Twenty-five at once from one snapshot of 1 GiB, by turns; beside them as many starts of bare KVM.
 pub(crate) fn measure_many(setting: &Setting<'_>, rows: &mut Rows, subjects: &[Subject], first_byte: &Path) {
     // These guests sleep most of the time, as idle machines do.
-    let all = saved(setting, rows, subjects, 1024, "probe.period=1000");
+    let all = saved(setting, rows, subjects, MANY_MIB, "probe.period=1000");
     if all.is_empty() {
         return;
     }
     for round in 0..setting.runs {
         let bare = subjects.iter().find(|s| s.name == BARE);
-        let bare = bare.and_then(|s| many(|| Process::start(s.run(first_byte, "", Extra::None))).ok());
+        let bare = bare
+            .and_then(|s| many(|| Process::start(s.run_with(first_byte, "", MANY_MIB, Extra::None))).ok());
         for mode in MODES {
             let last = format!("{MANY} restores at once, {mode}: last first byte");
             if let Some((time, ..)) = bare {

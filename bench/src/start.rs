@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::process::{Footprint, Process};
 use crate::rows::{Better, Rows};
-use crate::subject::{Extra, Subject};
+use crate::subject::{Extra, Subject, USUAL_MIB};
 
 const LIMIT: Duration = Duration::from_secs(20);
 
@@ -19,8 +19,17 @@ pub(crate) const THREADS: &str = "threads";
 pub(crate) const PER_SECOND: &str = "VMs started per second";
 
 /// Starts a guest that says one byte; the time until it came, and the process that runs on.
-pub(crate) fn first_byte(subject: &Subject, kernel: &Path) -> Result<(Duration, Process), Error> {
-    let mut process = Process::start(subject.run(kernel, "", Extra::None))?;
+fn first_byte(subject: &Subject, kernel: &Path) -> Result<(Duration, Process), Error> {
+    first_byte_with(subject, kernel, USUAL_MIB)
+}
+
+/// The same with `mib` of memory.
+pub(crate) fn first_byte_with(
+    subject: &Subject,
+    kernel: &Path,
+    mib: u64,
+) -> Result<(Duration, Process), Error> {
+    let mut process = Process::start(subject.run_with(kernel, "", mib, Extra::None))?;
     process.read_until(LIMIT, |seen| !seen.is_empty())?;
     Ok((process.age(), process))
 }

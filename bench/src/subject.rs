@@ -40,7 +40,7 @@ pub(crate) enum Extra<'a> {
 /// Where QEMU's firmware leaves devices without addresses, the probe puts them here: above RAM and below the I/O APIC.
 const QEMU_BARS: &str = "probe.bars=0xc0000000";
 /// Memory of a machine that needs no more.
-const USUAL_MIB: u64 = 512;
+pub(crate) const USUAL_MIB: u64 = 512;
 const MAC: &str = "52:54:00:be:5c:01";
 
 impl Subject {
@@ -81,12 +81,12 @@ impl Subject {
         command
     }
 
-    /// The same as [`run`](Subject::run) with `mib` of memory; bare KVM has what it has.
+    /// The same as [`run`](Subject::run) with `mib` of memory.
     pub(crate) fn run_with(&self, kernel: &Path, cmdline: &str, mib: u64, extra: Extra<'_>) -> Command {
         let mut command = self.command();
         match &self.dialect {
             Dialect::Bare => {
-                command.arg(kernel).arg(cmdline);
+                command.arg(kernel).arg(cmdline).arg(mib.to_string());
             }
             Dialect::CloudHypervisor => {
                 command.arg("--kernel").arg(kernel);

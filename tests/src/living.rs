@@ -121,6 +121,23 @@ impl Living {
         last
     }
 
+    /// Checks that the VMM comes to hold no more than `held`, which [`settled`](Living::settled) said before.
+    ///
+    /// # Panics
+    /// If it still does after ten seconds.
+    #[track_caller]
+    pub fn holds_no_more_than(&self, held: [usize; 2]) {
+        let begun = Instant::now();
+        loop {
+            let now = self.settled();
+            if now[0] <= held[0] && now[1] <= held[1] {
+                return;
+            }
+            let late = begun.elapsed() > Duration::from_secs(10);
+            assert!(!late, "{held:?} descriptors and threads have become {now:?}");
+        }
+    }
+
     /// Asks the VMM; its status and answer.
     ///
     /// # Panics

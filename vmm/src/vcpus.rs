@@ -107,10 +107,13 @@ impl Vcpus {
             r.gate.close();
             r.kick.kick();
         }
-        for r in &self.running {
-            r.gate.wait_parked();
-            r.paused.store(true, Ordering::SeqCst);
-        }
+        self.running.iter().for_each(|r| r.gate.wait_parked());
+        self.note_pause();
+    }
+
+    /// Has every vCPU tell its guest, when it goes on, that it stood still. All of them stand still.
+    pub fn note_pause(&self) {
+        self.running.iter().for_each(|r| r.paused.store(true, Ordering::SeqCst));
     }
 
     /// Asks every vCPU something, on its own thread. They are paused.

@@ -4,12 +4,14 @@ complete -c cloud-hypervisor -l initramfs -d 'Initial RAM file system' -r
 complete -c cloud-hypervisor -l cpus -d 'The machine\'s processors' -r
 complete -c cloud-hypervisor -l memory -d 'The machine\'s memory' -r
 complete -c cloud-hypervisor -l platform -d 'The machine\'s identity, as SMBIOS tells it to the guest' -r
+complete -c cloud-hypervisor -l pci-segment -d 'The share of the PCI address windows that a segment gets' -r
 complete -c cloud-hypervisor -l console -d 'The paravirtual console (hvc0 in the guest), and where it goes on the host' -r
 complete -c cloud-hypervisor -l disk -d 'A disk on an image file or block device of the host' -r
 complete -c cloud-hypervisor -l net -d 'A network device on a tap of the host' -r
 complete -c cloud-hypervisor -l rng -d 'The source of the guest\'s random numbers' -r
 complete -c cloud-hypervisor -l serial -d 'The serial port: a 16550A UART at port 0x3f8' -r
 complete -c cloud-hypervisor -l debug-console -d 'The debug console: what a guest writes to one port' -r
+complete -c cloud-hypervisor -l restore -d 'A saved machine to go on with' -r
 complete -c cloud-hypervisor -l api-socket -d 'UNIX socket for requests (see ch-remote); a bare path works too' -r
 complete -c cloud-hypervisor -l event-monitor -d 'Writes a JSON record of each event to this file' -r
 complete -c cloud-hypervisor -l seccomp -d 'System call filters: only false is supported yet' -r

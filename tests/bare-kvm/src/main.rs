@@ -1,8 +1,8 @@
-//! `bare-kvm ELF [COMMAND LINE]`: runs a PVH guest on one vCPU with 512 MiB and nothing else, and copies what it writes to
-//! COM1 to standard output.
+//! `bare-kvm ELF [COMMAND LINE [MIB]]`: runs a PVH guest on one vCPU with 512 MiB, or as many as are asked for, and nothing else, and copies
+//! what it writes to COM1 to standard output.
 //!
 //! This is the yardstick of the benchmarks, so it makes no system call that a guest start could do without: a split
-//! irqchip, one memory slot, one vCPU on the main thread. It has no devices: unclaimed ports read all-ones. It ends when the guest
+//! irqchip, one memory slot (a second for what is above 3 GiB), one vCPU on the main thread. It has no devices: unclaimed ports read all-ones. It ends when the guest
 //! powers off or resets through port 0x600, or faults three times. A guest that halts stays halted, in the kernel, as the split
 //! irqchip has it: kill the process.
 //! Exit status: 0 power-off, 2 reset, 3 triple fault, 1 for an error of its own.
@@ -17,7 +17,10 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 
-const RAM: usize = 512 << 20;
+const USUAL_MIB: usize = 512;
+/// Memory from here on begins at 4 GiB: local APIC, I/O APIC and KVM's own pages lie between.
+const HOLE: usize = 3 << 30;
+const HOLE_END: u64 = 4 << 30;
 const START_INFO: usize = 0x6000;
 const MEMORY_MAP: usize = 0x7000;
 const COMMAND_LINE: usize = 0x20000;
@@ -27,13 +30,17 @@ const SLEEP: u16 = 0x600;
 fn main() -> ExitCode {
     let mut arguments = std::env::args_os().skip(1);
     let Some(kernel) = arguments.next() else {
-        eprintln!("usage: bare-kvm ELF [COMMAND LINE]");
+        eprintln!("usage: bare-kvm ELF [COMMAND LINE [MIB]]");
         return ExitCode::from(1);
     };
     let command_line = arguments.next().unwrap_or_default();
+    let mib = arguments.next().map_or(Some(USUAL_MIB), |mib| mib.to_str()?.parse().ok());
     let run = || {
+        // 1 TiB is more than any host of ours has.
+        let mib = mib.filter(|mib| (2..1 << 20).contains(mib));
+        let mib = mib.ok_or_else(|| Error::other("the memory is no number of MiB that there could be"))?;
         let kernel = std::fs::read(&kernel)?;
-        run(&kernel, command_line.as_encoded_bytes())
+        run(&kernel, command_line.as_encoded_bytes(), mib << 20)
     };
     match run() {
         Ok(status) => ExitCode::from(status),
@@ -45,12 +52,12 @@ fn main() -> ExitCode {
 }
 
 /// Guest memory: anonymous, private, untouched until used.
-fn guest_memory() -> Result<&'static mut [u8], Error> {
+fn guest_memory(len: usize) -> Result<&'static mut [u8], Error> {
     // SAFETY: a fresh anonymous mapping; it stays until the process ends.
     let address = unsafe {
         libc::mmap(
             std::ptr::null_mut(),
-            RAM,
+            len,
             libc::PROT_READ | libc::PROT_WRITE,
             libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
             -1,
@@ -61,26 +68,31 @@ fn guest_memory() -> Result<&'static mut [u8], Error> {
         return Err(Error::last_os_error());
     }
     // SAFETY: mapped just above with this length. The guest writes to it while it runs, but nothing here looks at it then.
-    Ok(unsafe { std::slice::from_raw_parts_mut(address.cast(), RAM) })
+    Ok(unsafe { std::slice::from_raw_parts_mut(address.cast(), len) })
 }
 
-fn run(kernel: &[u8], command_line: &[u8]) -> Result<u8, Error> {
-    let memory = guest_memory()?;
+fn run(kernel: &[u8], command_line: &[u8], len: usize) -> Result<u8, Error> {
+    let memory = guest_memory(len)?;
     let kvm = Kvm::new()?;
     let vm = kvm.create_vm()?;
     vm.set_tss_address(0xfffb_d000)?;
     let mut split = kvm_enable_cap { cap: KVM_CAP_SPLIT_IRQCHIP, ..Default::default() };
     split.args[0] = 24;
     vm.enable_cap(&split)?;
-    let slot = kvm_userspace_memory_region {
-        slot: 0,
-        flags: 0,
-        guest_phys_addr: 0,
-        memory_size: RAM as u64,
-        userspace_addr: memory.as_ptr() as u64,
-    };
-    // SAFETY: the mapping lives as long as the process.
-    unsafe { vm.set_user_memory_region(slot)? };
+    let (low, high) = memory.split_at(len.min(HOLE));
+    for (slot, (guest_phys_addr, part)) in (0..).zip([(0, low), (HOLE_END, high)]) {
+        let slot = kvm_userspace_memory_region {
+            slot,
+            flags: 0,
+            guest_phys_addr,
+            memory_size: part.len() as u64,
+            userspace_addr: part.as_ptr() as u64,
+        };
+        if !part.is_empty() {
+            // SAFETY: the mapping lives as long as the process.
+            unsafe { vm.set_user_memory_region(slot)? };
+        }
+    }
     let entry = elf::load(kernel, memory)?;
     write_start_info(memory, command_line)?;
     let vcpu = create_vcpu(&kvm, &vm, entry)?;
@@ -92,14 +104,17 @@ fn write_start_info(memory: &mut [u8], command_line: &[u8]) -> Result<(), Error>
     if command_line.len() >= 65536 {
         return Err(Error::other("the command line is longer than 65535 bytes"));
     }
-    let map = [(0u64, 0xa_0000u64), (0x10_0000, RAM as u64 - 0x10_0000)];
+    let low = memory.len().min(HOLE);
+    let map =
+        [(0u64, 0xa_0000u64), (0x10_0000, low as u64 - 0x10_0000), (HOLE_END, (memory.len() - low) as u64)];
+    let map = if memory.len() > low { &map[..] } else { &map[..2] };
     let mut put = |at: usize, bytes: &[u8]| memory[at..at + bytes.len()].copy_from_slice(bytes);
     put(START_INFO, &0x336e_c578u32.to_le_bytes());
     put(START_INFO + 4, &1u32.to_le_bytes());
     put(START_INFO + 24, &(COMMAND_LINE as u64).to_le_bytes());
     put(START_INFO + 40, &(MEMORY_MAP as u64).to_le_bytes());
     put(START_INFO + 48, &(map.len() as u32).to_le_bytes());
-    for (i, (base, len)) in map.into_iter().enumerate() {
+    for (i, (base, len)) in map.iter().enumerate() {
         put(MEMORY_MAP + i * 24, &base.to_le_bytes());
         put(MEMORY_MAP + i * 24 + 8, &len.to_le_bytes());
         put(MEMORY_MAP + i * 24 + 16, &1u32.to_le_bytes());

@@ -100,7 +100,7 @@ fn bodies_that_describe_no_machine() {
         ("{", "EOF while parsing an object at line 1 column 1"),
         ("nonsense", "expected ident at line 1 column 2"),
         ("{\"cpus\":{}} x", "trailing characters at line 1 column 13"),
-        ("[]", "invalid type: sequence, expected a machine as a JSON object"),
+        ("[]", "invalid type: sequence, expected a JSON object"),
         ("null", "invalid type: null, expected struct VmSpec at line 1 column 4"),
         (r#"{"cpus":"x"}"#, "invalid type: string \"x\", expected struct CpusSpec at line 1 column 11"),
         (r#"{"cpus":{"boot_vcpus":"1"}}"#, "invalid type: string \"1\", expected u32 at line 1 column 25"),

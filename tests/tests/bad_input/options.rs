@@ -161,7 +161,7 @@ fn segments_that_cannot_be() {
         &[
             "Error booting VM",
             "Cannot divide the PCI address windows",
-            "the 32-bit PCI window of 671088640 bytes cannot be divided among 2 segments",
+            "cannot divide the 32-bit PCI window of 0x28000000 bytes over 2 segments",
         ],
     );
 }
@@ -198,6 +198,7 @@ fn usage_errors_end_with_status_2() {
         assert!(outcome.messages.starts_with(message), "{args:?}: {}", outcome.messages);
         assert_eq!(outcome.stdout, "");
     }
-    let nothing = "Nothing to do: give --kernel to boot a machine, or --api-socket to wait for requests";
+    let nothing = "Nothing to do: give --kernel to boot a machine, --restore to go on with a saved one, or --api-socket to wait for \
+                   requests";
     bench.refused(&mut bench.command(&["-v"]), &[nothing]);
 }

@@ -136,3 +136,39 @@ fn the_saved_machine_and_its_copy_go_separate_ways() {
     let same = (0..2).any(|i| std::fs::read(&disks[i]).ok() == std::fs::read(&place.disks[i]).ok());
     assert!(!same, "both machines have written the same to their disks");
 }
+
+#[test]
+fn a_restored_machine_boots_again_where_it_is_now() {
+    let loaded = Loaded::new();
+    let mut machine = loaded.boot("probe.end=reset");
+    machine.progress(2000, 500);
+    let saved = loaded.scratch.file("snapshot");
+    snapshot(&machine, &saved);
+    let disks = ["disk0", "disk1"].map(|name| loaded.disk(name));
+    let place = loaded.elsewhere(1, [&disks[0], &disks[1]]);
+    let before = disks.each_ref().map(|disk| std::fs::read(disk).expect("the disk is there"));
+    drop(machine);
+
+    let mut machine = restore(&loaded, "restored", &saved, "", &place);
+    std::fs::remove_dir_all(&saved).expect("the snapshot is there");
+    let first = machine.info();
+    for by_guest in [false, true] {
+        machine.progress(2000, 500);
+        if by_guest {
+            machine.end_load();
+            machine.wait_for("PASS load ");
+        } else {
+            machine.put("vm.reboot", &Value::Null);
+        }
+        let found = machine.wait_for("# loading ");
+        assert_eq!(found, "disks=2 cards=1");
+        assert_eq!(machine.info(), first, "the machine is another after a reboot");
+    }
+    machine.progress(2000, 500);
+    let report = machine.shut_down();
+    report.ended_well();
+    assert!(!report.serial.contains("FAIL ") && !report.serial.contains("# wrong"), "{report}");
+    place.images_are_whole();
+    let after = disks.each_ref().map(|disk| std::fs::read(disk).expect("the disk is there"));
+    assert!(after == before, "the disks that were replaced have changed");
+}

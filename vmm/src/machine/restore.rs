@@ -104,6 +104,8 @@ impl Machine {
         let exits = Arc::new(GuestExits::new(&board, events.clone()));
         let vcpus = Vcpus::start(ready, exits, events, Cookie::new(spec.cpus.core_scheduling))
             .map_err(|e| Refusal::host("Cannot start the vCPUs", e))?;
+        // The guest's clock will have gone on meanwhile, which its watchdogs would take for a hang.
+        vcpus.note_pause();
         Ok(Machine { vcpus, board, clock, renewed: AtomicBool::new(true), phys_bits, slots })
     }
 }

@@ -1,7 +1,7 @@
 //! A card: numbered frames to a partner on the host, which sends each back as it is, addresses exchanged.
 //!
-//! A frame, behind its Ethernet header (type 0x88b5): what it is (16 bits: 1 to be sent back, 2 "start anew"), 32 bits of epoch at 16
-//! and 32 bits of the load's own at 20, its number (64 bits) at 24, the pattern of the number from 32 on; how long it is follows from the number. All little-endian.
+//! A frame, behind its Ethernet header (type 0x88b5), little-endian: what it is (16 bits: 1 to be sent back, 2 "start anew"), its epoch (32 bits at
+//! 16), the load that sent it (32 bits at 20), its number (64 bits at 24), and from 32 on the pattern of the number, from which its length follows too.
 //!
 //! What is on its way when a machine is saved does not come back where it is restored: the partner there says "start anew" with a higher
 //! epoch, over and over until it sees a frame of that epoch. What was out is given up then, and counted as such. No frame may be lost in any other way:
