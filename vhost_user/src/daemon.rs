@@ -27,12 +27,8 @@ pub fn log() {
 
 /// Tells why a program ended, once and in full.
 pub fn report(program: &str, error: &Refusal) {
-    let mut text = format!("Error: {program} exited with the following chain of errors:\n");
-    for (depth, message) in error.chain().iter().enumerate() {
-        text.push_str(&format!("  {depth}: {message}\n"));
-    }
     // Nothing can be done about a standard error that takes nothing, and the exit status tells the rest.
-    let _ = io::stderr().write_all(text.as_bytes());
+    let _ = io::stderr().write_all(error.report(program).as_bytes());
 }
 
 /// Signals, read instead of suffered. Made before any thread.

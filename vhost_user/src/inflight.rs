@@ -135,6 +135,13 @@ impl Record {
         (head < self.size).then(|| RING + CHAIN * usize::from(head))
     }
 
+    /// Writes down that nothing is under way: the ring was stopped in order, and what the device did not answer it has given up.
+    pub(crate) fn settle(&self) {
+        for chain in (0..self.size).filter_map(|head| self.chain(head)) {
+            self.u8(chain).store(0, Ordering::Release);
+        }
+    }
+
     /// Finds out which chains were taken and not given back, in the order in which they were taken, given the used ring's present index.
     /// `None` if nothing was ever written down: this is the area's first use.
     pub(crate) fn recover(&mut self, used: u16) -> Option<Vec<u16>> {

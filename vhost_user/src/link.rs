@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use device::DriverLink;
@@ -26,6 +27,8 @@ pub(crate) struct Link {
     name: String,
     rings: Vec<Bells>,
     channel: Mutex<Option<UnixStream>>,
+    /// The device has given up.
+    broken: AtomicBool,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -46,6 +49,7 @@ impl Link {
             name: name.to_owned(),
             rings: (0..rings).map(|_| Bells::default()).collect(),
             channel: Mutex::default(),
+            broken: AtomicBool::new(false),
         }
     }
 
@@ -62,6 +66,16 @@ impl Link {
     /// The channel for requests of ours.
     pub(crate) fn set_channel(&self, channel: Option<UnixStream>) {
         *lock(&self.channel) = channel;
+    }
+
+    /// Whether the device has given up since [`Link::set_whole`].
+    pub(crate) fn is_broken(&self) -> bool {
+        self.broken.load(Ordering::SeqCst)
+    }
+
+    /// Forgets that the device gave up.
+    pub(crate) fn set_whole(&self) {
+        self.broken.store(false, Ordering::SeqCst);
     }
 
     /// Forgets a front end.
@@ -100,6 +114,7 @@ impl DriverLink for Link {
     }
 
     fn needs_reset(&self) {
+        self.broken.store(true, Ordering::SeqCst);
         for ring in &self.rings {
             self.ring(&ring.error, "an error");
         }

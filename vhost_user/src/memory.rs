@@ -115,9 +115,54 @@ impl Memory {
     /// An address at which there is nothing for this many bytes.
     pub(crate) fn gap(&self, length: u64) -> Option<u64> {
         let ends = self.0.iter().map(|region| region.body.guest + region.body.size);
-        std::iter::once(0).chain(ends).map(|end| end.next_multiple_of(16)).find(|start| {
+        std::iter::once(0).chain(ends).filter_map(|end| end.checked_next_multiple_of(16)).find(|start| {
             let Some(end) = start.checked_add(length) else { return false };
             self.0.iter().all(|r| end <= r.body.guest || r.body.guest + r.body.size <= *start)
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::FromRawFd;
+    use vmm_sys_util::eventfd::EFD_NONBLOCK;
+
+    /// Memory with regions at these places.
+    fn memory(regions: &[(u64, u64)]) -> Memory {
+        let bell = EventFd::new(EFD_NONBLOCK).unwrap();
+        let mut memory = Memory::default();
+        for (guest, size) in regions {
+            // SAFETY: the name is a C string; the descriptor is new.
+            let file =
+                unsafe { File::from_raw_fd(libc::memfd_create(c"memory".as_ptr(), libc::MFD_CLOEXEC)) };
+            file.set_len(*size).unwrap();
+            let body = RegionBody { guest: *guest, size: *size, user: guest / 2, offset: 0 };
+            memory.add(Region::map(body, file.into(), &bell).unwrap()).unwrap();
+        }
+        memory
+    }
+
+    #[test]
+    fn a_gap_is_where_there_is_nothing() {
+        assert_eq!(Memory::default().gap(100), Some(0));
+        assert_eq!(memory(&[(0, 0x1001)]).gap(100), Some(0x1010));
+        assert_eq!(memory(&[(0x1000, 0x1000)]).gap(0x1000), Some(0));
+        assert_eq!(memory(&[(0x1000, 0x1000)]).gap(0x1001), Some(0x2000));
+        assert_eq!(memory(&[(0, 0x1000), (0x1800, 0x1000)]).gap(0x801), Some(0x2800));
+        let last = u64::MAX - 0x1000;
+        assert_eq!(memory(&[(0, 0x1000), (last, 0x1000)]).gap(0x2000), Some(0x1000));
+        assert_eq!(memory(&[(0, 0x1000), (last, 0x1000)]).gap(u64::MAX), None);
+    }
+
+    #[test]
+    fn addresses_of_the_front_end_are_found_only_if_all_of_it_is_there() {
+        let memory = memory(&[(0x10000, 0x1000), (0x40000, 0x1000)]);
+        assert_eq!(memory.guest_address(0x8000, 0x1000), Some(0x10000));
+        assert_eq!(memory.guest_address(0x20ff0, 16), Some(0x40ff0));
+        for (user, length) in [(0x7fff, 1), (0x8000, 0x1001), (0x9000, 1), (u64::MAX, 2), (0x8001, u64::MAX)]
+        {
+            assert_eq!(memory.guest_address(user, length), None, "{user:#x}");
+        }
     }
 }

@@ -21,6 +21,9 @@ use crate::memory::Memory;
 /// How long it may stand still.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// The same, when the device has said that it gives up: another ring of it may be meant.
+const LAST_WORDS: Duration = Duration::from_millis(100);
+
 /// What a replay is about.
 pub(crate) struct Replay<'a> {
     pub(crate) device: &'a dyn Virtio,
@@ -54,6 +57,7 @@ impl Replay<'_> {
             index: self.index as u16,
             ledger: Some(ledger),
         };
+        self.link.set_whole();
         self.device.start_queue(self.index, live)?;
         let done = self.wait(&ram, state.next_used, end);
         self.device.stop_queue(self.index).ok_or_else(|| self.failed("the device stopped"))?;
@@ -87,7 +91,7 @@ impl Replay<'_> {
             let Ok(now) = used_index(self.queue.used_ring, ram) else { return false };
             if now != last {
                 (last, since) = (now, Instant::now());
-            } else if since.elapsed() > PATIENCE {
+            } else if since.elapsed() > if self.link.is_broken() { LAST_WORDS } else { PATIENCE } {
                 return false;
             } else {
                 std::thread::sleep(Duration::from_micros(200));

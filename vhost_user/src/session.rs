@@ -323,9 +323,13 @@ impl<'a> Session<'a> {
     /// Stops a ring for good, until it is set up again.
     fn stop_ring(&mut self, message: &Message) -> Result<Answer, PeerError> {
         let (index, _) = self.ring_value(message)?;
+        let served = self.rings[index].live;
         self.stop(index)?;
         let ring = &mut self.rings[index];
         ring.kick = None;
+        if let Some(area) = self.inflight.as_ref().filter(|_| served) {
+            area.ring(index, ring.size)?.settle();
+        }
         let mut bytes = (index as u32).to_ne_bytes().to_vec();
         bytes.extend_from_slice(&u32::from(ring.base).to_ne_bytes());
         Ok(Answer::Bytes(bytes))

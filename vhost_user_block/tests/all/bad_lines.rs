@@ -6,10 +6,15 @@ use crate::daemon::{Scratch, run};
 fn refuses(line: &str, chain: &[&str]) {
     let output = run(&["--block-backend", line]);
     let text = String::from_utf8(output.stderr).unwrap();
-    let mut expected = String::from("Error: vhost_user_block exited with the following chain of errors:\n");
-    for (depth, message) in chain.iter().enumerate() {
-        expected.push_str(&format!("  {depth}: {message}\n"));
-    }
+    let expected = if let [message] = chain {
+        format!("Error: vhost_user_block exited with the following error:\n  {message}\n")
+    } else {
+        let lines = chain.iter().enumerate().map(|(depth, message)| format!("  {depth}: {message}\n"));
+        format!(
+            "Error: vhost_user_block exited with the following chain of errors:\n{}",
+            lines.collect::<String>()
+        )
+    };
     assert_eq!(text, expected, "{line}");
     assert_eq!(output.status.code(), Some(1), "{line}");
     assert!(output.stdout.is_empty());
