@@ -129,7 +129,7 @@ mod tests {
     use vmm_sys_util::eventfd::EFD_NONBLOCK;
 
     /// Memory with regions at these places.
-    fn memory(regions: &[(u64, u64)]) -> Memory {
+    fn memory(regions: &[(u64, u64)], user: fn(u64) -> u64) -> Memory {
         let bell = EventFd::new(EFD_NONBLOCK).unwrap();
         let mut memory = Memory::default();
         for (guest, size) in regions {
@@ -137,7 +137,7 @@ mod tests {
             let file =
                 unsafe { File::from_raw_fd(libc::memfd_create(c"memory".as_ptr(), libc::MFD_CLOEXEC)) };
             file.set_len(*size).unwrap();
-            let body = RegionBody { guest: *guest, size: *size, user: guest / 2, offset: 0 };
+            let body = RegionBody { guest: *guest, size: *size, user: user(*guest), offset: 0 };
             memory.add(Region::map(body, file.into(), &bell).unwrap()).unwrap();
         }
         memory
@@ -145,19 +145,20 @@ mod tests {
 
     #[test]
     fn a_gap_is_where_there_is_nothing() {
+        let gap = |regions: &[(u64, u64)], length| memory(regions, |guest| guest).gap(length);
         assert_eq!(Memory::default().gap(100), Some(0));
-        assert_eq!(memory(&[(0, 0x1001)]).gap(100), Some(0x1010));
-        assert_eq!(memory(&[(0x1000, 0x1000)]).gap(0x1000), Some(0));
-        assert_eq!(memory(&[(0x1000, 0x1000)]).gap(0x1001), Some(0x2000));
-        assert_eq!(memory(&[(0, 0x1000), (0x1800, 0x1000)]).gap(0x801), Some(0x2800));
+        assert_eq!(gap(&[(0, 0x1001)], 100), Some(0x1010));
+        assert_eq!(gap(&[(0x1000, 0x1000)], 0x1000), Some(0));
+        assert_eq!(gap(&[(0x1000, 0x1000)], 0x1001), Some(0x2000));
+        assert_eq!(gap(&[(0, 0x1000), (0x1800, 0x1000)], 0x801), Some(0x2800));
         let last = u64::MAX - 0x1000;
-        assert_eq!(memory(&[(0, 0x1000), (last, 0x1000)]).gap(0x2000), Some(0x1000));
-        assert_eq!(memory(&[(0, 0x1000), (last, 0x1000)]).gap(u64::MAX), None);
+        assert_eq!(gap(&[(0, 0x1000), (last, 0x1000)], 0x2000), Some(0x1000));
+        assert_eq!(gap(&[(0, 0x1000), (last, 0x1000)], u64::MAX), None);
     }
 
     #[test]
     fn addresses_of_the_front_end_are_found_only_if_all_of_it_is_there() {
-        let memory = memory(&[(0x10000, 0x1000), (0x40000, 0x1000)]);
+        let memory = memory(&[(0x10000, 0x1000), (0x40000, 0x1000)], |guest| guest / 2);
         assert_eq!(memory.guest_address(0x8000, 0x1000), Some(0x10000));
         assert_eq!(memory.guest_address(0x20ff0, 16), Some(0x40ff0));
         for (user, length) in [(0x7fff, 1), (0x8000, 0x1001), (0x9000, 1), (u64::MAX, 2), (0x8001, u64::MAX)]

@@ -1,12 +1,14 @@
 //! The daemon is killed while requests are under way; another one goes on with them.
 
 use std::collections::HashMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use vhost::VhostBackend;
+use vhost::vhost_user::VhostUserFrontend;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use crate::daemon::{Daemon, Scratch};
-use crate::front::{DATA, EVENT_IDX, Front, IN, Memory, OUT, Queue, SECTOR, pattern};
+use crate::daemon::{Daemon, PATIENCE, Scratch};
+use crate::front::{DATA, EVENT_IDX, Front, IN, Memory, OUT, Queue, SECTOR, addresses, pattern};
 
 const PIECE: u32 = 32 << 10;
 const SLOTS: u64 = 16;
@@ -170,5 +172,64 @@ fn a_front_end_may_leave_and_come_back() {
         }
         assert!(rings[0].returned.iter().step_by(3).take(16).all(|n| u64::from(*n) == round + 1));
     }
+    assert!(!daemon.said().contains("panic"), "{}", daemon.said());
+}
+
+/// A chain that cannot be answered: the device gives up, says so, and is whole again when the ring was stopped and set up anew. A front end
+/// that shows the chain to the next connection instead is not served, and does not hold up those that come after it.
+#[test]
+fn a_chain_that_cannot_be_served_is_not_replayed_for_ever() {
+    let scratch = Scratch::new();
+    let (image, socket) = (scratch.image("image", DISK), scratch.path("socket"));
+    let daemon = Daemon::start(&scratch, &image, &socket, "");
+    let memory = Memory::new();
+    let broken = |ring: &mut Queue| {
+        ring.offer(&memory, 1, IN, 0, (DATA, 512));
+        // No status: the first buffer is the last one.
+        memory.put(ring.base + 16 * 3 + 12, &0u16.to_le_bytes());
+        ring.kick();
+    };
+    let mut rings = [Queue::new(0, 16)];
+    let mut front = Front::connect(&socket, EVENT_IDX);
+    let error = EventFd::new(EFD_NONBLOCK).unwrap();
+    let area = front.inflight(&rings);
+    front.socket.set_vring_err(0, &error).unwrap();
+    front.start(&memory, &rings);
+    assert_eq!(rings[0].ask(&memory, IN, 0, (DATA, 512)), 0);
+    broken(&mut rings[0]);
+    let begun = Instant::now();
+    while error.read().is_err() {
+        assert!(begun.elapsed() < PATIENCE, "nobody tells of the error");
+        std::thread::sleep(Duration::from_micros(100));
+    }
+    // As a driver resets a device.
+    front.socket.get_vring_base(0).unwrap();
+    memory.put(0, &[0; 0x10000]);
+    rings = [Queue::new(0, 16)];
+    front.start(&memory, &rings);
+    assert_eq!(rings[0].ask(&memory, IN, 0, (DATA, 512)), 0);
+
+    broken(&mut rings[0]);
+    while error.read().is_err() {
+        std::thread::sleep(Duration::from_micros(100));
+    }
+    drop(front);
+    let begun = Instant::now();
+    let mut front = Front::connect(&socket, EVENT_IDX);
+    front.keep(&area);
+    front.socket.set_mem_table(&memory.regions()).unwrap();
+    front.socket.set_vring_num(0, 16).unwrap();
+    front.socket.set_vring_addr(0, &addresses(&memory, &rings[0])).unwrap();
+    front.socket.set_vring_kick(0, &rings[0].kick).unwrap();
+    front.socket.set_vring_enable(0, true).unwrap_err();
+    assert!(begun.elapsed() < Duration::from_secs(5));
+    drop(front);
+
+    memory.put(0, &[0; 0x10000]);
+    let mut rings = [Queue::new(0, 16)];
+    let mut front = Front::connect(&socket, EVENT_IDX);
+    front.inflight(&rings);
+    front.start(&memory, &rings);
+    assert_eq!(rings[0].ask(&memory, IN, 0, (DATA, 512)), 0);
     assert!(!daemon.said().contains("panic"), "{}", daemon.said());
 }
