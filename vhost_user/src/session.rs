@@ -3,13 +3,13 @@
 //! A ring runs when it has a descriptor to be kicked by and is enabled. What cannot be changed under a running ring (memory,
 //! features, addresses) stops it for the moment, so that the device never works with what is no longer so.
 
+mod run;
+
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
-use device::virtio::feature;
-use device::{Ledger, LiveQueue, Ram, Virtio};
-use virtio_queue::QueueT;
+use device::{Ram, Virtio};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::PeerError;
@@ -17,9 +17,11 @@ use crate::channel::Channel;
 use crate::inflight::Area;
 use crate::link::{Link, eventfd};
 use crate::memory::{MAX_REGIONS, Memory, Region};
-use crate::replay::{Replay, used_index};
 use crate::ring::{Addresses, Ring};
-use crate::wire::{F_PROTOCOL_FEATURES, InflightBody, Message, NO_DESCRIPTOR, RegionBody, protocol, request};
+use crate::wire::{
+    F_PROTOCOL_FEATURES, InflightBody, Message, NO_DESCRIPTOR, RegionBody, belongs_to, expects_answer,
+    protocol, request, takes_descriptors,
+};
 
 /// What is served, whoever the front end is.
 pub(crate) struct Served {
@@ -398,117 +400,6 @@ impl<'a> Session<'a> {
             Ok(())
         })
     }
-
-    /// Does something while no ring is served, and goes on.
-    fn stopped(
-        &mut self,
-        work: impl FnOnce(&mut Self) -> Result<(), PeerError>,
-    ) -> Result<Answer, PeerError> {
-        for index in 0..self.rings.len() {
-            self.stop(index)?;
-        }
-        work(self)?;
-        self.publish();
-        self.start_ready()
-    }
-
-    /// Does something with the device while no ring is served, and goes on.
-    pub(crate) fn quiesced(&mut self, work: impl FnOnce(&dyn Virtio)) -> Result<(), PeerError> {
-        let device = &*self.served.device;
-        let work = |_: &mut Self| {
-            work(device);
-            Ok(())
-        };
-        self.stopped(work).map(|_| ())
-    }
-
-    /// Shows the device the present memory.
-    fn publish(&self) {
-        publish(&self.served.ram, &self.memory);
-    }
-
-    /// Starts the rings that can be.
-    fn start_ready(&mut self) -> Result<Answer, PeerError> {
-        for index in 0..self.rings.len() {
-            if self.rings[index].ready() {
-                self.start(index)?;
-            }
-        }
-        Ok(Answer::Done)
-    }
-
-    fn start(&mut self, index: usize) -> Result<(), PeerError> {
-        let Served { device, ram, link, .. } = self.served;
-        let failed = |what: String| PeerError::Ring { index, what };
-        let events = self.features & feature::RING_EVENT_IDX != 0;
-        let mut queue = self.rings[index].queue(index, self.sizes[index], events, &self.memory)?;
-        let used = used_index(queue.used_ring(), ram).map_err(|e| failed(e.to_string()))?;
-        queue.set_next_used(used);
-        let kick = self.rings[index].kick.as_ref().map(EventFd::try_clone);
-        let kick =
-            kick.and_then(Result::ok).ok_or_else(|| failed("no descriptor to be kicked by".to_owned()))?;
-
-        let features = self.features & !F_PROTOCOL_FEATURES;
-        if self.active != Some(features) {
-            device.activate(features)?;
-            self.active = Some(features);
-        }
-        let mut ledger: Option<Box<dyn Ledger>> = None;
-        if let Some(area) = &self.inflight {
-            let mut record = area.ring(index, queue.size())?;
-            let Some(heads) = record.recover(used) else {
-                return self.go(index, queue, kick, Some(Box::new(record)));
-            };
-            if !heads.is_empty() {
-                log::info!("{}: ring {index}: {} requests were under way", self.served.name, heads.len());
-                let replay =
-                    Replay { device: &**device, memory: &self.memory, link, index, queue: queue.state() };
-                replay.run(&heads, Box::new(record))?;
-                record = area.ring(index, queue.size())?;
-            }
-            // Every chain that was ever taken has been given back now.
-            let used = used_index(queue.used_ring(), ram).map_err(|e| failed(e.to_string()))?;
-            record.recover(used);
-            queue.set_next_used(used);
-            queue.set_next_avail(used);
-            ledger = Some(Box::new(record));
-        }
-        self.go(index, queue, kick, ledger)
-    }
-
-    fn go(
-        &mut self,
-        index: usize,
-        queue: virtio_queue::Queue,
-        kick: EventFd,
-        ledger: Option<Box<dyn Ledger>>,
-    ) -> Result<(), PeerError> {
-        let Served { device, ram, link, .. } = self.served;
-        let again = ledger.is_some();
-        let link_for_queue = link.clone();
-        let live =
-            LiveQueue { queue, ram: ram.clone(), kick, link: link_for_queue, index: index as u16, ledger };
-        device.start_queue(index, live)?;
-        self.rings[index].live = true;
-        if again {
-            // An interrupt may have died with the process before. One too many does no harm.
-            device::DriverLink::queue_used(&**link, index as u16);
-        }
-        Ok(())
-    }
-
-    /// Stops a ring, if it is served, and notes how far it has come.
-    fn stop(&mut self, index: usize) -> Result<(), PeerError> {
-        let ring = &mut self.rings[index];
-        if !std::mem::take(&mut ring.live) {
-            return Ok(());
-        }
-        let state = self.served.device.stop_queue(index);
-        let state = state
-            .ok_or_else(|| PeerError::Ring { index, what: "the device had stopped serving it".to_owned() })?;
-        ring.base = state.next_avail;
-        Ok(())
-    }
 }
 
 impl Drop for Session<'_> {
@@ -547,48 +438,4 @@ fn single_region(message: &Message) -> Result<RegionBody, PeerError> {
     let body = RegionBody::read(&mut fields)?;
     fields.end()?;
     Ok(body)
-}
-
-fn takes_descriptors(number: u32) -> bool {
-    matches!(
-        number,
-        request::SET_MEM_TABLE
-            | request::ADD_MEM_REG
-            // Some send one that is of no use.
-            | request::REM_MEM_REG
-            | request::SET_VRING_KICK
-            | request::SET_VRING_CALL
-            | request::SET_VRING_ERR
-            | request::SET_BACKEND_REQ_FD
-            | request::SET_INFLIGHT_FD
-    )
-}
-
-/// Requests that are answered with more than whether they succeeded.
-fn expects_answer(number: u32) -> bool {
-    matches!(
-        number,
-        request::GET_FEATURES
-            | request::GET_PROTOCOL_FEATURES
-            | request::GET_QUEUE_NUM
-            | request::GET_MAX_MEM_SLOTS
-            | request::GET_VRING_BASE
-            | request::GET_CONFIG
-            | request::GET_INFLIGHT_FD
-    )
-}
-
-/// The protocol feature without which a request must not come.
-fn belongs_to(number: u32) -> Option<u64> {
-    match number {
-        request::GET_QUEUE_NUM => Some(protocol::MQ),
-        request::SET_BACKEND_REQ_FD => Some(protocol::BACKEND_REQ),
-        request::GET_CONFIG | request::SET_CONFIG => Some(protocol::CONFIG),
-        request::GET_INFLIGHT_FD | request::SET_INFLIGHT_FD => Some(protocol::INFLIGHT_SHMFD),
-        request::RESET_DEVICE => Some(protocol::RESET_DEVICE),
-        request::GET_MAX_MEM_SLOTS | request::ADD_MEM_REG | request::REM_MEM_REG => {
-            Some(protocol::CONFIGURE_MEM_SLOTS)
-        }
-        _ => None,
-    }
 }

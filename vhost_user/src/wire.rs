@@ -235,3 +235,48 @@ pub(crate) fn header(request: u32, flags: u32, size: usize) -> [u8; HEADER] {
     bytes[8..].copy_from_slice(&(size as u32).to_ne_bytes());
     bytes
 }
+
+/// Requests that descriptors come with.
+pub(crate) fn takes_descriptors(number: u32) -> bool {
+    matches!(
+        number,
+        request::SET_MEM_TABLE
+            | request::ADD_MEM_REG
+            // Some send one that is of no use.
+            | request::REM_MEM_REG
+            | request::SET_VRING_KICK
+            | request::SET_VRING_CALL
+            | request::SET_VRING_ERR
+            | request::SET_BACKEND_REQ_FD
+            | request::SET_INFLIGHT_FD
+    )
+}
+
+/// Requests that are answered with more than whether they succeeded.
+pub(crate) fn expects_answer(number: u32) -> bool {
+    matches!(
+        number,
+        request::GET_FEATURES
+            | request::GET_PROTOCOL_FEATURES
+            | request::GET_QUEUE_NUM
+            | request::GET_MAX_MEM_SLOTS
+            | request::GET_VRING_BASE
+            | request::GET_CONFIG
+            | request::GET_INFLIGHT_FD
+    )
+}
+
+/// The protocol feature without which a request must not come.
+pub(crate) fn belongs_to(number: u32) -> Option<u64> {
+    match number {
+        request::GET_QUEUE_NUM => Some(protocol::MQ),
+        request::SET_BACKEND_REQ_FD => Some(protocol::BACKEND_REQ),
+        request::GET_CONFIG | request::SET_CONFIG => Some(protocol::CONFIG),
+        request::GET_INFLIGHT_FD | request::SET_INFLIGHT_FD => Some(protocol::INFLIGHT_SHMFD),
+        request::RESET_DEVICE => Some(protocol::RESET_DEVICE),
+        request::GET_MAX_MEM_SLOTS | request::ADD_MEM_REG | request::REM_MEM_REG => {
+            Some(protocol::CONFIGURE_MEM_SLOTS)
+        }
+        _ => None,
+    }
+}
