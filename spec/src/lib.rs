@@ -18,7 +18,7 @@ pub mod value;
 pub use facts::Facts;
 pub use grammar::{Key, Options, ParseError};
 pub use pci::PciCommon;
-pub use refusal::{Kind, Refusal};
+pub use refusal::{Kind, Refusal, bounded};
 pub use value::{Bytes, Part, Unsupported, Value};
 
 // The macros name this crate by its public name, also when they expand here.

@@ -3,6 +3,7 @@
 mod devices;
 mod disk;
 mod ends;
+mod golden;
 mod hostile;
 mod hotplug;
 mod loaded;

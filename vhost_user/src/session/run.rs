@@ -49,6 +49,7 @@ impl Session<'_> {
         Ok(Answer::Done)
     }
 
+    /// Starts a ring, after the device has served what a process that died left under way.
     fn start(&mut self, index: usize) -> Result<(), PeerError> {
         let Served { device, ram, link, .. } = self.served;
         let failed = |what: String| PeerError::Ring { index, what };
@@ -88,6 +89,7 @@ impl Session<'_> {
         self.go(index, queue, kick, ledger)
     }
 
+    /// Hands a ring to the device.
     fn go(
         &mut self,
         index: usize,
@@ -97,14 +99,13 @@ impl Session<'_> {
     ) -> Result<(), PeerError> {
         let Served { device, ram, link, .. } = self.served;
         let again = ledger.is_some();
-        let link_for_queue = link.clone();
-        let live =
-            LiveQueue { queue, ram: ram.clone(), kick, link: link_for_queue, index: index as u16, ledger };
+        let (ram, number) = (ram.clone(), index as u16);
+        let live = LiveQueue { queue, ram, kick, link: link.clone(), index: number, ledger };
         device.start_queue(index, live)?;
         self.rings[index].live = true;
         if again {
             // An interrupt may have died with the process before. One too many does no harm.
-            link.queue_used(index as u16);
+            link.queue_used(number);
         }
         Ok(())
     }
