@@ -12,12 +12,14 @@ pub mod grammar;
 pub mod macros;
 pub mod pci;
 pub mod queues;
+pub mod rate;
 pub mod refusal;
 pub mod value;
 
 pub use facts::Facts;
 pub use grammar::{Key, Options, ParseError};
 pub use pci::PciCommon;
+pub use rate::{RateLimit, RateLimitGroupSpec, TokenBucket};
 pub use refusal::{Kind, Refusal, bounded};
 pub use value::{Bytes, Part, Unsupported, Value};
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use device::{Build, Built, Events, Host, Kept, Virtio};
-use spec::{Facts, Kind, Refusal, Spec};
+use spec::{Facts, Kind, RateLimit, Refusal, Spec};
 use terminal::Listener;
 use vhost_user::{MAX_QUEUES, Server};
 use virtio_devices::block::{DiskSpec, DiskType, ImageType, LockGranularity};
@@ -17,7 +17,10 @@ use virtio_devices::block::{DiskSpec, DiskType, ImageType, LockGranularity};
 spec::spec! {
     /// A disk, and the socket that it is served on. May be given several times.
     pub struct BackendSpec: "block-backend" {
-        flatten {}
+        flatten {
+            /// Limits.
+            limits: RateLimit,
+        }
         fields {
             /// The image file or block device.
             "path" => path: Option<PathBuf> = None,
@@ -35,6 +38,8 @@ spec::spec! {
             "poll_queue" => poll_queue: bool = true,
             /// Format of the image. It is never guessed.
             "image_type" => image_type: ImageType = ImageType::Raw,
+            /// Let a qcow2 image build upon other files, which it names; needs image_type=qcow2.
+            "backing_files" => backing_files: bool = false,
             /// Serial number that the guest sees, at most 20 bytes; made from the image's identity when absent.
             "serial" => serial: Option<String> = None,
             /// Let the guest give back space it does not use.
@@ -85,6 +90,8 @@ impl BackendSpec {
             direct: self.direct,
             num_queues: self.num_queues,
             queue_size: self.queue_size,
+            limits: self.limits,
+            backing_files: self.backing_files,
             serial: self.serial.clone(),
             sparse: self.sparse,
             image_type: DiskType::stated(self.image_type),

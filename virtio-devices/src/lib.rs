@@ -6,5 +6,6 @@ pub mod block;
 pub mod buffers;
 pub mod console;
 pub mod net;
+mod rate;
 pub mod rng;
 pub mod transport;

@@ -14,10 +14,10 @@ use serde::{Deserialize, Serialize};
 const MSR_TSC: u32 = 0x10;
 /// Deadline of the APIC's timer, by the time stamp counter.
 const MSR_TSC_DEADLINE: u32 = 0x6e0;
-/// What two measurements of one counter's frequency differ by at most, in parts per million; KVM's own measure.
-const TSC_TOLERANCE: u64 = 250;
 /// The most MSRs that a vCPU may have been saved with. Hosts have a few hundred; each costs a call of the hypervisor if it is refused.
 pub const MAX_MSRS: usize = 2048;
+/// What two measurements of one counter's frequency differ by at most, in parts per million; KVM's own measure.
+const TSC_TOLERANCE: u64 = 250;
 /// CR4.VMXE: the guest may be in VMX operation (SDM volume 3, 24.7).
 const CR4_VMXE: u64 = 1 << 13;
 /// EFER.SVME: the guest may run guests (AMD APM volume 2, 15.4).

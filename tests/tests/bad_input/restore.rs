@@ -118,7 +118,7 @@ fn overrides_that_would_break_the_guest() {
             &[
                 "Cannot change device \"disk\"",
                 "Cannot replace properties of --disk",
-                "invalid type: integer `5`, expected path string",
+                "invalid type: integer `5`, expected path string at line 1 column 168",
             ],
         );
         refuses(
@@ -130,7 +130,7 @@ fn overrides_that_would_break_the_guest() {
             &[
                 "Cannot change device \"net\"",
                 "Cannot replace properties of --net",
-                "\"zz\" is not a MAC address (expected six groups of two hex digits, as in 2e:11:22:33:44:55)",
+                "\"zz\" is not a MAC address (expected six groups of two hex digits, as in 2e:11:22:33:44:55) at line 1 column 22",
             ],
         );
     });

@@ -72,9 +72,9 @@ fn json(path: PathBuf) -> Value {
     serde_json::from_slice(&fs::read(path).expect("the snapshot is whole")).expect("it is JSON")
 }
 
-/// Gives a saved vCPU what depends on the host's processor: the features that the guest is told of, and the size of what belongs to them. Everything
-/// else is as it was. A snapshot is for hosts that have at least the features of the one where it was taken, and the one where this
-/// test runs may have others, be of another vendor even. The probe uses none of them.
+/// Gives a saved vCPU what depends on the host's processor: the features that the guest is told of, the size of what belongs to them, and the rate of
+/// its counter. Everything else is as it was. A snapshot is for hosts that have at least the features of the one where it was taken, and
+/// the one where this test runs may have others, be of another vendor even. The probe uses none of them, and looks at no clock.
 fn adapt(cpu: &mut Value, here: &Value) {
     let bytes = |cpu: &Value| -> Vec<u8> {
         let text = cpu["xsave"].as_str().expect("a text").as_bytes();
@@ -87,7 +87,9 @@ fn adapt(cpu: &mut Value, here: &Value) {
     area[XSAVE_HEADER + 1..].fill(0);
     area.resize(bytes(here).len(), 0);
     cpu["xsave"] = area.iter().map(|byte| format!("{byte:02x}")).collect::<String>().into();
-    cpu["cpuid"] = here["cpuid"].clone();
+    for key in ["cpuid", "tsc_khz"] {
+        cpu[key] = here[key].clone();
+    }
 }
 
 /// Brings a golden snapshot to a directory, for this host's processor; `here` is a snapshot that was taken on it.

@@ -3,6 +3,7 @@
 mod devices;
 mod disk;
 mod ends;
+mod formats;
 mod golden;
 mod hostile;
 mod hotplug;

@@ -239,3 +239,39 @@ fn a_resized_image_is_told_of() {
     ours.set_nonblocking(true).unwrap();
     assert!(ours.read(&mut [0; 12]).is_err());
 }
+
+/// The disk is the one that machines have, with its formats and limits.
+#[test]
+fn a_qcow2_image_with_a_limit() {
+    let scratch = Scratch::new();
+    let (image, socket) = (scratch.path("image"), scratch.path("socket"));
+    let qemu_img = |args: &[&str]| {
+        let output = std::process::Command::new("qemu-img").args(args).arg(&image).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    };
+    let create =
+        std::process::Command::new("qemu-img").args(["create", "-f", "qcow2"]).arg(&image).arg("8M").output();
+    assert!(create.unwrap().status.success());
+    let limit = ",image_type=qcow2,ops_size=20,ops_refill_time=100";
+    let mut daemon = Daemon::start(&scratch, &image, &socket, limit);
+    let memory = Memory::new();
+    let mut rings = [Queue::new(0, 16)];
+    let mut front = Front::connect(&socket, EVENT_IDX);
+    assert_eq!(front.capacity(), DISK);
+    front.start(&memory, &rings);
+    let begun = std::time::Instant::now();
+    for sector in 0..100u64 {
+        memory.put(DATA, &pattern(sector, 2, 512));
+        assert_eq!(rings[0].ask(&memory, OUT, sector * 100, (DATA, 512)), 0);
+    }
+    // The first twenty at once, the others at twenty in a tenth of a second.
+    assert!(begun.elapsed() > Duration::from_millis(350), "{:?}", begun.elapsed());
+    for sector in 0..100u64 {
+        assert_eq!(rings[0].ask(&memory, IN, sector * 100, (DATA, 512)), 0);
+        assert!(memory.get(DATA, 512) == pattern(sector, 2, 512));
+    }
+    drop(front);
+    daemon.signal(libc::SIGTERM);
+    assert!(daemon.end().success());
+    qemu_img(&["check"]);
+}
