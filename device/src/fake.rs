@@ -278,6 +278,7 @@ impl<V: Virtio> Bench<V> {
             kick: q.kick.try_clone().expect("an eventfd"),
             link: self.link.clone(),
             index: i as u16,
+            ledger: None,
         };
         self.device.start_queue(i, live).expect("start queue");
     }

@@ -33,5 +33,5 @@ pub use needs::{
 pub use ram::Ram;
 pub use state::{Node, State, StateError};
 pub use table::{TableEntry, TableSink};
-pub use virtio::{DriverLink, LiveQueue, Virtio, VirtioGrant, VirtioKind};
+pub use virtio::{DriverLink, Ledger, LiveQueue, Virtio, VirtioGrant, VirtioKind};
 pub use worker::{Attached, Task, Watch, Worker, Workers};

@@ -153,6 +153,18 @@ pub trait Virtio: Send + Sync {
     fn resized(&self) {}
 }
 
+/// A record of the chains that a device holds, for hosts where that is to survive the death of the process (vhost-user).
+pub trait Ledger: Send {
+    /// A chain was taken from the available ring; the device has done nothing with it yet.
+    fn taken(&mut self, head: u16);
+
+    /// A chain is about to be marked as used.
+    fn giving_back(&mut self, head: u16);
+
+    /// It was marked as used, and the used ring's index is this now.
+    fn given_back(&mut self, head: u16, index: u16);
+}
+
 /// A queue that a driver has made ready. It moves into the thread that serves it.
 pub struct LiveQueue {
     /// The ring, with EVENT_IDX set as negotiated.
@@ -165,6 +177,24 @@ pub struct LiveQueue {
     pub link: Arc<dyn DriverLink>,
     /// The queue's number.
     pub index: u16,
+    /// Where it is written down which chains are under way, if it is.
+    pub ledger: Option<Box<dyn Ledger>>,
+}
+
+/// What is wrong with a ring.
+#[derive(Debug, thiserror::Error)]
+pub enum RingError {
+    /// It cannot be read or written, or its index jumped.
+    #[error(transparent)]
+    Ring(#[from] virtio_queue::Error),
+    /// A chain begins outside of the table.
+    #[error("chain {head} of {size}")]
+    Head {
+        /// Where it begins.
+        head: u16,
+        /// Descriptors in the table.
+        size: u16,
+    },
 }
 
 /// A chain of descriptors over one state of the memory map.
@@ -178,12 +208,7 @@ static BROKEN: LogLimit = LogLimit::new();
 impl LiveQueue {
     /// Takes the next available chain; `None` when there is none, or when the rings are broken, which is reported to the driver.
     pub fn pop<'a>(&mut self, map: &'a RamMap) -> Option<Chain<'a>> {
-        match self.queue.iter(map).map(|mut chains| chains.next()) {
-            // A head outside of the table could not even be given back.
-            Ok(Some(chain)) if chain.head_index() >= self.queue.size() => {
-                self.broken(format_args!("chain {} of {}", chain.head_index(), self.queue.size()));
-                None
-            }
+        match self.take(map) {
             Ok(next) => next,
             Err(e) => {
                 self.broken(e);
@@ -192,11 +217,45 @@ impl LiveQueue {
         }
     }
 
+    /// Takes the next available chain, if there is one.
+    ///
+    /// # Errors
+    /// The ring is broken; whoever took from it decides what becomes of the queue.
+    pub fn take<'a>(&mut self, map: &'a RamMap) -> Result<Option<Chain<'a>>, RingError> {
+        let next = self.queue.iter(map)?.next();
+        if let Some(chain) = &next {
+            let (head, size) = (chain.head_index(), self.queue.size());
+            // It could not even be given back.
+            if head >= size {
+                return Err(RingError::Head { head, size });
+            }
+            if let Some(ledger) = &mut self.ledger {
+                ledger.taken(head);
+            }
+        }
+        Ok(next)
+    }
+
     /// Marks a chain as used, with the number of bytes written to it.
     pub fn push(&mut self, map: &RamMap, head: u16, written: u32) {
-        if let Err(e) = self.queue.add_used(map, head, written) {
+        if let Err(e) = self.give_back(map, head, written) {
             self.broken(e);
         }
+    }
+
+    /// Marks a chain as used, as [`LiveQueue::push`] does.
+    ///
+    /// # Errors
+    /// The ring is broken.
+    pub fn give_back(&mut self, map: &RamMap, head: u16, written: u32) -> Result<(), RingError> {
+        if let Some(ledger) = &mut self.ledger {
+            ledger.giving_back(head);
+        }
+        self.queue.add_used(map, head, written)?;
+        if let Some(ledger) = &mut self.ledger {
+            ledger.given_back(head, self.queue.next_used());
+        }
+        Ok(())
     }
 
     /// Interrupts if the driver asked to be told of what was marked as used; once a batch.

@@ -14,7 +14,7 @@ use clap_mangen::Man;
 /// Everything that is generated, by its path below `docs/`.
 fn files() -> io::Result<BTreeMap<PathBuf, Vec<u8>>> {
     let mut files = BTreeMap::new();
-    for command in [visible(vmm::cli::command()), ch_remote::command()] {
+    for command in [visible(vmm::cli::command()), ch_remote::command(), vhost_user_block::command()] {
         let name = command.get_name().to_owned();
         for shell in [Shell::Bash, Shell::Fish, Shell::Zsh] {
             let mut text = Vec::new();

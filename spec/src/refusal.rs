@@ -83,6 +83,16 @@ impl Refusal {
         }
         messages
     }
+
+    /// What a program says when it ends because of this: once, and in full.
+    pub fn report(&self, program: &str) -> String {
+        let chain = self.chain();
+        if let [message] = chain.as_slice() {
+            return format!("Error: {program} exited with the following error:\n  {message}\n");
+        }
+        let lines = chain.iter().enumerate().map(|(depth, message)| format!("  {depth}: {message}\n"));
+        format!("Error: {program} exited with the following chain of errors:\n{}", lines.collect::<String>())
+    }
 }
 
 /// The longest message that is told, in bytes: room for two of the longest paths.
@@ -131,5 +141,12 @@ mod tests {
             e.chain(),
             ["cannot add disk \"data0\"", "cannot open /srv/a.img", "Permission denied (os error 13)"]
         );
+        assert_eq!(
+            e.report("It"),
+            "Error: It exited with the following chain of errors:\n  0: cannot add disk \"data0\"\n  \
+             1: cannot open /srv/a.img\n  2: Permission denied (os error 13)\n"
+        );
+        let alone = Refusal::invalid("no").report("It");
+        assert_eq!(alone, "Error: It exited with the following error:\n  no\n");
     }
 }

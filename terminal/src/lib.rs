@@ -26,4 +26,5 @@ pub use error::TerminalError;
 pub use input::{Inbox, Input};
 pub use mode::{ConsoleMode, Mode};
 pub use shared::{Session, Terminal};
+pub use socket::Listener;
 pub use tty::restore_all;

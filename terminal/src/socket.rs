@@ -10,8 +10,8 @@ use crate::TerminalError;
 /// Bytes that the path of a socket may have: the kernel's field, without the closing NUL.
 const MAX_PATH: usize = 107;
 
-/// A listening socket; its file goes with it.
-pub(crate) struct Listener {
+/// A listening socket; its file goes with it. Accepting does not block.
+pub struct Listener {
     socket: UnixListener,
     path: PathBuf,
     // Which file is ours, lest somebody else's be removed.
@@ -20,7 +20,10 @@ pub(crate) struct Listener {
 
 impl Listener {
     /// Listens on `path`. A socket that nobody listens on any more is replaced; one that is in use, or any other file, is not.
-    pub(crate) fn bind(path: &Path) -> Result<Self, TerminalError> {
+    ///
+    /// # Errors
+    /// Somebody listens there, or the host refused.
+    pub fn bind(path: &Path) -> Result<Self, TerminalError> {
         let failed = |source| TerminalError::Listen { path: path.to_owned(), source };
         let length = path.as_os_str().len();
         if length > MAX_PATH {
@@ -49,7 +52,7 @@ impl Listener {
     }
 
     /// The socket.
-    pub(crate) fn socket(&self) -> &UnixListener {
+    pub fn socket(&self) -> &UnixListener {
         &self.socket
     }
 }

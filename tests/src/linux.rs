@@ -64,6 +64,7 @@ pub struct Linux {
     line: Line,
     files: Vec<(String, Vec<u8>)>,
     root: bool,
+    qemu: bool,
     arguments: Vec<String>,
 }
 
@@ -81,6 +82,7 @@ impl Linux {
             line: Line::Tty,
             files: Vec::new(),
             root: false,
+            qemu: false,
             arguments: Vec::new(),
         }
     }
@@ -133,6 +135,12 @@ impl Linux {
         self
     }
 
+    /// QEMU instead of the VMM, for programs of ours that others use; [`with`](Linux::with) then adds arguments for it.
+    pub fn under_qemu(mut self) -> Linux {
+        self.qemu = true;
+        self
+    }
+
     /// Starts it and waits for the shell.
     pub fn boot(self) -> Running {
         let mut running = self.start();
@@ -158,12 +166,20 @@ impl Linux {
             Pvh => stock.vmlinux(&self.kernel),
             BzImage => stock.bzimage(&self.kernel),
         };
+        let description = format!("{} by {:?}, --cpus {}", self.kernel, self.format, self.cpus);
+        if self.qemu {
+            let mut command = Command::new("qemu-system-x86_64");
+            command.args(["-accel", "kvm", "-cpu", "host", "-nodefaults", "-display", "none", "-no-reboot"]);
+            command.arg("-kernel").arg(kernel).arg("-initrd").arg(initramfs).args(["-append", &self.cmdline]);
+            command.args(["-chardev", "stdio,id=console,signal=off", "-device", "virtio-serial-pci"]);
+            command.args(["-device", "virtconsole,chardev=console"]).args(&self.arguments);
+            return Running::launch(command, Line::Tty, self.root, format!("{description}, under QEMU"));
+        }
         let mut command = Command::new(programs::cloud_hypervisor());
         command.arg("--kernel").arg(kernel).arg("--initramfs").arg(initramfs);
         command.args(["--cmdline", &self.cmdline, "--cpus", &self.cpus, "--memory", &self.memory]);
         command.args(["--serial", &self.serial, "--console"]);
         command.arg(if self.line == Line::Pty { "pty" } else { "tty" }).args(&self.arguments);
-        let description = format!("{} by {:?}, --cpus {}", self.kernel, self.format, self.cpus);
         Running::launch(command, self.line, self.root, description)
     }
 }
@@ -197,7 +213,9 @@ impl Running {
         let socket = directory.join(format!("{}.api", unique()));
         let messages = directory.join(format!("{}.messages", unique()));
         let (wire, theirs) = Wire::pty();
-        command.arg("--api-socket").arg(&socket);
+        if command.get_program() == programs::cloud_hypervisor() {
+            command.arg("--api-socket").arg(&socket);
+        }
         command.stdin(theirs.try_clone().expect("a descriptor can be duplicated"));
         command.stdout(theirs).stderr(File::create(&messages).expect("the scratch directory takes files"));
         // SAFETY: prctl is a plain system call, safe between fork and exec.

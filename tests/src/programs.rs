@@ -9,6 +9,11 @@ pub fn cloud_hypervisor() -> PathBuf {
     beside("VIRGA_VMM", "cloud-hypervisor", "vmm")
 }
 
+/// The daemon that serves disks: `VIRGA_VHOST_USER_BLOCK` in the environment, else the one built beside this test.
+pub fn vhost_user_block() -> PathBuf {
+    beside("VIRGA_VHOST_USER_BLOCK", "vhost_user_block", "vhost_user_block")
+}
+
 /// `variable` in the environment, else `name` in the directory above this test's own, where cargo puts programs.
 pub fn beside(variable: &str, name: &str, package: &str) -> PathBuf {
     if let Some(path) = std::env::var_os(variable) {

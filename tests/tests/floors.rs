@@ -17,17 +17,29 @@ const FLOORS: &[(&str, u8)] = &[
     ("pci", 2),
     ("platform", 3),
     ("virtio-devices", 3),
+    ("vhost_user", 3),
     ("arch", 3),
     ("catalog", 4),
     ("api", 5),
     ("vmm", 6),
     ("ch-remote", 6),
+    ("vhost_user_block", 6),
 ];
 const ASIDE: &[&str] = &["tests", "bare-kvm", "bench", "docs-gen"];
 
 /// Crates that must not see the hypervisor: devices work on any.
-const BLIND: &[&str] =
-    &["device", "pci", "migration", "terminal", "platform", "virtio-devices", "block", "net_util", "spec"];
+const BLIND: &[&str] = &[
+    "device",
+    "pci",
+    "migration",
+    "terminal",
+    "platform",
+    "virtio-devices",
+    "vhost_user",
+    "block",
+    "net_util",
+    "spec",
+];
 
 fn imports() -> BTreeMap<String, Vec<String>> {
     let output = Command::new(env!("CARGO"))

@@ -146,18 +146,8 @@ fn refuse_seccomp(mode: &str) -> Result<(), Refusal> {
 
 /// Tells why the process ended, once and in full.
 fn report(error: &Refusal) {
-    let chain = error.chain();
-    let text = if let [message] = chain.as_slice() {
-        format!("Error: Cloud Hypervisor exited with the following error:\n  {message}\n")
-    } else {
-        let lines = chain.iter().enumerate().map(|(depth, message)| format!("  {depth}: {message}\n"));
-        format!(
-            "Error: Cloud Hypervisor exited with the following chain of errors:\n{}",
-            lines.collect::<String>()
-        )
-    };
     // Nothing can be done about a standard error that takes nothing, and the exit status tells the rest.
-    let _ = std::io::stderr().write_all(text.as_bytes());
+    let _ = std::io::stderr().write_all(error.report("Cloud Hypervisor").as_bytes());
     log::error!("{}", spec::bounded(format!("Fatal error: {error:?}")));
 }
 

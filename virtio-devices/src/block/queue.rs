@@ -17,7 +17,7 @@ use block::{Engine, MAX_DEPTH};
 use device::ram::RamMap;
 use device::{LiveQueue, Task, Watch, guest_warn};
 use log::error;
-use virtio_queue::{QueueOwnedT, QueueState, QueueT};
+use virtio_queue::{QueueState, QueueT};
 use vmm_sys_util::epoll::EventSet;
 
 use super::Shared;
@@ -168,8 +168,8 @@ impl DiskQueue {
             {
                 break;
             }
-            let chain = match self.live.queue.iter(map) {
-                Ok(mut chains) => chains.next(),
+            let chain = match self.live.take(map) {
+                Ok(chain) => chain,
                 Err(error) => {
                     self.give_up(&error.to_string());
                     break;
@@ -346,7 +346,7 @@ impl DiskQueue {
         if self.broken {
             return;
         }
-        if let Err(error) = self.live.queue.add_used(map, head, used) {
+        if let Err(error) = self.live.give_back(map, head, used) {
             self.give_up(&error.to_string());
         }
     }

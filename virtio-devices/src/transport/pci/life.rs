@@ -177,6 +177,7 @@ impl Turn<'_> {
                 kick,
                 link: supplies.link.clone() as Arc<dyn DriverLink>,
                 index: index as u16,
+                ledger: None,
             };
             self.device.start_queue(index, live)?;
             *held = None;

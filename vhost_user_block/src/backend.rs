@@ -1,0 +1,218 @@
+//! A disk to be served: what a user may say of it, and how it is opened.
+//!
+//! The disk itself is the one that machines have ([`DiskSpec`]); what is here is how it is called on this command line.
+
+use std::fs::File;
+use std::io::{Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use device::{Build, Built, Events, Host, Kept, Virtio};
+use spec::{Facts, Kind, RateLimit, Refusal, Spec};
+use terminal::Listener;
+use vhost_user::{MAX_QUEUES, Server};
+use virtio_devices::block::{DiskSpec, DiskType, ImageType, LockGranularity};
+
+spec::spec! {
+    /// A disk, and the socket that it is served on. May be given several times.
+    pub struct BackendSpec: "block-backend" {
+        flatten {
+            /// Limits.
+            limits: RateLimit,
+        }
+        fields {
+            /// The image file or block device.
+            "path" => path: Option<PathBuf> = None,
+            /// The socket to listen on; a socket that nobody listens on any more is replaced.
+            "socket" => socket: Option<PathBuf> = None,
+            /// Request queues, each with a thread; a front end may use fewer.
+            "num_queues" => num_queues: usize = 1,
+            /// Largest size of each queue: a power of two greater than 2.
+            "queue_size" => queue_size: u16 = 1024,
+            /// Open the image read-only; the guest sees a read-only disk.
+            "readonly" => readonly: bool = false,
+            /// Go around the host's page cache (O_DIRECT).
+            "direct" => direct: bool = false,
+            /// Accepted and of no effect: queues are served when the guest kicks them.
+            "poll_queue" => poll_queue: bool = true,
+            /// Format of the image. It is never guessed.
+            "image_type" => image_type: ImageType = ImageType::Raw,
+            /// Let a qcow2 image build upon other files, which it names; needs image_type=qcow2.
+            "backing_files" => backing_files: bool = false,
+            /// Serial number that the guest sees, at most 20 bytes; made from the image's identity when absent.
+            "serial" => serial: Option<String> = None,
+            /// Let the guest give back space it does not use.
+            "sparse" => sparse: bool = true,
+            /// How much of the image to lock against other users.
+            "lock_granularity" => lock_granularity: LockGranularity = LockGranularity::ByteRange,
+            #[doc = ""]
+            "_disable_io_uring" => disable_io_uring: bool = false,
+            #[doc = ""]
+            "_disable_aio" => disable_aio: bool = false,
+        }
+        unsupported {}
+    }
+}
+
+/// How long the requests of a process that was killed may hold its lock.
+const LAST_REQUESTS: Duration = Duration::from_secs(3);
+
+impl Spec for BackendSpec {
+    const FLAG: &'static str = BackendSpec::FLAG;
+    const ABOUT: &'static str = BackendSpec::ABOUT;
+
+    fn check(&self, _facts: &Facts) -> Result<(), Refusal> {
+        let missing = |key: &str| Refusal::invalid(format!("Error parsing --block-backend: {key} missing"));
+        self.path.as_ref().ok_or_else(|| missing("path"))?;
+        self.socket.as_ref().ok_or_else(|| missing("socket"))?;
+        if self.num_queues > MAX_QUEUES {
+            return Err(Refusal::invalid(format!(
+                "Number of queues ({}) must not exceed {MAX_QUEUES}",
+                self.num_queues
+            )));
+        }
+        self.disk().check(&facts())
+    }
+}
+
+/// There is no machine here whose vCPUs limit the number of queues.
+fn facts() -> Facts {
+    Facts { boot_vcpus: u32::MAX, ..Facts::default() }
+}
+
+impl BackendSpec {
+    /// The disk, in the words of a machine.
+    fn disk(&self) -> DiskSpec {
+        DiskSpec {
+            path: self.path.clone(),
+            readonly: self.readonly,
+            direct: self.direct,
+            num_queues: self.num_queues,
+            queue_size: self.queue_size,
+            limits: self.limits,
+            backing_files: self.backing_files,
+            serial: self.serial.clone(),
+            sparse: self.sparse,
+            image_type: DiskType::stated(self.image_type),
+            lock_granularity: self.lock_granularity,
+            disable_io_uring: self.disable_io_uring,
+            disable_aio: self.disable_aio,
+            ..DiskSpec::default()
+        }
+    }
+
+    fn socket(&self) -> &Path {
+        self.socket.as_deref().unwrap_or(Path::new(""))
+    }
+
+    /// Opens the image. One that is locked is waited for a little: when a daemon is killed, the kernel has its requests end, and with
+    /// them its lock, some time after it is gone.
+    fn build(&self, id: &str) -> Result<Built, Refusal> {
+        let (facts, begun) = (facts(), Instant::now());
+        loop {
+            match self.disk().build(&Host { id, facts: &facts, kept: &Kept::default() }) {
+                Err(e) if e.kind() == Kind::Conflict && begun.elapsed() < LAST_REQUESTS => {
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+                answer => return answer,
+            }
+        }
+    }
+
+    /// Opens image and socket.
+    fn open(&self, id: &str) -> Result<(Box<dyn Virtio>, Listener), Refusal> {
+        let built = self.build(id)?;
+        let Built::Virtio(device) = built else {
+            return Err(Refusal::new(Kind::Bug, format!("disk \"{id}\" is no virtio device")));
+        };
+        let listener = Listener::bind(self.socket())
+            .map_err(|e| Refusal::host(format!("cannot serve disk \"{id}\""), e))?;
+        Ok((device, listener))
+    }
+}
+
+/// Opens all disks, then serves them; if one cannot be opened, none is served.
+///
+/// # Errors
+/// What cannot be, or what the host refused, naming image or socket.
+pub fn start(specs: &[BackendSpec], events: &Arc<dyn Events>) -> Result<Vec<Server>, Refusal> {
+    for spec in specs {
+        spec.check(&Facts::default())?;
+    }
+    let open = |(n, spec): (usize, &BackendSpec)| spec.open(&format!("disk{n}"));
+    let opened = specs.iter().enumerate().map(open).collect::<Result<Vec<_>, _>>()?;
+    let serve = |((n, spec), (device, listener)): ((usize, &BackendSpec), _)| {
+        let name = format!("disk{n} on {}", spec.socket().display());
+        Server::start(&name, listener, device, events.clone())
+            .map_err(|e| Refusal::host(format!("cannot serve {name}"), e))
+    };
+    specs.iter().enumerate().zip(opened).map(serve).collect()
+}
+
+/// Looks at the sizes of raw images again; a disk whose image has another size than it has gets that size. The servers are those of `specs`.
+pub fn look(specs: &[BackendSpec], servers: &[Server]) {
+    for (spec, server) in specs.iter().zip(servers) {
+        if let Err(e) = look_at(spec, server) {
+            log::warn!("{}: {}", server.name(), e.chain().join(": "));
+        }
+    }
+}
+
+fn look_at(spec: &BackendSpec, server: &Server) -> Result<(), Refusal> {
+    let (Some(path), ImageType::Raw) = (&spec.path, spec.image_type) else { return Ok(()) };
+    let failed = |e| Refusal::host(format!("cannot look at the size of {}", path.display()), e);
+    let bytes = File::open(path).and_then(|mut file| file.seek(SeekFrom::End(0))).map_err(failed)?;
+    if !bytes.is_multiple_of(SECTOR) {
+        return Err(Refusal::invalid(format!(
+            "image {} has {bytes} bytes, not a multiple of {SECTOR}",
+            path.display()
+        )));
+    }
+    let resize = move |device: &dyn Virtio| {
+        let mut sectors = [0; 8];
+        device.read_config(0, &mut sectors);
+        match device.resize() {
+            Some(resize) if u64::from_le_bytes(sectors) != bytes / SECTOR => resize.resize(bytes),
+            _ => Ok(()),
+        }
+    };
+    server.with(resize).map_err(|e| Refusal::host("cannot resize", e))?
+}
+
+/// The unit in which a disk's size is told (virtio 1.3 §5.2.4).
+const SECTOR: u64 = 512;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_are_those_of_the_contract() {
+        let spec = BackendSpec::parse("path=a,socket=b").unwrap();
+        assert_eq!((spec.num_queues, spec.queue_size), (1, 1024));
+        assert_eq!((spec.readonly, spec.direct, spec.poll_queue), (false, false, true));
+        assert!(spec.check(&Facts::default()).is_ok());
+        let spec = BackendSpec::parse("path=a,socket=b,num_queues=256,queue_size=4,poll_queue=off").unwrap();
+        assert!(spec.check(&Facts::default()).is_ok());
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused() {
+        for (text, refusal) in [
+            ("", "Error parsing --block-backend: path missing"),
+            ("path=a", "Error parsing --block-backend: socket missing"),
+            ("socket=a", "Error parsing --block-backend: path missing"),
+            ("path=a,socket=b,num_queues=0", "Number of queues (0) of a disk must be at least 1"),
+            ("path=a,socket=b,num_queues=257", "Number of queues (257) must not exceed 256"),
+            ("path=a,socket=b,queue_size=3", "Queue size must be a power of 2 no greater than 32768: 3"),
+            ("path=a,socket=b,queue_size=2", "Block queue size must be greater than 2: 2"),
+        ] {
+            let refused = BackendSpec::parse(text).unwrap().check(&Facts::default()).unwrap_err();
+            assert_eq!(refused.to_string(), refusal, "{text}");
+        }
+        for text in ["path=a,sockt=b", "path", "path=a,socket=b,readonly=maybe", "path=a,num_queues=x"] {
+            assert!(BackendSpec::parse(text).is_err(), "{text}");
+        }
+    }
+}

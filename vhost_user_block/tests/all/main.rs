@@ -1,0 +1,12 @@
+//! The program as front ends and users see it.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on may as well end there")]
+
+mod bad_lines;
+mod daemon;
+mod death;
+mod front;
+mod garbage;
+mod hostile;
+mod io;
+mod life;
