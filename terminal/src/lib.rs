@@ -19,11 +19,12 @@ mod pty;
 mod pump;
 pub mod ring;
 mod shared;
-mod socket;
+pub mod socket;
 mod tty;
 
 pub use error::TerminalError;
 pub use input::{Inbox, Input};
 pub use mode::{ConsoleMode, Mode};
 pub use shared::{Session, Terminal};
+pub use socket::Listener;
 pub use tty::restore_all;

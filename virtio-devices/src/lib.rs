@@ -8,3 +8,4 @@ pub mod console;
 pub mod net;
 pub mod rng;
 pub mod transport;
+pub mod vsock;
