@@ -202,7 +202,10 @@ mod tests {
         let last = vsock("v").add(&mut spec).unwrap();
         assert_eq!(last(&mut spec).unwrap().common().unwrap().id.as_deref(), Some("v"));
         let refusal = vsock("w").add(&mut spec).err().unwrap();
-        assert_eq!((refusal.kind(), refusal.to_string().as_str()), (Kind::Conflict, "Too many virtio-vsock devices"));
+        assert_eq!(
+            (refusal.kind(), refusal.to_string().as_str()),
+            (Kind::Conflict, "Too many virtio-vsock devices")
+        );
         assert!(!spec.remove("w") && spec.remove("v") && !spec.remove("v"));
         assert_eq!(spec, VmSpec::default());
     }

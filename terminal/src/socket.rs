@@ -90,8 +90,9 @@ fn check_length(path: &Path) -> io::Result<()> {
 /// A stream socket that does not wait.
 fn stream_socket() -> io::Result<OwnedFd> {
     // SAFETY: three integers.
-    let fd =
-        unsafe { libc::socket(libc::AF_UNIX, libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK, 0) };
+    let fd = unsafe {
+        libc::socket(libc::AF_UNIX, libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK, 0)
+    };
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }

@@ -244,8 +244,7 @@ mod tests {
 
     #[test]
     fn what_is_not_supported_yet_is_refused_by_name() {
-        let e =
-            VmSpec::from_matches(&parse(&["x", "--kernel", "k", "--tpm", "socket=s"])).unwrap_err();
+        let e = VmSpec::from_matches(&parse(&["x", "--kernel", "k", "--tpm", "socket=s"])).unwrap_err();
         assert_eq!(e.chain(), ["--tpm is not supported yet"]);
     }
 

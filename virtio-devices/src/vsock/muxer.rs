@@ -114,7 +114,11 @@ impl Muxer {
         let (epoll, timer) = (Epoll::new()?, TimerFd::new().map_err(io::Error::from)?);
         let listen = EpollEvent::new(EventSet::empty(), u64::from(LISTENER));
         epoll.ctl(ControlOperation::Add, listener.socket().as_raw_fd(), listen)?;
-        epoll.ctl(ControlOperation::Add, timer.as_raw_fd(), EpollEvent::new(EventSet::IN, u64::from(TIMER)))?;
+        epoll.ctl(
+            ControlOperation::Add,
+            timer.as_raw_fd(),
+            EpollEvent::new(EventSet::IN, u64::from(TIMER)),
+        )?;
         Ok(Muxer {
             id: id.to_owned(),
             cid,
@@ -504,4 +508,3 @@ fn following(port: u32) -> u32 {
     // The last one means "any" (VMADDR_PORT_ANY).
     if port < u32::MAX - 1 { port + 1 } else { FIRST_PORT }
 }
-

@@ -147,10 +147,7 @@ mod tests {
         assert_eq!((header.src_cid, header.dst_cid), (0x0807_0605_0403_0201, 0x100f_0e0d_0c0b_0a09));
         assert_eq!((header.src_port, header.dst_port), (0x1413_1211, 0x1817_1615));
         assert_eq!((header.len, header.kind, header.op), (0x1c1b_1a19, 0x1e1d, 0x201f));
-        assert_eq!(
-            (header.flags, header.buf_alloc, header.fwd_cnt),
-            (0x2423_2221, 0x2827_2625, 0x2c2b_2a29)
-        );
+        assert_eq!((header.flags, header.buf_alloc, header.fwd_cnt), (0x2423_2221, 0x2827_2625, 0x2c2b_2a29));
         assert_eq!(header.bytes(), bytes);
     }
 }

@@ -80,7 +80,8 @@ impl VsockSpec {
             let kind = if matches!(e, TerminalError::SocketTaken(_)) { Kind::Conflict } else { Kind::Host };
             Refusal::new(kind, format!("cannot set up the socket of {:?}", host.id)).because(e)
         };
-        let listener = host.kept.keep(host.id, || Listener::bind_private(path).map(Arc::new)).map_err(refused)?;
+        let listener =
+            host.kept.keep(host.id, || Listener::bind_private(path).map(Arc::new)).map_err(refused)?;
         Ok(Vsock::new(host.id, cid, listener))
     }
 }

@@ -40,7 +40,10 @@ impl Vsock {
         let saved: VsockState = node.read()?;
         let refuse = |what: String| Err(StateError::value::<VsockState>(what));
         if saved.cid != self.cid {
-            return refuse(format!("cid of {:?} is {}, and the specification's is {}", self.id, saved.cid, self.cid));
+            return refuse(format!(
+                "cid of {:?} is {}, and the specification's is {}",
+                self.id, saved.cid, self.cid
+            ));
         }
         if let Some(Driver { next_port }) = saved.driver
             && !(FIRST_PORT..u32::MAX).contains(&next_port)

@@ -86,7 +86,16 @@ pub(super) struct Plan<'a> {
 impl<'a> Plan<'a> {
     /// A device that is there from the beginning and stays.
     pub(super) fn boot(id: &'a str) -> Self {
-        Plan { id, flag: None, segment: 0, slot: None, before: None, at_boot: true, removable: false, saved: None }
+        Plan {
+            id,
+            flag: None,
+            segment: 0,
+            slot: None,
+            before: None,
+            at_boot: true,
+            removable: false,
+            saved: None,
+        }
     }
 
     /// The kind of BAR of a virtio device: as it was saved, or as the transport has it.

@@ -56,10 +56,12 @@ fn a_host_is_read_only_as_far_as_the_guest_has_room() {
     let mut guest = Guest::new("pressure");
     let (program, mut header) = guest.accept(1, 1000);
     let sent = pattern(600_000);
-    let writer = std::thread::spawn({
+    let writer = std::thread::Builder::new().name("program".into());
+    let writer = writer.spawn({
         let (sent, mut program) = (sent.clone(), program.try_clone().unwrap());
         move || program.write_all(&sent).map(|()| drop(program))
     });
+    let writer = writer.unwrap();
     let mut got: Vec<u8> = Vec::new();
     let mut since = 0;
     while got.len() < sent.len() {

@@ -123,7 +123,9 @@ fn a_restored_guest_that_does_not_listen_is_not_waited_for_long() {
     assert_eq!(guest.try_take(HEARING / 4), None);
     guest.expect(op::REQUEST);
     // Buffers that no event fits into come back; the next one gets it.
-    for (head, buffer) in [(EVENT_BUFFER, 3, true), (EVENT_BUFFER, 8, false), (EVENT_BUFFER, 4, true)].iter().enumerate() {
+    for (head, buffer) in
+        [(EVENT_BUFFER, 3, true), (EVENT_BUFFER, 8, false), (EVENT_BUFFER, 4, true)].iter().enumerate()
+    {
         guest.b.chain(EVENT, head as u16, &[*buffer]);
     }
     guest.b.kick(EVENT);
@@ -182,7 +184,10 @@ fn the_socket_is_private_replaced_when_stale_kept_over_a_reboot_and_gone_in_the_
     assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
     let e = build("w", &Kept::default()).err().unwrap();
     let taken = format!("socket path {} is in use", path.display());
-    assert_eq!((e.kind(), e.chain()), (::spec::Kind::Conflict, vec!["cannot set up the socket of \"w\"".into(), taken]));
+    assert_eq!(
+        (e.kind(), e.chain()),
+        (::spec::Kind::Conflict, vec!["cannot set up the socket of \"w\"".into(), taken])
+    );
     drop(vsock);
     let _waiting = UnixStream::connect(&path).unwrap();
     drop(build("v", &kept).unwrap());
