@@ -81,8 +81,7 @@ pub fn patch_of<S: Spec>(text: &str) -> Result<Patch, Refusal> {
     let parse = || -> Result<Patch, ParseError> {
         let keys = S::keys();
         let mut options = Options::parse(text, &keys)?;
-        let whole =
-            serde_json::to_value(S::take(&mut options)?).map_err(|e| ParseError::Other(e.to_string()))?;
+        let whole = as_value(&S::take(&mut options)?).map_err(|e| ParseError::Other(e.to_string()))?;
         let set = keys.iter().filter(|key| options.is_set(key.name)).flat_map(|key| key.fields);
         Ok(set
             .map(|field| ((*field).to_owned(), whole.get(*field).cloned().unwrap_or(Value::Null)))
@@ -91,12 +90,18 @@ pub fn patch_of<S: Spec>(text: &str) -> Result<Patch, Refusal> {
     parse().map_err(|e| Refusal::new(e.kind(), format!("Error parsing --{}", S::FLAG)).because(e))
 }
 
+/// A specification as a JSON value. By way of its text: the program has the code for that anyway, and a second set of it would be
+/// hundreds of kilobytes.
+fn as_value(spec: &impl Serialize) -> serde_json::Result<Value> {
+    serde_json::from_slice(&serde_json::to_vec(spec)?)
+}
+
 /// The specification with the patch's properties in place of its own.
 ///
 /// # Errors
 /// A property that may not change, or a value that it cannot have.
 pub fn patched<S: Build>(spec: &S, patch: &Patch) -> Result<S, Refusal> {
-    let mut whole = match serde_json::to_value(spec) {
+    let mut whole = match as_value(spec) {
         Ok(Value::Object(whole)) => whole,
         _ => return Err(Refusal::new(spec::Kind::Bug, format!("--{} has no form in JSON", S::FLAG))),
     };
@@ -110,7 +115,7 @@ pub fn patched<S: Build>(spec: &S, patch: &Patch) -> Result<S, Refusal> {
         }
         whole.insert(field.clone(), value.clone());
     }
-    serde_json::from_value(Value::Object(whole))
+    serde_json::from_slice(Value::Object(whole).to_string().as_bytes())
         .map_err(|e| Refusal::invalid(format!("Cannot replace properties of --{}", S::FLAG)).because(e))
 }
 

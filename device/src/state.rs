@@ -107,8 +107,9 @@ impl Node {
     /// # Errors
     /// None in practice: states are plain values.
     pub fn of<S: State>(state: &S) -> Result<Node, StateError> {
-        let body =
-            serde_json::to_value(state).map_err(|source| StateError::Malformed { kind: S::KIND, source })?;
+        let malformed = |source| StateError::Malformed { kind: S::KIND, source };
+        let text = serde_json::to_vec(state).map_err(malformed)?;
+        let body = serde_json::from_slice(&text).map_err(malformed)?;
         Ok(Node { kind: S::KIND.to_owned(), version: S::VERSION, body, parts: BTreeMap::new() })
     }
 
@@ -143,7 +144,9 @@ impl Node {
             version if (1..S::VERSION).contains(&version) => S::upgrade(version, self.body)?,
             version => return Err(StateError::Version { kind: S::KIND, version, newest: S::VERSION }),
         };
-        serde_json::from_value(body).map_err(|source| StateError::Malformed { kind: S::KIND, source })
+        // By way of text here as there: a second set of (de)serialisers for every state would be hundreds of kilobytes.
+        serde_json::from_slice(body.to_string().as_bytes())
+            .map_err(|source| StateError::Malformed { kind: S::KIND, source })
     }
 }
 

@@ -23,6 +23,9 @@ use crate::stock::Stock;
 use crate::wire::Wire;
 use crate::{cpio, place, programs, remote};
 
+mod saved;
+pub use saved::Saved;
+
 /// How long a guest may take to a shell, and a command to its end: emulated machines on a busy host are slow.
 pub const PATIENCE: Duration = Duration::from_secs(300);
 
@@ -151,54 +154,17 @@ impl Linux {
         archive.extend(cpio::archive(&files));
         std::fs::write(&initramfs, archive).expect("the scratch directory takes files");
 
-        let socket = directory.join(format!("{}.api", unique()));
-        let messages = directory.join(format!("{}.messages", unique()));
         let kernel = match self.format {
             Pvh => stock.vmlinux(&self.kernel),
             BzImage => stock.bzimage(&self.kernel),
         };
-        let (wire, theirs) = Wire::pty();
         let mut command = Command::new(programs::cloud_hypervisor());
-        command
-            .arg("--api-socket")
-            .arg(&socket)
-            .arg("--kernel")
-            .arg(kernel)
-            .arg("--initramfs")
-            .arg(initramfs);
+        command.arg("--kernel").arg(kernel).arg("--initramfs").arg(initramfs);
         command.args(["--cmdline", &self.cmdline, "--cpus", &self.cpus, "--memory", &self.memory]);
         command.args(["--serial", &self.serial, "--console"]);
         command.arg(if self.line == Line::Pty { "pty" } else { "tty" }).args(&self.arguments);
-        command.stdin(theirs.try_clone().expect("a descriptor can be duplicated"));
-        command.stdout(theirs).stderr(File::create(&messages).expect("the scratch directory takes files"));
-        // SAFETY: prctl is a plain system call, safe between fork and exec.
-        unsafe {
-            command.pre_exec(|| match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) {
-                0 => Ok(()),
-                _ => Err(std::io::Error::last_os_error()),
-            });
-        }
-        let begun = Instant::now();
-        let child = command.spawn().expect("the VMM starts");
         let description = format!("{} by {:?}, --cpus {}", self.kernel, self.format, self.cpus);
-        let mut running = Running {
-            child,
-            wire,
-            terminal: None,
-            socket,
-            messages,
-            root: self.root,
-            ended: None,
-            description,
-            begun,
-        };
-        drop(command); // with our copy of the terminal's other side
-        if self.line == Line::Pty {
-            let pty = running.info()["config"]["console"]["file"].as_str().map(PathBuf::from);
-            let pty = pty.unwrap_or_else(|| running.fail("vm.info tells no path of the console's pty"));
-            running.terminal = Some(std::mem::replace(&mut running.wire, Wire::terminal(&pty)));
-        }
-        running
+        Running::launch(command, self.line, self.root, description)
     }
 }
 
@@ -225,6 +191,42 @@ pub struct Running {
 }
 
 impl Running {
+    /// Starts the VMM with an API socket and a terminal, and finds the guest's console.
+    fn launch(mut command: Command, line: Line, root: bool, description: String) -> Running {
+        let directory = place::scratch();
+        let socket = directory.join(format!("{}.api", unique()));
+        let messages = directory.join(format!("{}.messages", unique()));
+        let (wire, theirs) = Wire::pty();
+        command.arg("--api-socket").arg(&socket);
+        command.stdin(theirs.try_clone().expect("a descriptor can be duplicated"));
+        command.stdout(theirs).stderr(File::create(&messages).expect("the scratch directory takes files"));
+        // SAFETY: prctl is a plain system call, safe between fork and exec.
+        unsafe {
+            command.pre_exec(|| match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) {
+                0 => Ok(()),
+                _ => Err(std::io::Error::last_os_error()),
+            });
+        }
+        let begun = Instant::now();
+        let child = command.spawn().expect("the VMM starts");
+        drop(command); // with our copy of the terminal's other side
+        let (terminal, ended) = (None, None);
+        let mut running =
+            Running { child, wire, terminal, socket, messages, root, ended, description, begun };
+        if line == Line::Pty {
+            let pty = running.console_path();
+            running.terminal = Some(std::mem::replace(&mut running.wire, Wire::terminal(&pty)));
+        }
+        running
+    }
+
+    /// The pty that the VMM has made for the console.
+    #[track_caller]
+    pub fn console_path(&mut self) -> PathBuf {
+        let path = self.info()["config"]["console"]["file"].as_str().map(PathBuf::from);
+        path.unwrap_or_else(|| self.fail("vm.info tells no path of the console's pty"))
+    }
+
     /// Waits for the shell, after the start and after each reboot.
     #[track_caller]
     pub fn meet(&mut self) {
@@ -324,10 +326,15 @@ impl Running {
                     Ok(value) => return value,
                     Err(e) => self.fail(&format!("vm.info is no JSON: {e}: {text}")),
                 },
-                Err(error) if Instant::now() > deadline => self.fail(&error),
+                Err(error) if Instant::now() > deadline || self.status().is_some() => self.fail(&error),
                 Err(_) => std::thread::sleep(Duration::from_millis(50)),
             }
         }
+    }
+
+    /// The API socket.
+    pub fn socket(&self) -> &Path {
+        &self.socket
     }
 
     /// The VMM's process id.

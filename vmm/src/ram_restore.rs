@@ -64,11 +64,11 @@ pub fn restore(
             // What is read is touched anyway; the rest is only if somebody asks for it.
             let ram =
                 ram::map(&MemorySpec { prefault, ..memory.clone() }, &source.spans()).map_err(no_memory)?;
-            source.copy(&ram.map(), &Progress::new()).map_err(refusal)?;
+            source.copy(&ram.map(), &Progress::new()).map_err(unreadable)?;
             Restored { ram, behind: Behind::default() }
         }
         MemoryRestoreMode::Mmap => {
-            let regions = source.map(memory.reserve).map_err(refusal)?;
+            let regions = source.map(memory.reserve).map_err(unreadable)?;
             for region in &regions {
                 ram::advise(memory, region).map_err(no_memory)?;
                 if prefault {
@@ -87,10 +87,10 @@ pub fn restore(
             let ram = ram::map(&MemorySpec { prefault: false, ..memory.clone() }, &source.spans())
                 .map_err(no_memory)?;
             let failed = move |e: migration::Error| {
-                log::error!("memory of the guest cannot be read: {}", refusal(e).chain().join(": "));
+                log::error!("memory of the guest cannot be read: {}", unreadable(e).chain().join(": "));
                 events.request(Request::Fault);
             };
-            let pager = source.page_in(&ram.map(), failed).map_err(refusal)?;
+            let pager = source.page_in(&ram.map(), failed).map_err(unreadable)?;
             Restored { ram, behind: Behind { pager: Some(pager), _mapped: None } }
         }
     };
@@ -114,10 +114,20 @@ fn populate(region: &GuestRegionMmap<()>) -> Result<(), Refusal> {
     ))
 }
 
-/// What a snapshot's error is to whoever asked: their directory is wrong, damaged or in use, or the host refuses.
-pub fn refusal(e: migration::Error) -> Refusal {
+/// A snapshot that cannot be read, as whoever asked is told.
+pub fn unreadable(e: migration::Error) -> Refusal {
+    Refusal::new(kind(&e), "The snapshot cannot be read").because(e)
+}
+
+/// A snapshot that cannot be written, as whoever asked is told.
+pub fn unwritable(e: migration::Error) -> Refusal {
+    Refusal::new(kind(&e), "The snapshot cannot be written").because(e)
+}
+
+/// Who is at fault: the directory that was named is wrong, damaged or in use, or the host refuses.
+fn kind(e: &migration::Error) -> Kind {
     use migration::Error;
-    let kind = match &e {
+    match e {
         Error::Missing(_) => Kind::Absent,
         Error::NotEmpty { .. } | Error::Busy(_) => Kind::Conflict,
         Error::NotADirectory(_)
@@ -129,6 +139,5 @@ pub fn refusal(e: migration::Error) -> Refusal {
         | Error::Damaged { .. }
         | Error::Layout(_) => Kind::Invalid,
         _ => Kind::Host,
-    };
-    Refusal::new(kind, "The snapshot cannot be written or read").because(e)
+    }
 }

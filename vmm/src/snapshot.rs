@@ -14,7 +14,7 @@ use vm_memory::GuestAddress;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::machine::SNAPSHOT_MARK;
-use crate::ram_restore::refusal;
+use crate::ram_restore::unwritable;
 
 /// What is to be written.
 pub struct Job {
@@ -100,8 +100,8 @@ fn write(job: Job, progress: &Progress) -> Result<(), Refusal> {
     let map = ram.map();
     let marks = [GuestAddress(SNAPSHOT_MARK)];
     let memory = Memory { ram: &map, behind: behind.as_ref(), marks: &marks };
-    let written = directory.write_memory(&memory, progress).map_err(refusal)?;
-    directory.finish(&config, &machine).map_err(refusal)?;
+    let written = directory.write_memory(&memory, progress).map_err(unwritable)?;
+    directory.finish(&config, &machine).map_err(unwritable)?;
     log::info!(
         "snapshot: {} bytes of memory, {} of them data, {} bytes a second",
         written.length,

@@ -14,6 +14,8 @@ use serde::{Deserialize, Serialize};
 const MSR_TSC: u32 = 0x10;
 /// Deadline of the APIC's timer, by the time stamp counter.
 const MSR_TSC_DEADLINE: u32 = 0x6e0;
+/// What two measurements of one counter's frequency differ by at most, in parts per million; KVM's own measure.
+const TSC_TOLERANCE: u64 = 250;
 /// CR4.VMXE: the guest may be in VMX operation (SDM volume 3, 24.7).
 const CR4_VMXE: u64 = 1 << 13;
 /// EFER.SVME: the guest may run guests (AMD APM volume 2, 15.4).
@@ -79,6 +81,9 @@ impl VcpuState {
         vcpu.set_xsave(&self.xsave)?;
         vcpu.set_debug_registers(&self.debug)?;
         vcpu.set_lapic(&self.lapic)?;
+        if let Some(other) = self.other_tsc_khz(vcpu.tsc_khz()?) {
+            vcpu.set_tsc_khz(other)?;
+        }
         let mut refused = vcpu.set_msrs(&self.ordered_msrs())?;
         if !refused.is_empty() {
             let present = vcpu.msrs(&refused)?;
@@ -90,6 +95,12 @@ impl VcpuState {
         vcpu.set_events(&self.events)?;
         vcpu.set_mp_state(self.mp_state)?;
         Ok(refused)
+    }
+
+    /// The frequency of the guest's time stamp counter, if this host's is another. The guest has measured it and goes by it.
+    fn other_tsc_khz(&self, here: Option<u32>) -> Option<u32> {
+        let (saved, here) = (self.tsc_khz?, here?);
+        (u64::from(saved.abs_diff(here)) * 1_000_000 > u64::from(here) * TSC_TOLERANCE).then_some(saved)
     }
 
     /// The counter before everything that depends on it, the deadline after everything that it depends on.

@@ -66,6 +66,25 @@ fn the_counter_is_set_first_and_the_deadline_last() {
 }
 
 #[test]
+fn the_counter_keeps_its_frequency_or_the_state_is_refused() {
+    let kvm = Kvm::open().unwrap();
+    let state = VcpuState::save(new_vcpu(&kvm).x86_64(), &[]).unwrap();
+    let saved = |khz| VcpuState { tsc_khz: khz, ..state.clone() };
+    assert_eq!(saved(Some(2_000_000)).other_tsc_khz(Some(2_000_500)), None);
+    assert_eq!(saved(Some(2_000_000)).other_tsc_khz(Some(2_000_501)), Some(2_000_000));
+    assert_eq!(saved(Some(u32::MAX)).other_tsc_khz(Some(0)), Some(u32::MAX));
+    assert_eq!((saved(None).other_tsc_khz(Some(1)), saved(Some(1)).other_tsc_khz(None)), (None, None));
+
+    let Some(khz) = state.tsc_khz else { return };
+    let vcpu = new_vcpu(&kvm);
+    let loaded = saved(Some(khz / 2)).load(vcpu.x86_64());
+    assert_eq!(loaded.is_ok(), kvm.capabilities().tsc_control, "{loaded:?}");
+    if loaded.is_ok() {
+        assert_eq!(vcpu.x86_64().tsc_khz().unwrap(), Some(khz / 2));
+    }
+}
+
+#[test]
 fn a_state_of_another_form_is_refused() {
     let state = VcpuState::save(new_vcpu(&Kvm::open().unwrap()).x86_64(), &[]).unwrap();
     let node = Node::of(&state).unwrap();

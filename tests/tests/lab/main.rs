@@ -8,5 +8,6 @@ mod debian;
 mod disks;
 mod ends;
 mod hotplug;
+mod lifecycle;
 mod machine;
 mod network;

@@ -16,7 +16,7 @@ use spec::{Kind, Refusal};
 
 use super::{Control, Running, state};
 use crate::machine::{Machine, Names};
-use crate::ram_restore::{self, refusal};
+use crate::ram_restore::{self, unreadable, unwritable};
 use crate::snapshot::{Job, Writing};
 
 /// How often it is told how far a snapshot is.
@@ -51,7 +51,7 @@ impl Control {
         if !running.paused {
             return Err(state("VM is running: pause it first, so that it can be saved"));
         }
-        let directory = Directory::create(&what.directory()?).map_err(refusal)?;
+        let directory = Directory::create(&what.directory()?).map_err(unwritable)?;
         self.setup.monitor.record("vm", "snapshotting", &[]);
         let config = serde_json::to_string_pretty(&self.spec)
             .map_err(|e| Refusal::new(Kind::Bug, "Cannot write the description as JSON").because(e))?;
@@ -146,10 +146,10 @@ impl Control {
     fn rebuild(&mut self, request: &RestoreRequest) -> Result<(), Refusal> {
         let restore = &request.restore;
         spec::Spec::check(restore, &VmSpec::default().facts())?;
-        let source = Source::open(&restore.directory()?).map_err(refusal)?;
+        let source = Source::open(&restore.directory()?).map_err(unreadable)?;
         let mut spec = description(&source, request)?;
         spec.check().map_err(|e| e.within("Failed to validate config"))?;
-        let node: Node = source.machine().map_err(refusal)?;
+        let node: Node = source.machine().map_err(unreadable)?;
 
         self.generation += 1;
         let reporter = self.reports.reporter(self.generation);
@@ -178,9 +178,9 @@ impl Control {
 fn description(source: &Source, request: &RestoreRequest) -> Result<VmSpec, Refusal> {
     let malformed =
         |e| Refusal::invalid("The description of the saved machine cannot be understood").because(e);
-    let saved: serde_json::Value = serde_json::from_str(source.config()).map_err(malformed)?;
+    let saved: serde_json::Value = serde_json::from_slice(source.config().as_bytes()).map_err(malformed)?;
     let with_fds = fd_backed_nets(&saved);
-    let mut spec: VmSpec = serde_json::from_value(saved).map_err(malformed)?;
+    let mut spec: VmSpec = serde_json::from_slice(source.config().as_bytes()).map_err(malformed)?;
     spec.replace(&request.overrides)?;
     request.give_taps(&mut spec, &with_fds)?;
     Ok(spec)
