@@ -20,3 +20,4 @@ mod network;
 mod options;
 mod socket;
 mod streams;
+mod vsock;

@@ -11,3 +11,4 @@ mod hotplug;
 mod lifecycle;
 mod machine;
 mod network;
+mod vsock;
