@@ -25,7 +25,7 @@ fn a_bad_vsock_leaves_a_running_machine_unharmed() {
     server.does("vm.boot", &Value::Null);
     let before = server.info();
     let path = |name: &str| server.bench.path(name);
-    let mut refuses = |body: Value, status, inner: &[&str]| {
+    let refuses = |body: Value, status, inner: &[&str]| {
         let chain: Vec<_> = ["Error from API", ADDED].into_iter().chain(inner.iter().copied()).collect();
         server.refuses("PUT", "vm.add-vsock", body.to_string().as_bytes(), status, &chain);
     };
@@ -62,5 +62,4 @@ fn a_bad_vsock_leaves_a_running_machine_unharmed() {
     refuses(second, 409, &[too_many]);
     assert!(!path("w").exists());
     server.ends_well();
-    // The socket went with the program.
 }
