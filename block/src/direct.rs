@@ -100,12 +100,14 @@ pub(crate) unsafe fn detour(
         let (skip, count) = ((position - start) as usize, (stop - position) as usize);
         let whole = skip == 0 && stop % block == 0;
         if direction == Direction::Read || !whole {
+            // What is asked for is there; the rest of the last block need not be.
+            let least = if direction == Direction::Read { stop - start } else { 0 };
             // SAFETY: the window is memory of our own, borrowed for the call.
-            unsafe { vectored::transfer(file, Direction::Read, start, &mut [window])? };
+            unsafe { vectored::read_to_end(file, start, window, least)? };
         }
         let middle = window.base().wrapping_add(skip);
         // SAFETY: `middle` has `count` bytes within the window; the caller vouches for the segments.
-        first = unsafe { copy(middle, count, direction, segments, first) };
+        first = unsafe { vectored::copy(middle, count, direction, segments, first) };
         if direction == Direction::Write {
             // SAFETY: as above.
             unsafe { vectored::transfer(file, Direction::Write, start, &mut [window])? };
@@ -113,35 +115,6 @@ pub(crate) unsafe fn detour(
         position = stop;
     }
     Ok(())
-}
-
-/// Copies `count` bytes between `buffer` and the segments from number `first` on. Returns the new `first`.
-///
-/// # Safety
-/// `buffer` has `count` bytes; the segments have at least as many, valid for writing if `direction` is `Read`.
-unsafe fn copy(
-    mut buffer: *mut u8,
-    mut count: usize,
-    direction: Direction,
-    segments: &mut [Segment],
-    mut first: usize,
-) -> usize {
-    while count > 0 && first < segments.len() {
-        let segment = segments[first];
-        let step = segment.len().min(count);
-        // SAFETY: `step` is within both. The guest may change its side meanwhile; then it gets what it deserves, for the
-        // bytes mean nothing to us.
-        unsafe {
-            match direction {
-                Direction::Read => std::ptr::copy(buffer, segment.base(), step),
-                Direction::Write => std::ptr::copy(segment.base(), buffer, step),
-            }
-            buffer = buffer.add(step);
-        }
-        count -= step;
-        first = vectored::advance(segments, first, step);
-    }
-    first
 }
 
 /// Memory that direct I/O takes.

@@ -3,7 +3,7 @@
 //! Errors of single requests are plain [`std::io::Error`]s handed back with their token: they concern the guest.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::format::Format;
 
@@ -53,16 +53,24 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
-    /// The image is in a format other than raw.
-    #[error(
-        "disk image {}: image format {format} is not supported yet; use image_type=raw to treat it as raw",
-        path.display()
-    )]
-    Format {
+    /// The image is not what its format prescribes, or uses what cannot be used.
+    #[error("disk image {} is not a usable {format} image: {what}", path.display())]
+    Malformed {
         /// The path as given.
         path: PathBuf,
-        /// The format that was recognised.
+        /// The format.
         format: Format,
+        /// What is wrong.
+        what: String,
+    },
+    /// The file that an image builds upon could not be opened.
+    #[error("cannot open what disk image {} builds upon", path.display())]
+    Backing {
+        /// The path as given.
+        path: PathBuf,
+        /// What is wrong.
+        #[source]
+        source: Box<Error>,
     },
     /// The file system or device cannot do direct I/O.
     #[error("disk image {} cannot be used with direct=on", path.display())]
@@ -122,7 +130,7 @@ pub enum Error {
         /// The size asked for.
         to: u64,
         /// What is in the way.
-        why: &'static str,
+        why: String,
     },
     /// The host refused to change the size.
     #[error("cannot change the size of disk image {}", path.display())]
@@ -133,13 +141,10 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
-    /// Not even a synchronous engine could be made.
-    #[error("cannot make an I/O engine for disk image {}", path.display())]
-    Engine {
-        /// The path as given.
-        path: PathBuf,
-        /// What the kernel said.
-        #[source]
-        source: io::Error,
-    },
+}
+
+impl Error {
+    pub(crate) fn malformed(path: &Path, format: Format, what: impl Into<String>) -> Self {
+        Error::Malformed { path: path.to_owned(), format, what: what.into() }
+    }
 }

@@ -1,14 +1,13 @@
-//! Recognising image formats by their magic numbers, in order to refuse them.
+//! Recognising image formats by their magic numbers, for users that do not state them.
 //!
-//! The guest can write whatever it likes to a raw disk, a header of another format too. Therefore what is found here
-//! never makes the VMM *interpret* an image; it only makes it refuse one whose type was not given.
+//! The guest can write whatever it likes to a raw disk, a header of another format too. Therefore an image whose format was only
+//! recognised may name no other file, and the guest may not write where the magic number is.
 
 use std::fmt;
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 
 use crate::SECTOR;
+use crate::storage::Storage;
 
 /// An image format, named as on the command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,17 +49,17 @@ const HEADERS: [(&[u8], Format); 5] = [
 /// Magic number at the start of a VHD's last sector.
 const VHD_FOOTER: &[u8] = b"conectix";
 
-/// The format of the image of `size` bytes (at least one sector) that `file` holds.
-pub(crate) fn probe(file: &File, size: u64) -> io::Result<Format> {
+/// The format of the image (of at least one sector) that a file holds.
+pub(crate) fn probe(storage: &Storage) -> io::Result<Format> {
     let mut head = [0u8; 32];
-    file.read_exact_at(&mut head, 0)?;
+    storage.read_at(0, &mut head)?;
     if let Some((_, format)) = HEADERS.iter().find(|(magic, _)| head.starts_with(magic)) {
         return Ok(*format);
     }
     // Some tools wrote footers of 511 bytes; both begin within the last 512.
     for footer_size in [SECTOR, SECTOR - 1] {
         let mut foot = [0u8; VHD_FOOTER.len()];
-        file.read_exact_at(&mut foot, size - footer_size)?;
+        storage.read_at(storage.length() - footer_size, &mut foot)?;
         if foot == VHD_FOOTER {
             return Ok(Format::Vhd);
         }

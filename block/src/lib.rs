@@ -15,14 +15,20 @@ mod format;
 mod geometry;
 mod image;
 mod lock;
+mod map;
+mod qcow2;
+mod storage;
 mod vectored;
+mod vhd;
+mod vhdx;
+mod vmdk;
 
 pub use direct::Alignment;
-pub use engine::{Choice, Engine, MAX_DEPTH, MAX_REQUEST_BYTES, Refused, io_uring_available};
+pub use engine::{Choice, Engine, MAX_DEPTH, MAX_REQUEST_BYTES, Refused, aio_available, io_uring_available};
 pub use error::Error;
 pub use format::Format;
 pub use geometry::{Sparse, Topology};
-pub use image::{Forbidden, Image, Options};
+pub use image::{Forbidden, Image, Options, Type};
 pub use lock::Granularity;
 pub use vectored::Segment;
 

@@ -116,6 +116,70 @@ pub(crate) unsafe fn transfer(
     Ok(())
 }
 
+/// Reads into `segment` what the file has from `offset` on, which must be at least so many bytes, and fills the rest with zeros.
+///
+/// # Safety
+/// The memory that the segment names must be valid for writing for the call.
+pub(crate) unsafe fn read_to_end(file: &File, offset: u64, segment: Segment, least: u64) -> io::Result<()> {
+    let mut done = 0;
+    while done < segment.len() {
+        let position = libc::off_t::try_from(offset + done as u64)
+            .map_err(|_| io::Error::from_raw_os_error(libc::EFBIG))?;
+        let rest = segment.base().wrapping_add(done);
+        // SAFETY: the rest of the segment's memory, for which the caller vouches.
+        let moved = unsafe { libc::pread(file.as_raw_fd(), rest.cast(), segment.len() - done, position) };
+        match usize::try_from(moved) {
+            Ok(0) => break,
+            Ok(moved) => done += moved,
+            Err(_) => {
+                let error = io::Error::last_os_error();
+                // A direct read that goes on in the middle of a block was at the end.
+                if error.raw_os_error() == Some(libc::EINVAL) && done > 0 {
+                    break;
+                }
+                if error.kind() != io::ErrorKind::Interrupted {
+                    return Err(error);
+                }
+            }
+        }
+    }
+    if (done as u64) < least {
+        return Err(short(Direction::Read));
+    }
+    // SAFETY: as above.
+    unsafe { segment.base().wrapping_add(done).write_bytes(0, segment.len() - done) };
+    Ok(())
+}
+
+/// Copies `count` bytes between `buffer` and the segments from number `first` on. Returns the new `first`.
+///
+/// # Safety
+/// `buffer` has `count` bytes; the segments have at least as many, valid for writing if `direction` is `Read`.
+pub(crate) unsafe fn copy(
+    mut buffer: *mut u8,
+    mut count: usize,
+    direction: Direction,
+    segments: &mut [Segment],
+    mut first: usize,
+) -> usize {
+    while count > 0 && first < segments.len() {
+        let segment = segments[first];
+        let step = segment.len().min(count);
+        // SAFETY: `step` is within both. The guest may change its side meanwhile; then it gets what it deserves, for the
+        // bytes mean nothing to us.
+        unsafe {
+            match direction {
+                Direction::Read => std::ptr::copy(buffer, segment.base(), step),
+                Direction::Write => std::ptr::copy(segment.base(), buffer, step),
+            }
+            buffer = buffer.add(step);
+        }
+        count -= step;
+        first = advance(segments, first, step);
+    }
+    first
+}
+
 /// The error for a transfer that makes no progress.
 pub(crate) fn short(direction: Direction) -> io::Error {
     match direction {

@@ -4,10 +4,12 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::os::fd::AsRawFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use block::{Choice, Format, Image, Options, Segment};
+use block::{Choice, Format, Image, Options, Segment, Type};
 use vmm_sys_util::tempdir::TempDir;
+
+mod common;
 
 // From <linux/loop.h>.
 const LOOP_CTL_GET_FREE: libc::c_ulong = 0x4c82;
@@ -59,14 +61,16 @@ fn block_devices_are_measured_read_and_written() {
         let Some((device, path)) = attach(&file, block_size) else {
             return eprintln!("no loop devices: not tested");
         };
-        let options = Options { path, direct, format: Some(Format::Raw), ..Options::default() };
+        let options = Options { path, direct, format: Type::Stated(Format::Raw), ..Options::default() };
         let image = Image::open(&options).unwrap();
         assert_eq!(image.size(), 1 << 20);
         assert_eq!(image.topology().logical_block, block_size);
         assert!(Image::open(&options).is_err(), "locked");
         assert!(!image.id().is_empty());
-        for choice in [Choice::Best, Choice::Sync] {
-            let mut engine = image.engine(8, choice).unwrap();
+        for choice in
+            [Choice::default(), Choice { io_uring: false, aio: true }, Choice { io_uring: false, aio: false }]
+        {
+            let mut engine = image.engine(8, choice);
             let mut memory = vec![9u8; 512];
             // SAFETY: `memory` outlives the requests, which `drain` waits for.
             unsafe { engine.write(512, &[Segment::new(memory.as_mut_ptr(), 512)], 0).unwrap() };
@@ -84,5 +88,41 @@ fn block_devices_are_measured_read_and_written() {
             }
         }
         drop((image, device));
+    }
+}
+
+/// The device is larger than the image in it, and full of something else.
+#[test]
+fn a_qcow2_image_on_a_block_device_grows_into_it() {
+    const MIB: usize = 1 << 20;
+    let dir = TempDir::new_in(Path::new(env!("CARGO_TARGET_TMPDIR"))).unwrap();
+    let backing = dir.as_path().join("backing");
+    for (direct, features) in
+        [(false, "cluster_size=64k"), (true, "cluster_size=4k"), (false, "cluster_size=512")]
+    {
+        let image = backing.to_str().unwrap();
+        common::qemu("qemu-img", &["create", "-q", "-f", "qcow2", "-o", features, image, "6M"]);
+        let mut bytes = fs::read(&backing).unwrap();
+        bytes.resize(9 * MIB, 0xaa);
+        fs::write(&backing, bytes).unwrap();
+        let file = OpenOptions::new().read(true).write(true).open(&backing).unwrap();
+        let Some((device, path)) = attach(&file, 512) else {
+            return eprintln!("no loop devices: not tested");
+        };
+        let mut model = vec![0; 6 * MIB];
+        for seed in 1..3 {
+            let options = Options { direct, ..common::options(&path, Format::Qcow2) };
+            let mut disk = common::Disk::open(&options);
+            common::exercise(&mut disk, &mut model, &mut common::Random(seed), 100);
+        }
+        // The device ends: an error to whoever writes, and nothing is lost.
+        let mut disk = common::Disk::open(&common::options(&path, Format::Qcow2));
+        disk.image.resize(64 << 20).unwrap();
+        let full = (0..40).map(|n| disk.write((6 + n) * MIB as u64, &vec![1; MIB])).find_map(Result::err);
+        assert_eq!(full.unwrap().raw_os_error(), Some(libc::ENOSPC));
+        assert!(disk.read(0, model.len()).unwrap() == model, "{features}");
+        drop((disk, device));
+        common::check(&backing, true);
+        assert!(common::content(&backing, "qcow2")[..model.len()] == model, "{features}");
     }
 }

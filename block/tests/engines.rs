@@ -1,4 +1,4 @@
-//! Both engines, on real files, checked against a model in memory.
+//! All engines, on real files, checked against a model in memory.
 
 #![allow(clippy::unwrap_used)]
 
@@ -9,7 +9,7 @@ use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use block::{Choice, Engine, Format, Image, MAX_REQUEST_BYTES, Options, Refused, Segment};
+use block::{Choice, Engine, Format, Image, MAX_REQUEST_BYTES, Options, Refused, Segment, Type};
 use vmm_sys_util::tempdir::TempDir;
 
 const SIZE: usize = 1 << 20;
@@ -32,8 +32,13 @@ impl Random {
 }
 
 fn image(path: &Path, direct: bool) -> Arc<Image> {
-    Image::open(&Options { path: path.to_owned(), direct, format: Some(Format::Raw), ..Options::default() })
-        .unwrap()
+    Image::open(&Options {
+        path: path.to_owned(),
+        direct,
+        format: Type::Stated(Format::Raw),
+        ..Options::default()
+    })
+    .unwrap()
 }
 
 /// A directory on a disk (`/tmp` may be a tmpfs).
@@ -54,12 +59,16 @@ fn file(dir: &TempDir, content: &[u8]) -> PathBuf {
 
 fn choices() -> &'static [Choice] {
     if block::io_uring_available() {
-        &[Choice::Best, Choice::Sync]
+        &[BEST, AIO, SYNC]
     } else {
-        eprintln!("io_uring is not available: only the synchronous engine is tested");
-        &[Choice::Sync]
+        eprintln!("io_uring is not available: the engine for it is not tested");
+        &[AIO, SYNC]
     }
 }
+
+const BEST: Choice = Choice { io_uring: true, aio: true };
+const AIO: Choice = Choice { io_uring: false, aio: true };
+const SYNC: Choice = Choice { io_uring: false, aio: false };
 
 fn drain(engine: &mut dyn Engine) -> BTreeMap<u64, io::Result<u32>> {
     let mut results = BTreeMap::new();
@@ -102,7 +111,7 @@ fn against_the_model(choice: Choice, direct: bool, unit: usize, misalign: usize,
     let mut random = Random(seed);
     let mut model: Vec<u8> = (0..SIZE).map(|_| random.next() as u8).collect();
     let image = image(&file(&dir, &model), direct);
-    let mut engine = image.engine(16, choice).unwrap();
+    let mut engine = image.engine(16, choice);
     for round in 0..ROUNDS {
         let mut buffers: Vec<(usize, bool, Vec<u8>, usize)> = Vec::new();
         // Each request has a slice of the image to itself.
@@ -195,7 +204,7 @@ fn a_file_system_without_zero_range_punches_instead() {
     for choice in choices() {
         let image = image(&file(&dir, &[0xaa; 64 << 10]), false);
         assert!(image.sparse().punch, "tmpfs can punch holes");
-        let mut engine = image.engine(4, *choice).unwrap();
+        let mut engine = image.engine(4, *choice);
         for may_free in [false, true] {
             engine.zero(4096, 8192, may_free, 7).unwrap();
             one(engine.as_mut()).unwrap();
@@ -216,7 +225,7 @@ fn discarding_frees_space() {
             return eprintln!("the file system cannot punch holes: not tested");
         }
         let blocks = || fs::metadata(image.path()).unwrap().blocks();
-        let mut engine = image.engine(4, *choice).unwrap();
+        let mut engine = image.engine(4, *choice);
         engine.flush(7).unwrap();
         one(engine.as_mut()).unwrap();
         let before = blocks();
@@ -232,7 +241,7 @@ fn requests_that_move_nothing_are_reported() {
     for choice in choices() {
         let dir = directory();
         let image = image(&file(&dir, &[0; 4096]), false);
-        let mut engine = image.engine(4, *choice).unwrap();
+        let mut engine = image.engine(4, *choice);
         // SAFETY: no memory is named.
         unsafe { engine.read(0, &[], 7).unwrap() };
         assert_eq!(one(engine.as_mut()).unwrap(), 0);
@@ -249,7 +258,7 @@ fn failures_are_reported_with_their_request() {
         let dir = directory();
         let path = file(&dir, &[1; 8192]);
         let image = image(&path, false);
-        let mut engine = image.engine(4, *choice).unwrap();
+        let mut engine = image.engine(4, *choice);
         let mut memory = vec![0u8; 8192];
 
         // Somebody cuts the file short under us.
@@ -297,7 +306,7 @@ fn a_full_disk_is_an_error_of_the_request() {
     }
     for choice in choices() {
         let image = image(&path, false);
-        let mut engine = image.engine(4, *choice).unwrap();
+        let mut engine = image.engine(4, *choice);
         let mut memory = vec![1u8; 8192];
         // SAFETY: `memory` outlives the request.
         unsafe { engine.write(8192, &[segment(&mut memory)], 7).unwrap() };
@@ -311,7 +320,7 @@ fn more_segments_than_one_call_takes() {
         let dir = directory();
         let content: Vec<u8> = (0..512 * 2500usize).map(|n| (n / 512) as u8).collect();
         let image = image(&file(&dir, &content), false);
-        let mut engine = image.engine(4, *choice).unwrap();
+        let mut engine = image.engine(4, *choice);
         let mut memory = vec![0u8; content.len()];
         let pieces: Vec<Segment> = memory.chunks_mut(512).map(segment).collect();
         // SAFETY: `memory` outlives the request.
@@ -328,7 +337,7 @@ fn an_engine_belongs_to_the_thread_that_uses_it() {
         let dir = directory();
         let image = image(&file(&dir, &[5; 4096]), false);
         for _ in 0..3 {
-            let mut engine = image.engine(4, *choice).unwrap();
+            let mut engine = image.engine(4, *choice);
             let engine = std::thread::scope(|scope| {
                 scope
                     .spawn(move || {
@@ -356,7 +365,7 @@ fn the_event_descriptor_tells_of_completions() {
     let dir = directory();
     for direct in [false, true] {
         let image = image(&file(&dir, &[5; SIZE]), direct);
-        let mut engine = image.engine(8, Choice::Best).unwrap();
+        let mut engine = image.engine(8, BEST);
         let fd = engine.event_fd().unwrap().as_raw_fd();
         let poll = |timeout| {
             let mut entry = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };

@@ -9,7 +9,7 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use block::{Error, Forbidden, Format, Granularity, Image, Options};
+use block::{Error, Forbidden, Format, Granularity, Image, Options, Type};
 use vmm_sys_util::tempdir::TempDir;
 
 fn directory() -> TempDir {
@@ -23,7 +23,7 @@ fn file(directory: &TempDir, name: &str, content: &[u8]) -> PathBuf {
 }
 
 fn raw(path: &Path) -> Options {
-    Options { path: path.to_owned(), format: Some(Format::Raw), ..Options::default() }
+    Options { path: path.to_owned(), format: Type::Stated(Format::Raw), ..Options::default() }
 }
 
 fn open(path: &Path) -> Result<Arc<Image>, Error> {
@@ -125,7 +125,7 @@ fn opening_leaves_the_image_as_it_was() {
 }
 
 #[test]
-fn other_formats_are_refused_unless_raw_is_stated() {
+fn what_is_no_usable_image_of_its_format_is_refused_unless_raw_is_stated() {
     let dir = directory();
     let with = |offset: usize, magic: &[u8]| {
         let mut content = vec![0u8; 8192];
@@ -133,23 +133,21 @@ fn other_formats_are_refused_unless_raw_is_stated() {
         content
     };
     let cases = [
-        ("qcow2", with(0, b"QFI\xfb\0\0\0\x03")),
-        ("vhdx", with(0, b"vhdxfile")),
-        ("vmdk", with(0, b"KDMV")),
-        ("vmdk", with(0, b"# Disk DescriptorFile\nversion=1\n")),
-        ("vhd", with(0, b"conectix")),
-        ("vhd", with(8192 - 512, b"conectix")),
-        ("vhd", with(8192 - 511, b"conectix")),
+        ("qcow2", "clusters", with(0, b"QFI\xfb\0\0\0\x03")),
+        ("vhdx", "", with(0, b"vhdxfile")),
+        ("vmdk", "say image_type=vmdk", with(0, b"KDMV")),
+        ("vmdk", "say image_type=vmdk", with(0, b"# Disk DescriptorFile\nversion=1\n")),
+        ("vhd", "no footer", with(0, b"conectix")),
+        ("vhd", "checksum", with(8192 - 512, b"conectix")),
+        ("vhd", "no footer", with(8192 - 511, b"conectix")),
     ];
-    for (format, content) in cases {
+    for (format, why, content) in cases {
         let path = file(&dir, "image", &content);
-        let guess = Options { format: None, ..raw(&path) };
-        assert_eq!(
-            message(Image::open(&guess)),
-            format!(
-                "disk image {}: image format {format} is not supported yet; use image_type=raw to treat it as raw",
-                path.display()
-            )
+        let guess = Options { format: Type::Unknown, ..raw(&path) };
+        let text = message(Image::open(&guess));
+        assert!(
+            text.contains(path.to_str().unwrap()) && text.contains(format) && text.contains(why),
+            "{text}"
         );
         let image = open(&path).unwrap();
         assert!(!image.protects_sector0());
@@ -160,7 +158,7 @@ fn other_formats_are_refused_unless_raw_is_stated() {
 fn a_guessed_raw_image_has_its_first_sector_protected() {
     let dir = directory();
     let path = file(&dir, "image", &[0; 4096]);
-    let guess = Options { format: None, ..raw(&path) };
+    let guess = Options { format: Type::Unknown, ..raw(&path) };
     let image = Image::open(&guess).unwrap();
     assert!(image.protects_sector0());
     assert_eq!(image.may_write(0, 512), Err(Forbidden::Sector0));

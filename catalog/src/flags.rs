@@ -138,7 +138,6 @@ pub const UNSUPPORTED: &[(&str, bool)] = &[
     ("pmem", true),
     ("pvmemcontrol", false),
     ("pvpanic", false),
-    ("rate-limit-group", true),
     ("rtc", true),
     ("tpm", true),
     ("user-device", true),

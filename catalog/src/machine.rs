@@ -9,7 +9,7 @@ use device::Naming;
 use platform::debug_console::DebugConsoleSpec;
 use platform::serial::SerialSpec;
 use serde::{Deserialize, Serialize};
-use spec::{Facts, Kind, Refusal, Unsupported};
+use spec::{Facts, Kind, RateLimitGroupSpec, Refusal, Unsupported};
 use virtio_devices::block::DiskSpec;
 use virtio_devices::console::ConsoleSpec;
 use virtio_devices::net::NetSpec;
@@ -50,6 +50,9 @@ macro_rules! machine {
             /// Shares of the PCI address windows.
             #[serde(skip_serializing_if = "Option::is_none")]
             pub pci_segments: Option<Vec<PciSegmentSpec>>,
+            /// Limits that disks may share.
+            #[serde(skip_serializing_if = "Option::is_none")]
+            pub rate_limit_groups: Option<Vec<RateLimitGroupSpec>>,
             $(
                 #[doc = concat!("What `--", stringify!($field), "` or its like configures.")]
                 #[serde(skip_serializing_if = "Field::is_left_out")]
@@ -251,7 +254,6 @@ machine! {
         numa,
         pmem,
         pvmemcontrol,
-        rate_limit_groups,
         rtc,
         tpm,
         user_devices,
@@ -291,6 +293,7 @@ impl VmSpec {
             Flag::of::<MemorySpec>(false),
             Flag::of::<PlatformSpec>(false),
             Flag::of::<PciSegmentSpec>(true),
+            Flag::of::<RateLimitGroupSpec>(true),
         ];
         groups.extend(VmSpec::device_flags());
         groups.push(Flag::of::<RestoreSpec>(false));
@@ -334,6 +337,7 @@ impl VmSpec {
         spec.memory = flags::one(matches)?.unwrap_or_default();
         spec.platform = flags::one(matches)?;
         spec.pci_segments = flags::many(matches)?;
+        spec.rate_limit_groups = flags::many(matches)?;
         spec.take_devices(matches)?;
         spec.complete();
         Ok(Some(spec))
@@ -357,8 +361,16 @@ impl VmSpec {
     }
 
     /// Names of the flags that describe a new machine only.
-    fn fixed_flags() -> [&'static str; 6] {
-        ["cmdline", "initramfs", CpusSpec::FLAG, MemorySpec::FLAG, PlatformSpec::FLAG, PciSegmentSpec::FLAG]
+    fn fixed_flags() -> [&'static str; 7] {
+        [
+            "cmdline",
+            "initramfs",
+            CpusSpec::FLAG,
+            MemorySpec::FLAG,
+            PlatformSpec::FLAG,
+            PciSegmentSpec::FLAG,
+            RateLimitGroupSpec::FLAG,
+        ]
     }
 
     /// Names of the flags that mean nothing without a kernel or a saved machine.
@@ -379,6 +391,7 @@ impl VmSpec {
             shared_memory: self.memory.is_shared(),
             pci_segments: self.platform.as_ref().map_or(1, |p| p.num_pci_segments),
             iommu_segments: Vec::new(),
+            rate_limit_groups: self.rate_limit_groups.clone().unwrap_or_default(),
         }
     }
 
@@ -404,6 +417,11 @@ impl VmSpec {
         }
         pci_segment::check(self.pci_segments.as_deref().unwrap_or_default(), &facts)?;
         let mut ids: Vec<&str> = Vec::new();
+        for group in self.rate_limit_groups.iter().flatten() {
+            Plugless::check(group, &facts)?;
+            spec::pci::check_id(&group.id)?;
+            claim(&mut ids, &group.id)?;
+        }
         let mut slots: Vec<(u16, u8)> = Vec::new();
         let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
         for device in self.devices() {
@@ -415,10 +433,7 @@ impl VmSpec {
             })?;
             let Some(common) = device.common() else { continue };
             if let Some(id) = &common.id {
-                if ids.contains(&id.as_str()) {
-                    return Err(Refusal::new(Kind::Conflict, format!("Identifier {id} is not unique")));
-                }
-                ids.push(id);
+                claim(&mut ids, id)?;
             }
             if let Some(slot) = common.pci_device_id {
                 let place = (common.pci_segment, slot);
@@ -433,6 +448,15 @@ impl VmSpec {
         }
         Ok(())
     }
+}
+
+/// Notes that a name is taken.
+fn claim<'a>(taken: &mut Vec<&'a str>, id: &'a str) -> Result<(), Refusal> {
+    if taken.contains(&id) {
+        return Err(Refusal::new(Kind::Conflict, format!("Identifier {id} is not unique")));
+    }
+    taken.push(id);
+    Ok(())
 }
 
 /// Tells the user which of their devices is meant; `number` counts those of one flag from 1.

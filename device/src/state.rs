@@ -145,7 +145,10 @@ impl Node {
             version => return Err(StateError::Version { kind: S::KIND, version, newest: S::VERSION }),
         };
         // By way of text here as there: a second set of (de)serialisers for every state would be hundreds of kilobytes.
-        serde_json::from_slice(body.to_string().as_bytes())
+        let text = body.to_string();
+        // Only one of the two at a time: a hostile state may be large.
+        drop(body);
+        serde_json::from_slice(text.as_bytes())
             .map_err(|source| StateError::Malformed { kind: S::KIND, source })
     }
 }

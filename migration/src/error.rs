@@ -81,6 +81,16 @@ pub enum Error {
         /// The limit in bytes.
         limit: u64,
     },
+    /// What is in a file would take more memory than what is in any good one.
+    #[error("what is in {path:?} would take {bytes} bytes of memory, and at most {limit} are allowed")]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+        /// What it may take in bytes.
+        bytes: u64,
+        /// The limit in bytes.
+        limit: u64,
+    },
     /// A form, a version or an architecture that this program does not know.
     #[error("{path:?} has {what} {found}, and this program reads {known}")]
     Unknown {

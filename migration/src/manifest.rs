@@ -18,6 +18,10 @@ const FORMAT: &str = "virga-snapshot";
 const VERSION: u32 = 1;
 /// The longest `config.json` or `state.json`, in bytes.
 pub const TEXT_LIMIT: u64 = 64 << 20;
+/// The most memory, in bytes, that the values of either may take; see [`check_values`].
+pub(crate) const VALUES_LIMIT: u64 = 512 << 20;
+/// The most ranges of memory. A machine has one or two, and some more for what is added to it.
+const RANGES: usize = 1024;
 /// The most pages of memory whose checksums are kept for a look at a file that is not read as a whole.
 pub(crate) const SAMPLES: usize = 16;
 /// As many again that the caller named.
@@ -116,6 +120,9 @@ pub(crate) struct MemoryFacts {
 impl MemoryFacts {
     /// Ranges in ascending order of whole pages that fill the file, and samples within.
     fn check(&self) -> Result<(), String> {
+        if self.ranges.len() > RANGES {
+            return Err(format!("its memory has {} ranges, and at most {RANGES} can be", self.ranges.len()));
+        }
         let mut sum = 0_u64;
         let mut free = 0_u64;
         for MemoryRange { gpa, length } in &self.ranges {
@@ -230,6 +237,27 @@ impl Manifest {
             .map(|reading: Reading<M>| reading.machine)
             .map_err(|source| Error::Malformed { path: path.to_owned(), source })
     }
+}
+
+/// Refuses a text of which so many values would be made that they take very much memory: `{\"a\":0}` takes a hundred times as much as there. What
+/// they take is known by the byte that is before each but the first; those within strings are counted, too, which have none of them in a
+/// text of ours. A vCPU has 300 objects and 900 values.
+///
+/// # Errors
+/// [`Error::TooLarge`].
+pub(crate) fn check_values(path: &Path, text: &[u8]) -> Result<(), Error> {
+    // An object has room for eleven members from the start, a list for four; a list that grows is there twice, and each name is on the heap.
+    let cost = |byte: &u8| match byte {
+        b'{' => 700,
+        b'[' => 160,
+        b',' => 160,
+        _ => 0,
+    };
+    let bytes = text.iter().map(cost).sum();
+    if bytes > VALUES_LIMIT {
+        return Err(Error::TooLarge { path: path.to_owned(), bytes, limit: VALUES_LIMIT });
+    }
+    Ok(())
 }
 
 /// Whether the text ends as it was written, with the checksum of what is before.

@@ -14,7 +14,7 @@ use vm_memory::GuestRegionMmap;
 use crate::backing::Backing;
 use crate::checksum::Checksum;
 use crate::files::{CONFIG, Folder, MEMORY, STATE, lock};
-use crate::manifest::{ConfigFacts, Manifest, Sample, TEXT_LIMIT};
+use crate::manifest::{ConfigFacts, Manifest, Sample, TEXT_LIMIT, check_values};
 use crate::{Error, PAGE, Pager, Progress, copy, mapping};
 
 /// A complete snapshot. What it says is untrusted all the same.
@@ -31,18 +31,20 @@ impl Source {
     /// it, lives.
     ///
     /// # Errors
-    /// [`Error::Missing`], [`Error::NotADirectory`]; [`Error::Incomplete`]; [`Error::NotAFile`]; [`Error::TooLong`]; [`Error::Unknown`] format, version
+    /// [`Error::Missing`], [`Error::NotADirectory`]; [`Error::Incomplete`]; [`Error::NotAFile`]; [`Error::TooLong`]; [`Error::TooLarge`]; [`Error::Unknown`] format, version
     /// or architecture; [`Error::Malformed`]; [`Error::Damaged`]; [`Error::Busy`]; the host refuses otherwise.
     pub fn open(path: &Path) -> Result<Self, Error> {
         let folder = Folder::open(path)?;
         let state = folder.join(STATE);
         let text =
             folder.read_all(STATE, TEXT_LIMIT)?.ok_or_else(|| Error::Incomplete(folder.path().to_owned()))?;
+        check_values(&state, &text)?;
         let manifest = Manifest::read(&state, text)?;
 
         let path = folder.join(CONFIG);
         let missing = |path: &Path| Error::damaged(path, "it does not exist");
         let text = folder.read_all(CONFIG, TEXT_LIMIT)?.ok_or_else(|| missing(&path))?;
+        check_values(&path, &text)?;
         if ConfigFacts::of(&text) != manifest.config {
             return Err(Error::damaged(&path, "its length or checksum is not that in state.json"));
         }

@@ -90,7 +90,8 @@ impl Spec for DebugConsoleSpec {
 
 impl Build for DebugConsoleSpec {
     const NAMING: Naming = Naming::Single("__debug_console");
-    const REPLACEABLE: &'static [&'static str] = &["mode", "file"];
+    // All that an option text of the mode sets, although no socket is taken.
+    const REPLACEABLE: &'static [&'static str] = &["mode", "file", "socket"];
 
     fn build(&mut self, host: &Host<'_>) -> Result<Built, Refusal> {
         let port = self.iobase.unwrap_or_default().0;

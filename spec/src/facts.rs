@@ -1,7 +1,9 @@
 //! A plain summary of the whole machine, for checks that look beyond one device.
 
+use crate::RateLimitGroupSpec;
+
 /// What a device's `check` may know of the rest of the machine.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Facts {
     /// vCPUs at boot.
     pub boot_vcpus: u32,
@@ -11,10 +13,18 @@ pub struct Facts {
     pub pci_segments: u16,
     /// Segments whose devices sit behind the virtual IOMMU.
     pub iommu_segments: Vec<u16>,
+    /// Limits that devices may share.
+    pub rate_limit_groups: Vec<RateLimitGroupSpec>,
 }
 
 impl Default for Facts {
     fn default() -> Self {
-        Facts { boot_vcpus: 1, shared_memory: false, pci_segments: 1, iommu_segments: Vec::new() }
+        Facts {
+            boot_vcpus: 1,
+            shared_memory: false,
+            pci_segments: 1,
+            iommu_segments: Vec::new(),
+            rate_limit_groups: Vec::new(),
+        }
     }
 }

@@ -12,13 +12,15 @@ pub mod grammar;
 pub mod macros;
 pub mod pci;
 pub mod queues;
+pub mod rate;
 pub mod refusal;
 pub mod value;
 
 pub use facts::Facts;
 pub use grammar::{Key, Options, ParseError};
 pub use pci::PciCommon;
-pub use refusal::{Kind, Refusal};
+pub use rate::{RateLimit, RateLimitGroupSpec, TokenBucket};
+pub use refusal::{Kind, Refusal, bounded};
 pub use value::{Bytes, Part, Unsupported, Value};
 
 // The macros name this crate by its public name, also when they expand here.

@@ -27,10 +27,8 @@ impl PciCommon {
     /// # Errors
     /// A name that starts with `__`, a segment or slot that does not exist.
     pub fn check(&self, facts: &Facts) -> Result<(), Refusal> {
-        if let Some(id) = &self.id
-            && id.starts_with("__")
-        {
-            return Err(Refusal::invalid(format!("Identifier {id} is not valid")));
+        if let Some(id) = &self.id {
+            check_id(id)?;
         }
         if self.pci_segment >= facts.pci_segments {
             return Err(Refusal::invalid(format!("Invalid PCI segment id: {}", self.pci_segment)));
@@ -49,4 +47,15 @@ impl PciCommon {
             _ => Ok(()),
         }
     }
+}
+
+/// Checks a name given by the user: those of devices that every machine has begin with two underscores.
+///
+/// # Errors
+/// It does too.
+pub fn check_id(id: &str) -> Result<(), Refusal> {
+    if id.starts_with("__") {
+        return Err(Refusal::invalid(format!("Identifier {id} is not valid")));
+    }
+    Ok(())
 }

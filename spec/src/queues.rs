@@ -1,4 +1,4 @@
-//! What devices with virtqueues have in common: the bounds of their queues, and the keys that limit their rate.
+//! What devices with virtqueues have in common: the bounds of their queues.
 
 use crate::{Facts, Refusal};
 
@@ -20,20 +20,4 @@ pub fn check(count: usize, size: u16, facts: &Facts) -> Result<(), Refusal> {
         )));
     }
     Ok(())
-}
-
-crate::spec! {
-    /// Limits of bandwidth and operations.
-    pub struct RateLimit: "rate-limit" {
-        flatten {}
-        fields {}
-        unsupported {
-            "bw_size" => rate_limiter_config,
-            "bw_one_time_burst" => bw_one_time_burst,
-            "bw_refill_time" => bw_refill_time,
-            "ops_size" => ops_size,
-            "ops_one_time_burst" => ops_one_time_burst,
-            "ops_refill_time" => ops_refill_time,
-        }
-    }
 }

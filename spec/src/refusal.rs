@@ -73,16 +73,29 @@ impl Refusal {
         self.kind
     }
 
-    /// The messages, outermost first.
+    /// The messages, outermost first, each of bounded length: what is quoted in them may be somebody's whole file.
     pub fn chain(&self) -> Vec<String> {
-        let mut messages = vec![self.message.clone()];
+        let mut messages = vec![bounded(self.message.clone())];
         let mut next = self.source();
         while let Some(error) = next {
-            messages.push(error.to_string());
+            messages.push(bounded(error.to_string()));
             next = error.source();
         }
         messages
     }
+}
+
+/// The longest message that is told, in bytes: room for two of the longest paths.
+pub const LONGEST_MESSAGE: usize = 10_000;
+
+/// A message of at most [`LONGEST_MESSAGE`] bytes; what is cut off is told by an ellipsis.
+pub fn bounded(mut message: String) -> String {
+    const CUT: &str = "…";
+    if message.len() > LONGEST_MESSAGE {
+        message.truncate(message.floor_char_boundary(LONGEST_MESSAGE - CUT.len()));
+        message.push_str(CUT);
+    }
+    message
 }
 
 impl fmt::Display for Refusal {
@@ -100,6 +113,14 @@ impl Error for Refusal {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn messages_are_bounded() {
+        let chain = Refusal::invalid("short").because("ä".repeat(1 << 20)).chain();
+        assert_eq!(chain[0], "short");
+        assert!(chain[1].len() <= LONGEST_MESSAGE && chain[1].ends_with("ä…"));
+        assert_eq!(bounded("x".repeat(LONGEST_MESSAGE)).len(), LONGEST_MESSAGE);
+    }
 
     #[test]
     fn a_refusal_tells_its_whole_chain_and_keeps_its_kind() {

@@ -27,11 +27,26 @@ pub fn make(path: &Path, seed: u64, sectors: u64) -> PathBuf {
 
 /// CRC-32 as in zlib.
 pub fn crc32(bytes: &[u8]) -> u32 {
-    let step = |crc: u32, byte: &u8| {
-        (0..8).fold(crc ^ u32::from(*byte), |crc, _| (crc >> 1) ^ (0xedb8_8320 & (crc & 1).wrapping_neg()))
-    };
+    let step = |crc: u32, byte: &u8| (crc >> 8) ^ CRC32[usize::from(crc as u8 ^ byte)];
     !bytes.iter().fold(u32::MAX, step)
 }
+
+/// What each byte does to the checksum.
+const CRC32: [u32; 256] = {
+    let mut table = [0; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        let mut crc = byte as u32;
+        let mut bit = 0;
+        while bit < 8 {
+            crc = (crc >> 1) ^ (0xedb8_8320 & (crc & 1).wrapping_neg());
+            bit += 1;
+        }
+        table[byte] = crc;
+        byte += 1;
+    }
+    table
+};
 
 #[cfg(test)]
 mod tests {

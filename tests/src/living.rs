@@ -56,16 +56,14 @@ impl Beat {
 }
 
 impl Living {
-    /// Starts the probe with this command line, one vCPU and 256 MiB, and more arguments for the VMM. Its files lie in `directory` and
+    /// Starts the probe with this command line, one vCPU and 256 MiB, unless the further arguments for the VMM say otherwise. Its files lie in `directory` and
     /// begin with `name`.
     pub fn boot(directory: &Path, name: &str, cmdline: &str, arguments: &[&str]) -> Living {
         let mut command = Command::new(programs::cloud_hypervisor());
         command.arg("--kernel").arg(programs::probe()).args(["--cmdline", cmdline]);
-        command.args(["--memory", "size=256M", "--cpus", "boot=1", "--serial", "tty"]);
-        if !arguments.contains(&"--console") {
-            command.args(["--console", "off"]);
-        }
-        command.args(arguments);
+        let defaults = [["--memory", "size=256M"], ["--cpus", "boot=1"], ["--console", "off"]];
+        let missing = defaults.iter().filter(|[flag, _]| !arguments.contains(flag));
+        command.args(missing.flatten()).args(["--serial", "tty"]).args(arguments);
         Living::start(directory, name, command)
     }
 

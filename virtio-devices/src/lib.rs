@@ -6,6 +6,7 @@ pub mod block;
 pub mod buffers;
 pub mod console;
 pub mod net;
+mod rate;
 pub mod rng;
 pub mod transport;
 pub mod vsock;

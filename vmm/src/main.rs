@@ -158,7 +158,7 @@ fn report(error: &Refusal) {
     };
     // Nothing can be done about a standard error that takes nothing, and the exit status tells the rest.
     let _ = std::io::stderr().write_all(text.as_bytes());
-    log::error!("Fatal error: {error:?}");
+    log::error!("{}", spec::bounded(format!("Fatal error: {error:?}")));
 }
 
 /// Prints what the host can do; success means that it can run stock guests.

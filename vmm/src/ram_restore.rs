@@ -134,6 +134,7 @@ fn kind(e: &migration::Error) -> Kind {
         | Error::Incomplete(_)
         | Error::NotAFile(_)
         | Error::TooLong { .. }
+        | Error::TooLarge { .. }
         | Error::Unknown { .. }
         | Error::Malformed { .. }
         | Error::Damaged { .. }

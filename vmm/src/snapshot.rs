@@ -86,12 +86,24 @@ impl Writing {
     }
 }
 
-impl Drop for Writing {
-    fn drop(&mut self) {
+impl Writing {
+    /// Ends the writing and removes what was written; tells whether it was complete nevertheless, and stays.
+    pub fn cancel(mut self) -> bool {
+        self.end();
+        matches!(self.result(), Some(Ok(())))
+    }
+
+    fn end(&mut self) {
         self.progress.cancel();
         if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
             log::error!("the thread that wrote a snapshot panicked");
         }
+    }
+}
+
+impl Drop for Writing {
+    fn drop(&mut self) {
+        self.end();
     }
 }
 

@@ -267,7 +267,7 @@ fn route(
     let refusal = |status, texts: &[&str]| Box::new(messages(status, texts));
     let refuse = |status, texts: &[&str]| Err(refusal(status, texts));
     let malformed = |e: serde_json::Error| {
-        refusal(StatusCode::BAD_REQUEST, &["Failed to deserialize JSON", &e.to_string()])
+        refusal(StatusCode::BAD_REQUEST, &["Failed to deserialize JSON", &spec::bounded(e.to_string())])
     };
     let unfit = |e: Refusal| refusal(status(&e), &e.chain().iter().map(String::as_str).collect::<Vec<_>>());
     let Some(name) = path.strip_prefix(ROOT) else {

@@ -7,13 +7,15 @@ use hypervisor::x86_64::{
     CpuidEntry, DebugRegisters, LapicState, MpState, MsrEntry, SpecialRegisters, StandardRegisters,
     VcpuEvents, XsaveArea,
 };
-use hypervisor::{Result, X86Vcpu};
+use hypervisor::{Error, Result, X86Vcpu};
 use serde::{Deserialize, Serialize};
 
 /// Time stamp counter.
 const MSR_TSC: u32 = 0x10;
 /// Deadline of the APIC's timer, by the time stamp counter.
 const MSR_TSC_DEADLINE: u32 = 0x6e0;
+/// The most MSRs that a vCPU may have been saved with. Hosts have a few hundred; each costs a call of the hypervisor if it is refused.
+pub const MAX_MSRS: usize = 2048;
 /// What two measurements of one counter's frequency differ by at most, in parts per million; KVM's own measure.
 const TSC_TOLERANCE: u64 = 250;
 /// CR4.VMXE: the guest may be in VMX operation (SDM volume 3, 24.7).
@@ -70,8 +72,12 @@ impl VcpuState {
     /// Gives the state to a new vCPU. Returns the numbers of MSRs that the host refused and that do not have their value already.
     ///
     /// # Errors
-    /// What the hypervisor refused.
+    /// More than [`MAX_MSRS`] MSRs, and what the hypervisor refused.
     pub fn load(&self, vcpu: &dyn X86Vcpu) -> Result<Vec<u32>> {
+        if self.msrs.len() > MAX_MSRS {
+            let (found, expected) = (self.msrs.len(), MAX_MSRS);
+            return Err(Error::StateShape { what: "the MSR list", unit: "entries", found, expected });
+        }
         vcpu.set_cpuid(&self.cpuid)?;
         vcpu.set_special_registers(&self.special)?;
         vcpu.set_registers(&self.registers)?;

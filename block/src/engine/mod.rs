@@ -1,5 +1,8 @@
 //! Moving bytes between an image and memory, many requests at a time.
 
+mod aio;
+mod mapped;
+mod slot;
 mod sync;
 mod uring;
 
@@ -7,9 +10,10 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Once, OnceLock};
 
-use crate::geometry::{PUNCH, ZERO};
+use crate::geometry::{PUNCH, ZERO, fallocate};
+use crate::map::Map;
+use crate::storage::Storage;
 use crate::vectored::{self, Direction, Segment};
-use crate::{Error, Image, Result};
 
 /// The most requests that one engine has under way.
 pub const MAX_DEPTH: usize = 1024;
@@ -17,14 +21,20 @@ pub const MAX_DEPTH: usize = 1024;
 /// The most bytes that one request may move. Larger ones fail with `InvalidInput`.
 pub const MAX_REQUEST_BYTES: u32 = 1 << 30;
 
-/// Which engine to use.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Choice {
-    /// io_uring, or the synchronous one where that is not available.
-    #[default]
-    Best,
-    /// `preadv` and `pwritev` on the thread that submits.
-    Sync,
+/// Which engines may be used: the first of io_uring and Linux AIO that the kernel has, or else `preadv` and `pwritev` on the thread
+/// that submits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Choice {
+    /// io_uring.
+    pub io_uring: bool,
+    /// Linux AIO.
+    pub aio: bool,
+}
+
+impl Default for Choice {
+    fn default() -> Self {
+        Choice { io_uring: true, aio: true }
+    }
 }
 
 /// The engine has as many requests under way as it was made for; nothing was queued. Ask for completions first.
@@ -117,6 +127,42 @@ pub trait Engine: Send {
     fn drain(&mut self, done: &mut dyn FnMut(u64, io::Result<u32>)) -> io::Result<()>;
 }
 
+/// An engine that also reads files that the image builds upon.
+pub(crate) trait FileEngine: Engine {
+    /// Queues a read from the file with this number; 0 is the image's own.
+    ///
+    /// # Errors
+    /// [`Refused`] if the engine is full.
+    ///
+    /// # Safety
+    /// As for [`Engine::read`].
+    unsafe fn read_from(
+        &mut self,
+        file: u32,
+        offset: u64,
+        segments: &[Segment],
+        token: u64,
+    ) -> std::result::Result<(), Refused>;
+}
+
+/// The files of one image; there is at least its own.
+#[derive(Clone)]
+struct Files(Arc<[Arc<Storage>]>);
+
+impl Files {
+    fn own(&self) -> &Storage {
+        self.get(0)
+    }
+
+    fn get(&self, file: u32) -> &Storage {
+        &self.0[file as usize]
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &Arc<Storage>> {
+        self.0.iter()
+    }
+}
+
 /// Whether this kernel lets us use io_uring with all that the engine needs. Asked once.
 pub fn io_uring_available() -> bool {
     static ANSWER: OnceLock<bool> = OnceLock::new();
@@ -129,19 +175,56 @@ pub fn io_uring_available() -> bool {
     })
 }
 
-pub(crate) fn make(image: &Arc<Image>, depth: usize, choice: Choice) -> Result<Box<dyn Engine>> {
+/// Whether this kernel lets us use Linux AIO. Asked once.
+pub fn aio_available() -> bool {
+    static ANSWER: OnceLock<bool> = OnceLock::new();
+    *ANSWER.get_or_init(|| match aio::probe() {
+        Ok(()) => true,
+        Err(error) => {
+            log::info!("AIO is not available: {error}");
+            false
+        }
+    })
+}
+
+/// An engine for files, of which the first is the image's own.
+pub(crate) fn make(files: Vec<Arc<Storage>>, depth: usize, choice: Choice) -> Box<dyn FileEngine> {
+    let files = &Files(files.into());
     let depth = depth.clamp(1, MAX_DEPTH);
-    if choice == Choice::Best && io_uring_available() {
-        match uring::Uring::new(image, depth) {
-            Ok(engine) => return Ok(Box::new(engine)),
+    if choice.io_uring && io_uring_available() {
+        match uring::Uring::new(files, depth) {
+            Ok(engine) => return Box::new(engine),
             Err(source) => {
                 static ONCE: Once = Once::new();
-                let error = Error::Engine { path: image.path().to_owned(), source };
-                ONCE.call_once(|| log::warn!("{error}: {:?}; going on without io_uring", error));
+                ONCE.call_once(|| log::warn!("cannot make a ring: {source}; going on without io_uring"));
             }
         }
     }
-    Ok(Box::new(sync::Sync::new(image, depth)))
+    if choice.aio && aio_available() {
+        match aio::Aio::new(files, depth) {
+            Ok(engine) => return Box::new(engine),
+            Err(source) => {
+                static ONCE: Once = Once::new();
+                ONCE.call_once(|| {
+                    log::warn!("going on without AIO: {source} ({})", aio::host_limit());
+                });
+            }
+        }
+    }
+    Box::new(sync::Sync::new(files, depth))
+}
+
+/// An engine for an image whose bytes are not in order.
+pub(crate) fn make_mapped(
+    files: Vec<Arc<Storage>>,
+    map: &Arc<dyn Map>,
+    depth: usize,
+    choice: Choice,
+) -> Box<dyn Engine> {
+    let depth = depth.clamp(1, MAX_DEPTH);
+    // Requests fall into pieces, though most do not.
+    let inner = make(files, depth.saturating_mul(2), choice);
+    Box::new(mapped::Mapped::new(inner, map, depth))
 }
 
 /// Requests that are finished and not yet reported.
@@ -156,8 +239,8 @@ fn transfer_size(segments: &[Segment]) -> io::Result<u32> {
 }
 
 /// Whether a transfer has to make the detour for direct I/O.
-fn needs_detour(image: &Image, offset: u64, segments: &[Segment]) -> bool {
-    image.direct().is_some_and(|alignment| !alignment.accepts(offset, segments))
+fn needs_detour(storage: &Storage, offset: u64, segments: &[Segment]) -> bool {
+    storage.direct().is_some_and(|alignment| !alignment.accepts(offset, segments))
 }
 
 /// A transfer done at once, on this thread.
@@ -165,7 +248,7 @@ fn needs_detour(image: &Image, offset: u64, segments: &[Segment]) -> bool {
 /// # Safety
 /// As for [`vectored::transfer`].
 unsafe fn transfer_now(
-    image: &Image,
+    storage: &Storage,
     direction: Direction,
     offset: u64,
     segments: &[Segment],
@@ -174,15 +257,7 @@ unsafe fn transfer_now(
     // Transfers use up their segments.
     let mut segments = segments.to_vec();
     // SAFETY: the caller's promise is the same.
-    unsafe {
-        match image.direct().filter(|alignment| !alignment.accepts(offset, &segments)) {
-            Some(alignment) => {
-                let exclusive = image.exclusive();
-                crate::direct::detour(image.file(), alignment, exclusive, direction, offset, &mut segments)?;
-            }
-            None => vectored::transfer(image.file(), direction, offset, &mut segments)?,
-        }
-    }
+    unsafe { storage.transfer(direction, offset, &mut segments)? };
     Ok(size)
 }
 
@@ -195,4 +270,26 @@ fn is_unsupported(error: &io::Error) -> bool {
 /// frees space that was to be kept, or keeps it, is not visible in what is read.
 fn zero_modes(may_free: bool) -> [i32; 2] {
     if may_free { [PUNCH, ZERO] } else { [ZERO, PUNCH] }
+}
+
+/// Makes a hole at once.
+fn punch_now(storage: &Storage, offset: u64, len: u64) -> io::Result<()> {
+    allocate(storage, PUNCH, offset, len)
+}
+
+fn allocate(storage: &Storage, mode: i32, offset: u64, len: u64) -> io::Result<()> {
+    if len == 0 {
+        return Ok(());
+    }
+    let narrow = |value| libc::off_t::try_from(value).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG));
+    fallocate(storage.file(), mode, narrow(offset)?, narrow(len)?)
+}
+
+/// Fills a range with zeros at once.
+fn zero_now(storage: &Storage, offset: u64, len: u64, may_free: bool) -> io::Result<()> {
+    let [best, other] = zero_modes(may_free);
+    match allocate(storage, best, offset, len) {
+        Err(error) if is_unsupported(&error) => allocate(storage, other, offset, len),
+        result => result,
+    }
 }

@@ -2,56 +2,72 @@
 
 use std::io;
 use std::os::fd::BorrowedFd;
-use std::sync::Arc;
 
-use super::{Engine, Ready, Refused, is_unsupported, transfer_now, zero_modes};
-use crate::Image;
-use crate::geometry::{PUNCH, fallocate};
+use super::{Engine, FileEngine, Files, Ready, Refused, punch_now, transfer_now, zero_now};
+use crate::storage::Storage;
 use crate::vectored::{Direction, Segment};
 
 /// See the module.
 pub(super) struct Sync {
-    image: Arc<Image>,
+    files: Files,
     depth: usize,
     ready: Ready,
 }
 
 impl Sync {
-    pub(super) fn new(image: &Arc<Image>, depth: usize) -> Self {
-        Sync { image: image.clone(), depth, ready: Vec::with_capacity(depth) }
+    pub(super) fn new(files: &Files, depth: usize) -> Self {
+        Sync { files: files.clone(), depth, ready: Vec::with_capacity(depth) }
     }
 
-    fn run(&mut self, token: u64, request: impl FnOnce(&Image) -> io::Result<u32>) -> Result<(), Refused> {
+    fn run(
+        &mut self,
+        file: u32,
+        token: u64,
+        request: impl FnOnce(&Storage) -> io::Result<u32>,
+    ) -> Result<(), Refused> {
         if self.ready.len() >= self.depth {
             return Err(Refused);
         }
-        let result = request(&self.image);
+        let result = request(self.files.get(file));
         self.ready.push((token, result));
         Ok(())
+    }
+}
+
+impl FileEngine for Sync {
+    unsafe fn read_from(
+        &mut self,
+        file: u32,
+        offset: u64,
+        segments: &[Segment],
+        token: u64,
+    ) -> Result<(), Refused> {
+        // SAFETY: the caller vouches for the segments, even beyond this call.
+        self.run(file, token, |storage| unsafe { transfer_now(storage, Direction::Read, offset, segments) })
     }
 }
 
 impl Engine for Sync {
     unsafe fn read(&mut self, offset: u64, segments: &[Segment], token: u64) -> Result<(), Refused> {
         // SAFETY: the caller vouches for the segments, even beyond this call.
-        self.run(token, |image| unsafe { transfer_now(image, Direction::Read, offset, segments) })
+        self.run(0, token, |storage| unsafe { transfer_now(storage, Direction::Read, offset, segments) })
     }
 
     unsafe fn write(&mut self, offset: u64, segments: &[Segment], token: u64) -> Result<(), Refused> {
         // SAFETY: the caller vouches for the segments, even beyond this call.
-        self.run(token, |image| unsafe { transfer_now(image, Direction::Write, offset, segments) })
+        self.run(0, token, |storage| unsafe { transfer_now(storage, Direction::Write, offset, segments) })
     }
 
     fn flush(&mut self, token: u64) -> Result<(), Refused> {
-        self.run(token, |image| image.file().sync_data().map(|()| 0))
+        self.run(0, token, |storage| storage.file().sync_data().map(|()| 0))
     }
 
     fn discard(&mut self, offset: u64, len: u64, token: u64) -> Result<(), Refused> {
-        self.run(token, |image| allocate(image, PUNCH, offset, len).map(|()| 0))
+        self.run(0, token, |storage| punch_now(storage, offset, len).map(|()| 0))
     }
 
     fn zero(&mut self, offset: u64, len: u64, may_free: bool, token: u64) -> Result<(), Refused> {
-        self.run(token, |image| zero(image, offset, len, may_free).map(|()| 0))
+        self.run(0, token, |storage| zero_now(storage, offset, len, may_free).map(|()| 0))
     }
 
     fn submit(&mut self) -> io::Result<()> {
@@ -73,21 +89,5 @@ impl Engine for Sync {
 
     fn drain(&mut self, done: &mut dyn FnMut(u64, io::Result<u32>)) -> io::Result<()> {
         self.completions(done)
-    }
-}
-
-fn allocate(image: &Image, mode: i32, offset: u64, len: u64) -> io::Result<()> {
-    if len == 0 {
-        return Ok(());
-    }
-    let narrow = |value| libc::off_t::try_from(value).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG));
-    fallocate(image.file(), mode, narrow(offset)?, narrow(len)?)
-}
-
-fn zero(image: &Image, offset: u64, len: u64, may_free: bool) -> io::Result<()> {
-    let [best, other] = zero_modes(may_free);
-    match allocate(image, best, offset, len) {
-        Err(error) if is_unsupported(&error) => allocate(image, other, offset, len),
-        result => result,
     }
 }

@@ -10,63 +10,30 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::sync::Arc;
 use std::time::Duration;
 
 use io_uring::{IoUring, Probe, opcode, squeue, types};
 
-use super::{Engine, Ready, Refused, is_unsupported, needs_detour, transfer_now, transfer_size, zero_modes};
-use crate::Image;
+use super::slot::{Operation, Slot, Slots, Step};
+use super::{
+    Engine, FileEngine, Files, Ready, Refused, needs_detour, transfer_now, transfer_size, zero_modes,
+};
 use crate::geometry::PUNCH;
-use crate::vectored::{self, Direction, MAX_SEGMENTS, Segment};
-
-/// How often a request that the kernel sends back as "try again" is resubmitted before it fails.
-const MAX_RETRIES: u8 = 100;
+use crate::vectored::{Direction, Segment};
 
 /// How often, and after what pause, a submission that the kernel has no memory for is repeated.
 const SUBMIT_RETRIES: u32 = 1000;
 const SUBMIT_PAUSE: Duration = Duration::from_millis(1);
 
-/// The image's place in the table of registered files.
+/// The place of the image's own file in the table of registered files.
 const FILE: types::Fixed = types::Fixed(0);
-
-/// What a slot is doing.
-#[derive(Clone, Copy, Debug)]
-enum Operation {
-    Transfer(Direction),
-    Flush,
-    Discard {
-        len: u64,
-    },
-    /// Zero a range, with the named `fallocate` mode, or else the other one.
-    Zero {
-        len: u64,
-        mode: i32,
-        other: Option<i32>,
-    },
-}
-
-/// One request.
-struct Slot {
-    operation: Operation,
-    token: u64,
-    /// Where the rest begins.
-    offset: u64,
-    /// Bytes of the whole request, for the report.
-    size: u32,
-    /// The memory; those before `first` are used up. Kept for the next request, so that there is nothing to allocate.
-    segments: Vec<Segment>,
-    first: usize,
-    retries: u8,
-}
 
 /// See the module.
 pub(super) struct Uring {
-    image: Arc<Image>,
+    files: Files,
     ring: IoUring,
     enabled: bool,
-    slots: Vec<Slot>,
-    free: Vec<u32>,
+    slots: Slots,
     ready: Ready,
 }
 
@@ -112,25 +79,16 @@ fn make_ring(entries: u32) -> io::Result<IoUring> {
 }
 
 impl Uring {
-    pub(super) fn new(image: &Arc<Image>, depth: usize) -> io::Result<Self> {
+    pub(super) fn new(files: &Files, depth: usize) -> io::Result<Self> {
         let entries = u32::try_from(depth).map_err(io::Error::other)?;
         let ring = make_ring(entries.next_power_of_two())?;
-        ring.submitter().register_files(&[image.file().as_raw_fd()])?;
-        let slot = || Slot {
-            operation: Operation::Flush,
-            token: 0,
-            offset: 0,
-            size: 0,
-            segments: Vec::new(),
-            first: 0,
-            retries: 0,
-        };
+        let descriptors: Vec<_> = files.iter().map(|storage| storage.file().as_raw_fd()).collect();
+        ring.submitter().register_files(&descriptors)?;
         Ok(Uring {
-            image: image.clone(),
+            files: files.clone(),
             ring,
             enabled: false,
-            slots: (0..depth).map(|_| slot()).collect(),
-            free: (0..entries).rev().collect(),
+            slots: Slots::new(entries),
             ready: Vec::new(),
         })
     }
@@ -147,24 +105,14 @@ impl Uring {
         if self.in_flight() >= self.slots.len() {
             return Err(Refused);
         }
-        let index = self.free.pop().ok_or(Refused)?;
-        let slot = &mut self.slots[index as usize];
-        slot.segments.clear();
-        slot.segments.extend(segments.filter(|segment| !segment.is_empty()));
-        (slot.operation, slot.token, slot.offset, slot.size) = (operation, token, offset, size);
-        (slot.first, slot.retries) = (0, 0);
+        let index = self.slots.take(operation, token, offset, size, segments).ok_or(Refused)?;
+        let slot = &self.slots[index];
         if slot.finished() {
-            return self.finish_now(index, Ok(size));
+            self.slots.give_back(index);
+            return self.done_at_once(token, Ok(size));
         }
-        let entry = slot.entry(index);
+        let entry = entry(slot, index);
         push(&mut self.ring.submission(), &entry);
-        Ok(())
-    }
-
-    /// Gives a slot back and keeps its result until it is asked for.
-    fn finish_now(&mut self, index: u32, result: io::Result<u32>) -> Result<(), Refused> {
-        self.ready.push((self.slots[index as usize].token, result));
-        self.free.push(index);
         Ok(())
     }
 
@@ -181,6 +129,7 @@ impl Uring {
     unsafe fn transfer(
         &mut self,
         direction: Direction,
+        file: u32,
         offset: u64,
         segments: &[Segment],
         token: u64,
@@ -192,12 +141,12 @@ impl Uring {
             Ok(size) => size,
             Err(error) => return self.done_at_once(token, Err(error)),
         };
-        if needs_detour(&self.image, offset, segments) {
+        if needs_detour(self.files.get(file), offset, segments) {
             // SAFETY: the caller's promise covers this call.
-            let result = unsafe { transfer_now(&self.image, direction, offset, segments) };
+            let result = unsafe { transfer_now(self.files.get(file), direction, offset, segments) };
             return self.done_at_once(token, result);
         }
-        self.queue(Operation::Transfer(direction), token, offset, size, segments.iter().copied())
+        self.queue(Operation::Transfer(direction, file), token, offset, size, segments.iter().copied())
     }
 
     /// The first use makes this thread the owner of the ring.
@@ -237,17 +186,13 @@ impl Uring {
         let mut more = false;
         for entry in completion {
             let Ok(index) = u32::try_from(entry.user_data()) else { continue };
-            let Some(slot) = self.slots.get_mut(index as usize) else { continue };
-            match slot.step(entry.result()) {
-                Some(result) => {
-                    let token = slot.token;
-                    self.free.push(index);
-                    done(token, result);
-                }
-                None => {
-                    push(&mut submission, &slot.entry(index));
+            match self.slots.step(index, entry.result()) {
+                Step::Done(token, result) => done(token, result),
+                Step::Again(slot) => {
+                    push(&mut submission, &self::entry(slot, index));
                     more = true;
                 }
+                Step::Unknown => {}
             }
         }
         more
@@ -263,93 +208,61 @@ fn push(queue: &mut squeue::SubmissionQueue<'_>, entry: &squeue::Entry) {
     debug_assert!(pushed.is_ok());
 }
 
-impl Slot {
-    /// Whether nothing is left to be done.
-    fn finished(&self) -> bool {
-        match self.operation {
-            Operation::Transfer(_) => self.first >= self.segments.len(),
-            Operation::Flush => false,
-            Operation::Discard { len } | Operation::Zero { len, .. } => len == 0,
+/// The next step of a request as the kernel wants it.
+fn entry(slot: &Slot, index: u32) -> squeue::Entry {
+    let entry = match slot.operation {
+        Operation::Transfer(direction, file) => transfer_entry(slot, direction, types::Fixed(file)),
+        Operation::Flush => opcode::Fsync::new(FILE).flags(types::FsyncFlags::DATASYNC).build(),
+        Operation::Discard { len } => {
+            opcode::Fallocate::new(FILE, len).offset(slot.offset).mode(PUNCH).build()
         }
-    }
+        Operation::Zero { len, mode, .. } => {
+            opcode::Fallocate::new(FILE, len).offset(slot.offset).mode(mode).build()
+        }
+    };
+    entry.user_data(u64::from(index))
+}
 
-    /// The next step as the kernel wants it.
-    fn entry(&self, index: u32) -> squeue::Entry {
-        let entry = match self.operation {
-            Operation::Transfer(direction) => self.transfer_entry(direction),
-            Operation::Flush => opcode::Fsync::new(FILE).flags(types::FsyncFlags::DATASYNC).build(),
-            Operation::Discard { len } => {
-                opcode::Fallocate::new(FILE, len).offset(self.offset).mode(PUNCH).build()
-            }
-            Operation::Zero { len, mode, .. } => {
-                opcode::Fallocate::new(FILE, len).offset(self.offset).mode(mode).build()
-            }
+fn transfer_entry(slot: &Slot, direction: Direction, file: types::Fixed) -> squeue::Entry {
+    let rest = slot.rest();
+    // A single segment spares the kernel the import of a vector.
+    if let [only] = rest
+        && let Ok(len) = u32::try_from(only.len())
+    {
+        return match direction {
+            Direction::Read => opcode::Read::new(file, only.base(), len).offset(slot.offset).build(),
+            Direction::Write => opcode::Write::new(file, only.base(), len).offset(slot.offset).build(),
         };
-        entry.user_data(u64::from(index))
     }
-
-    fn transfer_entry(&self, direction: Direction) -> squeue::Entry {
-        let rest = &self.segments[self.first..];
-        // A single segment spares the kernel the import of a vector.
-        if let [only] = rest
-            && let Ok(len) = u32::try_from(only.len())
-        {
-            return match direction {
-                Direction::Read => opcode::Read::new(FILE, only.base(), len).offset(self.offset).build(),
-                Direction::Write => opcode::Write::new(FILE, only.base(), len).offset(self.offset).build(),
-            };
-        }
-        let count = rest.len().min(MAX_SEGMENTS) as u32;
-        let vector = rest.as_ptr().cast::<libc::iovec>();
-        match direction {
-            Direction::Read => opcode::Readv::new(FILE, vector, count).offset(self.offset).build(),
-            Direction::Write => opcode::Writev::new(FILE, vector, count).offset(self.offset).build(),
-        }
+    let vector = rest.as_ptr().cast::<libc::iovec>();
+    match direction {
+        Direction::Read => opcode::Readv::new(file, vector, rest.len() as u32).offset(slot.offset).build(),
+        Direction::Write => opcode::Writev::new(file, vector, rest.len() as u32).offset(slot.offset).build(),
     }
+}
 
-    /// Takes in the result of a step. Returns that of the whole request, or `None` if another step is needed.
-    fn step(&mut self, result: i32) -> Option<io::Result<u32>> {
-        let moved = match usize::try_from(result) {
-            Ok(moved) => moved,
-            Err(_) => return self.failed(io::Error::from_raw_os_error(-result)),
-        };
-        let Operation::Transfer(direction) = self.operation else {
-            return Some(Ok(0));
-        };
-        if moved == 0 {
-            return Some(Err(vectored::short(direction)));
-        }
-        self.retries = 0;
-        self.offset += moved as u64;
-        self.first = vectored::advance(&mut self.segments, self.first, moved);
-        self.finished().then_some(Ok(self.size))
-    }
-
-    /// Takes in a failure: tries again, or by other means, or gives up.
-    fn failed(&mut self, error: io::Error) -> Option<io::Result<u32>> {
-        match (self.operation, error.raw_os_error()) {
-            (_, Some(libc::EAGAIN | libc::EINTR)) if self.retries < MAX_RETRIES => {
-                self.retries += 1;
-                None
-            }
-            (Operation::Zero { len, other: Some(mode), .. }, _) if is_unsupported(&error) => {
-                self.operation = Operation::Zero { len, mode, other: None };
-                None
-            }
-            _ => Some(Err(error)),
-        }
+impl FileEngine for Uring {
+    unsafe fn read_from(
+        &mut self,
+        file: u32,
+        offset: u64,
+        segments: &[Segment],
+        token: u64,
+    ) -> Result<(), Refused> {
+        // SAFETY: the caller makes the same promise.
+        unsafe { self.transfer(Direction::Read, file, offset, segments, token) }
     }
 }
 
 impl Engine for Uring {
     unsafe fn read(&mut self, offset: u64, segments: &[Segment], token: u64) -> Result<(), Refused> {
         // SAFETY: the caller makes the same promise.
-        unsafe { self.transfer(Direction::Read, offset, segments, token) }
+        unsafe { self.transfer(Direction::Read, 0, offset, segments, token) }
     }
 
     unsafe fn write(&mut self, offset: u64, segments: &[Segment], token: u64) -> Result<(), Refused> {
         // SAFETY: the caller makes the same promise.
-        unsafe { self.transfer(Direction::Write, offset, segments, token) }
+        unsafe { self.transfer(Direction::Write, 0, offset, segments, token) }
     }
 
     fn flush(&mut self, token: u64) -> Result<(), Refused> {
@@ -389,7 +302,7 @@ impl Engine for Uring {
     }
 
     fn in_flight(&self) -> usize {
-        self.slots.len() - self.free.len() + self.ready.len()
+        self.slots.taken() + self.ready.len()
     }
 
     fn drain(&mut self, done: &mut dyn FnMut(u64, io::Result<u32>)) -> io::Result<()> {
@@ -410,7 +323,7 @@ impl Drop for Uring {
         }
         if let Err(error) = self.drain(&mut |_, _| {}) {
             // The kernel may still write to memory that is about to be freed, and there is no way to wait for it.
-            log::error!("cannot wait for I/O on {}: {error}", self.image.path().display());
+            log::error!("cannot wait for I/O on {}: {error}", self.files.own().path().display());
             std::process::abort();
         }
     }

@@ -5,6 +5,7 @@ complete -c cloud-hypervisor -l cpus -d 'The machine\'s processors' -r
 complete -c cloud-hypervisor -l memory -d 'The machine\'s memory' -r
 complete -c cloud-hypervisor -l platform -d 'The machine\'s identity, as SMBIOS tells it to the guest' -r
 complete -c cloud-hypervisor -l pci-segment -d 'The share of the PCI address windows that a segment gets' -r
+complete -c cloud-hypervisor -l rate-limit-group -d 'A limit that several disks share: those that name it with rate_limit_group' -r
 complete -c cloud-hypervisor -l console -d 'The paravirtual console (hvc0 in the guest), and where it goes on the host' -r
 complete -c cloud-hypervisor -l disk -d 'A disk on an image file or block device of the host' -r
 complete -c cloud-hypervisor -l net -d 'A network device on a tap of the host' -r

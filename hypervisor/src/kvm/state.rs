@@ -19,6 +19,9 @@ use crate::x86_64::{
 /// Size of the area that `KVM_GET_XSAVE` gives; features beyond (AMX) need the second form of the ioctl.
 pub(super) const XSAVE_MIN_SIZE: u32 = size_of::<kvm_xsave>() as u32;
 
+/// The most entries that KVM takes in one request: fewer than its `MAX_IO_MSRS`.
+const MSR_BATCH: usize = KVM_MAX_MSR_ENTRIES - 1;
+
 /// An MSR request: transfers some from the front and returns how many, as KVM does.
 type Transfer<'a> = dyn Fn(&mut Msrs) -> std::result::Result<usize, vmm_sys_util::errno::Error> + 'a;
 
@@ -31,7 +34,7 @@ fn transfer_msrs(
 ) -> Result<()> {
     let mut rest = entries;
     while let Some(first) = rest.first() {
-        let batch = &rest[..rest.len().min(KVM_MAX_MSR_ENTRIES)];
+        let batch = &rest[..rest.len().min(MSR_BATCH)];
         let failed = |source| Error::Msr { verb, index: first.index, source };
         let mut request = Msrs::from_entries(batch).map_err(|_| failed(io::ErrorKind::OutOfMemory.into()))?;
         let done = transfer(&mut request).map_err(|e| failed(e.into()))?.min(batch.len());

@@ -1,96 +1,12 @@
 //! Bad requests over the API, and what they leave of the machine.
 
-use std::fs::File;
 use std::io::Write;
 use std::os::unix::net::UnixStream;
-use std::process::Child;
 
 use serde_json::{Value, json};
-use tests::{ask, image, programs};
+use tests::{image, programs};
 
-use crate::bench::{Bench, quiet, read, until, wait};
-
-/// A program that waits for requests.
-pub(crate) struct Server {
-    pub(crate) bench: Bench,
-    child: Child,
-}
-
-impl Server {
-    pub(crate) fn start() -> Server {
-        let bench = Bench::new();
-        let log = File::create(bench.path("log")).unwrap();
-        let mut command = bench.command(&["--api-socket", "s"]);
-        let child = quiet(&mut command).stderr(log).spawn().unwrap();
-        until("the API socket", || UnixStream::connect(bench.path("s")).is_ok());
-        Server { bench, child }
-    }
-
-    /// Sends these bytes and reads one answer: its status and body; `None` if the connection ends without.
-    fn send(&self, request: &[u8]) -> Option<(u16, String)> {
-        ask::exchange(&self.bench.path("s"), request)
-    }
-
-    /// Asks, with a body unless it is empty.
-    pub(crate) fn ask(&self, verb: &str, name: &str, body: &[u8]) -> (u16, String) {
-        ask::ask(&self.bench.path("s"), verb, name, body)
-            .unwrap_or_else(|| panic!("{verb} {name} has no answer"))
-    }
-
-    pub(crate) fn put(&self, name: &str) -> (u16, String) {
-        self.ask("PUT", name, b"")
-    }
-
-    /// Asks for what must be refused with this status and these messages.
-    #[track_caller]
-    pub(crate) fn refuses(&self, verb: &str, name: &str, body: &[u8], status: u16, messages: &[&str]) {
-        let (told, text) = self.ask(verb, name, body);
-        let list: Vec<String> = serde_json::from_str(&text).unwrap_or_else(|e| panic!("{name}: {e}: {text}"));
-        assert_eq!(
-            (told, list),
-            (status, messages.iter().map(ToString::to_string).collect()),
-            "{verb} {name}"
-        );
-    }
-
-    #[track_caller]
-    pub(crate) fn does(&self, name: &str, body: &Value) {
-        let text = if body.is_null() { String::new() } else { body.to_string() };
-        let answer = self.ask("PUT", name, text.as_bytes());
-        assert_eq!(answer, (204, String::new()), "{name}");
-    }
-
-    /// The VMM's process id.
-    pub(crate) fn id(&self) -> u32 {
-        self.child.id()
-    }
-
-    pub(crate) fn info(&self) -> Value {
-        let (status, text) = self.ask("GET", "vm.info", b"");
-        assert_eq!(status, 200, "{text}");
-        serde_json::from_str(&text).unwrap()
-    }
-
-    /// Checks that it still answers, and ends it.
-    #[track_caller]
-    pub(crate) fn ends_well(mut self) {
-        assert_eq!(self.ask("GET", "vmm.ping", b"").0, 200);
-        assert_eq!(self.put("vmm.shutdown").0, 200);
-        assert_eq!(wait(&mut self.child).and_then(|status| status.code()), Some(0));
-        assert!(!self.bench.path("s").exists(), "the socket is left");
-        let log = read(&self.bench.path("log"));
-        assert!(!log.contains("panicked"), "{log}");
-        self.bench.nobody_is_here();
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // Both fail only if it has ended already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
+use crate::server::Server;
 
 #[test]
 fn bodies_that_describe_no_machine() {

@@ -101,14 +101,21 @@ impl Bench {
         outcome
     }
 
-    /// Runs a command to its end.
+    /// Runs a command to its end, after which nobody is here.
     #[track_caller]
     pub(crate) fn run(&self, command: &mut Command) -> Outcome {
+        let outcome = self.outcome(command);
+        self.nobody_is_here();
+        outcome
+    }
+
+    /// Runs a command to its end.
+    #[track_caller]
+    pub(crate) fn outcome(&self, command: &mut Command) -> Outcome {
         let errors = self.scratch.file("stderr");
         command.stderr(File::create(&errors).expect("the scratch directory takes files"));
         let mut child = command.spawn().unwrap_or_else(|e| panic!("{command:?}: {e}"));
         let status = wait(&mut child).unwrap_or_else(|| panic!("{command:?} hangs:\n{}", read(&errors)));
-        self.nobody_is_here();
         let (log, messages): (Vec<_>, Vec<_>) =
             read(&errors).split_inclusive('\n').map(str::to_owned).partition(|line| line.ends_with("\r\n"));
         Outcome { status, stdout: String::new(), messages: messages.concat(), log: log.concat() }

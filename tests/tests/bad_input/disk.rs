@@ -48,7 +48,7 @@ fn images_that_are_none() {
         (
             "qcow2",
             &[
-                "disk image qcow2: image format qcow2 is not supported yet; use image_type=raw to treat it as raw",
+                "disk image qcow2 is not a usable qcow2 image: it uses features that are not known: 0xa0a0a0a0a0b0b00",
             ],
         ),
     ] {
@@ -159,7 +159,6 @@ fn settings_of_a_disk_that_cannot_work() {
         "",
         "PCI device ID 9 on segment 0 is given to two devices",
     );
-    invalid(&["path=image,image_type=qcow2"], "", "--disk image_type=qcow2 is not supported yet");
     invalid(&["path=image,vhost_user=on"], "", "--disk vhost_user is not supported yet");
-    invalid(&["path=image,backing_files=on"], "", "--disk backing_files is not supported yet");
+    invalid(&["path=image,rate_limit_group=none"], first, "Invalid rate-limiter group");
 }

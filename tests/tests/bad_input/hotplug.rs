@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tests::{image, programs, remote};
 
-use crate::api::Server;
 use crate::bench::root;
 use crate::namespace::{interfaces, with_network};
 use crate::network::{passing, tap};
+use crate::server::Server;
 
 const API: &str = "Error from API";
 const DISK: &str = "The disk could not be added to the VM";

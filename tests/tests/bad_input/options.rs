@@ -33,7 +33,11 @@ fn texts_that_do_not_parse() {
             "path=a,image_type=zip",
             &["Unable to convert zip for image_type", "expected one of raw|qcow2|vhd|vhdx|vmdk"],
         ),
-        ("disk", "path=a,bw_size=1", &["bw_size is not supported yet"]),
+        (
+            "disk",
+            "path=a,bw_size=x",
+            &["Unable to convert x for bw_size", "expected a decimal number from 0 to 18446744073709551615"],
+        ),
         (
             "cpus",
             "boot=x",
@@ -118,7 +122,6 @@ fn what_is_not_offered_yet_is_refused_by_name() {
         ("numa", Some("guest_numa_id=0")),
         ("pmem", Some("file=f")),
         ("pvpanic", None),
-        ("rate-limit-group", Some("id=g")),
         ("rtc", None),
         ("tpm", Some("socket=s")),
         ("user-device", Some("socket=s")),

@@ -6,7 +6,7 @@ use std::os::unix::net::UnixListener;
 use serde_json::{Value, json};
 use tests::programs;
 
-use crate::api::Server;
+use crate::server::Server;
 
 const ADDED: &str = "The vsock device could not be added to the VM";
 

@@ -8,6 +8,8 @@ use tests::living::Living;
 use tests::scratch::Scratch;
 use tests::tap::{self, Partner, Tap};
 
+use crate::formats::{qemu_img, text};
+
 /// The guest's card.
 const MAC: &str = "52:54:00:10:ad:01";
 const MAC_BYTES: [u8; 6] = [0x52, 0x54, 0, 0x10, 0xad, 1];
@@ -19,6 +21,7 @@ const SECTORS: u64 = 8192;
 pub(crate) struct Loaded {
     pub(crate) scratch: Scratch,
     pub(crate) partner: Partner,
+    image_type: &'static str,
     _tap: Tap,
 }
 
@@ -27,6 +30,7 @@ pub(crate) struct Loaded {
 pub(crate) struct Elsewhere {
     pub(crate) disks: [PathBuf; 2],
     pub(crate) tap: String,
+    image_type: &'static str,
     _partner: Partner,
     _tap: Tap,
 }
@@ -47,7 +51,7 @@ impl Elsewhere {
     /// Checks that every sector of both disks is whole.
     pub(crate) fn images_are_whole(&self) {
         for disk in &self.disks {
-            assert!(written(disk) > 0, "nothing was written to {}", disk.display());
+            assert!(written_to(disk, self.image_type) > 0, "nothing was written to {}", disk.display());
         }
     }
 }
@@ -64,20 +68,25 @@ impl Loaded {
         });
         let made = Tap::new(&tap).expect("a tap can be made");
         let partner = Partner::new(&tap, MAC_BYTES, nth).expect("a partner can sit down at it");
-        Elsewhere { disks: copies, tap, _partner: partner, _tap: made }
+        Elsewhere { disks: copies, tap, image_type: self.image_type, _partner: partner, _tap: made }
     }
 
     /// Two empty disks, `disk0` and `disk1`, and a tap, `load0`, with a partner behind it.
     pub(crate) fn new() -> Loaded {
+        Loaded::with_disks("raw")
+    }
+
+    /// The same with disks of another type.
+    pub(crate) fn with_disks(image_type: &'static str) -> Loaded {
         tap::enter_private_network().expect("these tests run as root");
         let scratch = Scratch::new();
         for name in ["disk0", "disk1"] {
-            let file = std::fs::File::create(scratch.file(name)).expect("the scratch directory takes files");
-            file.set_len(SECTORS * SECTOR).expect("the scratch directory has room");
+            let (path, size) = (scratch.file(name), (SECTORS * SECTOR).to_string());
+            qemu_img(&["create", "-q", "-f", image_type, text(&path), &size]);
         }
         let tap = Tap::new("load0").expect("a tap can be made");
         let partner = Partner::new("load0", MAC_BYTES, 0).expect("a partner can sit down at it");
-        Loaded { scratch, partner, _tap: tap }
+        Loaded { scratch, partner, image_type, _tap: tap }
     }
 
     /// A machine with all of it, under load; more words for the probe.
@@ -89,7 +98,7 @@ impl Loaded {
     pub(crate) fn boot_with(&self, cmdline: &str, arguments: &[&str]) -> Living {
         let disks = ["disk0", "disk1"].map(|name| {
             let path = self.scratch.file(name);
-            format!("path={},image_type=raw,id={name}", path.display())
+            format!("path={},image_type={},id={name}", path.display(), self.image_type)
         });
         let net = format!("tap=load0,mac={MAC},id=net0");
         let devices = ["--disk", &disks[0], &disks[1], "--net", &net];
@@ -108,9 +117,20 @@ impl Loaded {
     /// Checks that every sector of both disks is whole.
     pub(crate) fn images_are_whole(&self) {
         for name in ["disk0", "disk1"] {
-            assert!(written(&self.disk(name)) > 0, "nothing was written to {name}");
+            assert!(written_to(&self.disk(name), self.image_type) > 0, "nothing was written to {name}");
         }
     }
+}
+
+/// The same for an image of any type, which must be in order itself.
+fn written_to(image: &Path, image_type: &str) -> usize {
+    if image_type == "raw" {
+        return written(image);
+    }
+    qemu_img(&["check", "-q", "-f", image_type, text(image)]);
+    let raw = image.with_extension("raw");
+    qemu_img(&["convert", "-f", image_type, "-O", "raw", text(image), text(&raw)]);
+    written(&raw)
 }
 
 /// Checks that each sector of an image is one that the probe's `load` writes there, or empty; how many it has written.

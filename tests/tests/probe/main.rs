@@ -3,6 +3,8 @@
 mod devices;
 mod disk;
 mod ends;
+mod formats;
+mod golden;
 mod hostile;
 mod hotplug;
 mod loaded;

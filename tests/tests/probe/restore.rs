@@ -41,8 +41,8 @@ fn end(machine: Living, restores: u64) {
     assert!(abandoned <= restores * WINDOW, "{abandoned} frames were given up:\n{report}");
 }
 
-fn goes_on(mode: &str, interrupts: &str) {
-    let loaded = Loaded::new();
+fn goes_on(image_type: &'static str, mode: &str, interrupts: &str) {
+    let loaded = Loaded::with_disks(image_type);
     let mut machine = loaded.boot(&format!("probe.interrupts={interrupts} probe.window={WINDOW}"));
     machine.progress(4000, 1000);
     let saved = loaded.scratch.file("snapshot");
@@ -68,17 +68,22 @@ fn goes_on(mode: &str, interrupts: &str) {
 
 #[test]
 fn a_machine_whose_memory_is_copied_goes_on() {
-    goes_on("copy", "on");
+    goes_on("raw", "copy", "on");
 }
 
 #[test]
 fn a_machine_whose_memory_comes_on_demand_goes_on() {
-    goes_on("ondemand", "off");
+    goes_on("raw", "ondemand", "off");
 }
 
 #[test]
 fn a_machine_whose_memory_is_mapped_goes_on() {
-    goes_on("mmap", "on");
+    goes_on("raw", "mmap", "on");
+}
+
+#[test]
+fn a_machine_with_qcow2_disks_goes_on() {
+    goes_on("qcow2", "copy", "on");
 }
 
 #[test]

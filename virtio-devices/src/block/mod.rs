@@ -1,4 +1,4 @@
-//! virtio-blk on a raw image (virtio 1.3 §5.2).
+//! virtio-blk on a disk image (virtio 1.3 §5.2).
 //!
 //! Each queue has a thread and an I/O engine of its own; queues share nothing but the image and a few flags. The device
 //! never looks at the data: the kernel moves it between the image and guest memory.
@@ -29,6 +29,8 @@ use virtio_queue::{QueueState, QueueT};
 use queue::DiskQueue;
 use stats::Stats;
 use wire::{CONFIG_LENGTH, Config, WRITEBACK, feature};
+
+use crate::rate::{Limiter, Throttle};
 
 pub use self::request::MAX_PIECES;
 pub use self::spec::{Affinity, DiskSpec, DiskType, ImageType, LockGranularity, QueueAffinity};
@@ -81,6 +83,7 @@ struct Parts {
     serial: [u8; SERIAL_LENGTH],
     /// Whether the guest may give space back.
     sparse: bool,
+    limiter: Option<Arc<Limiter>>,
     queues: u16,
     queue_size: u16,
     /// CPUs of the host that the thread of each queue is bound to; empty or missing for any.
@@ -91,6 +94,7 @@ struct Parts {
 pub struct Disk {
     shared: Arc<Shared>,
     engine: Choice,
+    limiter: Option<Arc<Limiter>>,
     offered: u64,
     queue_size: u16,
     cpus: Vec<Vec<usize>>,
@@ -102,7 +106,7 @@ pub struct Disk {
 
 impl Disk {
     fn new(parts: Parts) -> Self {
-        let Parts { id, image, engine, serial, sparse, queues, queue_size, cpus } = parts;
+        let Parts { id, image, engine, serial, sparse, limiter, queues, queue_size, cpus } = parts;
         let zeroes = image.sparse().punch;
         let discard = zeroes && sparse;
         let mut offered = ring::VERSION_1 | ring::RING_EVENT_IDX | ring::RING_INDIRECT_DESC;
@@ -131,6 +135,7 @@ impl Disk {
         Disk {
             shared: Arc::new(shared),
             engine,
+            limiter,
             offered,
             queue_size,
             cpus,
@@ -243,10 +248,11 @@ impl Virtio for Disk {
             DeviceError::new(format!("cannot start queue {index} of disk \"{}\"", shared.id), source)
         };
         let depth = usize::from(queue::depth(queue.queue.size()));
-        let engine = shared.image.engine(depth, self.engine).map_err(|e| failed(e.into()))?;
+        let engine = shared.image.engine(depth, self.engine);
         let cpus = self.cpus.get(index).map_or(&[][..], Vec::as_slice);
         let worker = grant.workers.own(&format!("{}_q{index}", shared.id), cpus)?;
-        let task = DiskQueue::new(queue, engine, shared.clone());
+        let throttle = self.limiter.clone().map(Throttle::new).transpose()?;
+        let task = DiskQueue::new(queue, engine, shared.clone(), throttle);
         let attached = worker.attach(task).map_err(|e| failed(e.into()))?;
         if live.len() <= index {
             live.resize_with(index + 1, || None);
@@ -271,8 +277,9 @@ impl Virtio for Disk {
     }
 
     fn save(&self) -> Result<Option<Node>, DeviceError> {
-        let failed = |e| DeviceError::new(format!("cannot save disk \"{}\"", self.shared.id), e);
-        self.save_state().map(Some).map_err(failed)
+        let what = || format!("cannot save disk \"{}\"", self.shared.id);
+        self.shared.image.settle().map_err(|e| DeviceError::new(what(), e))?;
+        self.save_state().map(Some).map_err(|e| DeviceError::new(what(), e))
     }
 
     fn load(&self, node: Option<Node>) -> Result<(), StateError> {

@@ -23,12 +23,14 @@ use vmm_sys_util::epoll::EventSet;
 use super::Shared;
 use super::request::{Operation, Pieces, Request, StatusByte, fill};
 use super::wire::Status;
+use crate::rate::Throttle;
 
 /// Batches served in a row before the thread looks after other things, such as being told to stop.
 const BUDGET: u32 = 64;
 
 const KICK: u32 = 0;
 const DONE: u32 = 1;
+const LIMIT: u32 = 2;
 
 /// What a request under way is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +59,8 @@ pub(super) struct DiskQueue {
     live: LiveQueue,
     engine: Box<dyn Engine>,
     shared: Arc<Shared>,
+    /// The way to wait when a limit is reached, if there is one.
+    throttle: Option<Throttle>,
     pieces: Pieces,
     slots: Vec<Option<Slot>>,
     free: Vec<u16>,
@@ -73,13 +77,19 @@ pub(super) struct DiskQueue {
 }
 
 impl DiskQueue {
-    pub(super) fn new(live: LiveQueue, engine: Box<dyn Engine>, shared: Arc<Shared>) -> Self {
+    pub(super) fn new(
+        live: LiveQueue,
+        engine: Box<dyn Engine>,
+        shared: Arc<Shared>,
+        throttle: Option<Throttle>,
+    ) -> Self {
         let depth = depth(live.queue.size());
         let maps = vec![live.ram.map()];
         DiskQueue {
             live,
             engine,
             shared,
+            throttle,
             pieces: Pieces::new(),
             slots: vec![None; usize::from(depth)],
             free: (0..depth).rev().collect(),
@@ -103,7 +113,7 @@ impl DiskQueue {
         self.live.quiet(&*map);
         for _ in 0..BUDGET {
             let taken = self.take(&map);
-            if promised && taken == 0 && !self.broken && !self.free.is_empty() {
+            if promised && taken == 0 && self.can_take() {
                 // The ring says that there is something, and it is not to be had.
                 self.give_up("its available ring cannot be read");
             }
@@ -113,7 +123,8 @@ impl DiskQueue {
                 continue;
             }
             // With all slots taken there is no point in a kick: the next completion leads here as well.
-            promised = !self.broken && !self.free.is_empty() && self.live.listen(&*map);
+            // So does the timer of a limit.
+            promised = self.can_take() && self.live.listen(&*map);
             if !promised {
                 return;
             }
@@ -121,6 +132,11 @@ impl DiskQueue {
         if let Err(error) = self.live.kick.write(1) {
             error!("disk {}: cannot wake its own thread: {error}", self.shared.id);
         }
+    }
+
+    /// Whether a request could be served if there was one.
+    fn can_take(&self) -> bool {
+        !self.broken && !self.free.is_empty() && !self.throttle.as_ref().is_some_and(Throttle::is_waiting)
     }
 
     fn map(&self) -> Arc<RamMap> {
@@ -141,12 +157,17 @@ impl DiskQueue {
 
     /// Takes what is available and hands it to the kernel. Returns how many requests that were.
     fn take(&mut self, map: &RamMap) -> u32 {
-        if self.broken {
+        if !self.can_take() {
             return 0;
         }
         let start = Instant::now();
         let mut taken = 0;
         while !self.free.is_empty() {
+            if let Some(throttle) = &mut self.throttle
+                && !throttle.may_go(start)
+            {
+                break;
+            }
             let chain = match self.live.queue.iter(map) {
                 Ok(mut chains) => chains.next(),
                 Err(error) => {
@@ -174,6 +195,10 @@ impl DiskQueue {
     /// Gives a request to the engine, or answers it at once.
     fn begin(&mut self, map: &RamMap, head: u16, request: Request, start: Instant) {
         let Request { operation, status, length } = request;
+        if let Some(throttle) = &self.throttle {
+            let moves = matches!(operation, Operation::Read { .. } | Operation::Write { .. });
+            throttle.count(start, if moves { length } else { 0 });
+        }
         let kind = match self.admit(operation, length) {
             Ok(kind) => kind,
             Err(why) => return self.answer(map, head, status, why, failed_length(operation)),
@@ -367,11 +392,19 @@ impl Task for DiskQueue {
         if let Some(fd) = self.engine.event_fd() {
             watch.add(fd.as_raw_fd(), DONE, EventSet::IN)?;
         }
+        if let Some(throttle) = &self.throttle {
+            throttle.watch(watch, LIMIT)?;
+        }
         self.serve();
         Ok(())
     }
 
-    fn ready(&mut self, _token: u32, _events: EventSet, _watch: &mut Watch<'_>) {
+    fn ready(&mut self, token: u32, _events: EventSet, _watch: &mut Watch<'_>) {
+        if token == LIMIT
+            && let Some(throttle) = &mut self.throttle
+        {
+            throttle.woken();
+        }
         self.serve();
     }
 

@@ -2,13 +2,14 @@
 
 use std::path::PathBuf;
 
-use ::block::{Choice, Error, Format, Granularity, Image, Options};
+use ::block::{Choice, Error, Format, Granularity, Image, Options, Type};
 use device::{Build, Built, Host, Naming};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
-use spec::{Facts, Kind, Part, PciCommon, Refusal, Spec, Value};
+use spec::{Facts, Kind, Part, PciCommon, RateLimit, Refusal, Spec, Value};
 
 use super::wire::SERIAL_LENGTH;
 use super::{Disk, Parts};
+use crate::rate::Limiter;
 
 spec::choice! {
     /// The format of a disk image.
@@ -45,7 +46,7 @@ spec::spec! {
             /// Naming and placement.
             pci: PciCommon,
             /// Limits.
-            limits: spec::queues::RateLimit,
+            limits: RateLimit,
         }
         fields {
             /// The image file or block device.
@@ -60,16 +61,18 @@ spec::spec! {
             "queue_size" => queue_size: u16 = 128,
             /// Use a vhost-user back end (not supported yet).
             "vhost_user" => vhost_user: bool = false,
+            /// The --rate-limit-group whose limit this disk shares, instead of a limit of its own.
+            "rate_limit_group" => rate_limit_group: Option<String> = None,
             /// Host CPUs for the thread of each queue, such as [0@[2,3],1@[4-7]].
             "queue_affinity" => queue_affinity: QueueAffinity = QueueAffinity::default(),
             /// Serial number that the guest sees, at most 20 bytes; made from the image's identity when absent.
             "serial" => serial: Option<String> = None,
-            /// Allow backing files of qcow2 images (not supported yet).
+            /// Let a qcow2 image build upon other files, which it names; needs image_type=qcow2.
             "backing_files" => backing_files: bool = false,
             /// Let the guest give back space it does not use.
             "sparse" => sparse: bool = true,
-            /// Format of the image; only raw is supported yet. When absent, an image that looks raw is taken, and the guest
-            /// may not write to its first sector.
+            /// Format of the image. When absent it is recognised, with a warning; the guest may then not write to the first
+            /// sector of a raw or VHD image, and no image may name other files. VHD and VMDK must be of a flat, fixed kind.
             "image_type" => image_type: DiskType = DiskType::default(),
             /// How much of the image to lock against other users.
             "lock_granularity" => lock_granularity: LockGranularity = LockGranularity::ByteRange,
@@ -80,7 +83,6 @@ spec::spec! {
         }
         unsupported {
             "socket" => vhost_socket,
-            "rate_limit_group" => rate_limit_group,
         }
     }
 }
@@ -100,17 +102,13 @@ impl Spec for DiskSpec {
         if let Some(key) = self.unsupported() {
             return Err(Refusal::unsupported(format!("--disk {key}")));
         }
-        for (used, key) in [(self.vhost_user, "vhost_user"), (self.backing_files, "backing_files")] {
-            if used {
-                return Err(Refusal::unsupported(format!("--disk {key}")));
-            }
-        }
-        if let Some(kind) = self.image_type.stated.filter(|kind| *kind != ImageType::Raw) {
-            return Err(Refusal::unsupported(format!("--disk image_type={}", kind.show())));
+        if self.vhost_user {
+            return Err(Refusal::unsupported("--disk vhost_user"));
         }
         if self.path.is_none() {
             return refuse("Disk path missing".into());
         }
+        spec::rate::check(&self.limits, self.rate_limit_group.as_deref(), facts)?;
         if self.num_queues == 0 {
             return refuse("Number of queues (0) of a disk must be at least 1".into());
         }
@@ -138,8 +136,16 @@ impl Spec for DiskSpec {
 
 impl Build for DiskSpec {
     const NAMING: Naming = Naming::Counted("disk");
-    const REPLACEABLE: &'static [&'static str] =
-        &["path", "direct", "queue_affinity", "lock_granularity", "disable_io_uring", "disable_aio"];
+    const REPLACEABLE: &'static [&'static str] = &[
+        "path",
+        "direct",
+        "rate_limiter_config",
+        "rate_limit_group",
+        "queue_affinity",
+        "lock_granularity",
+        "disable_io_uring",
+        "disable_aio",
+    ];
 
     fn common(&self) -> Option<&PciCommon> {
         Some(&self.pci)
@@ -165,14 +171,19 @@ impl DiskSpec {
             path,
             readonly: self.readonly,
             direct: self.direct,
-            format: self.image_type.stated.map(format),
+            format: match self.image_type {
+                DiskType { stated: Some(kind), .. } => Type::Stated(format(kind)),
+                DiskType { found: Some(kind), .. } => Type::Found(format(kind)),
+                _ => Type::Unknown,
+            },
+            backing_files: self.backing_files,
             lock: match self.lock_granularity {
                 LockGranularity::ByteRange => Granularity::ByteRange,
                 LockGranularity::Full => Granularity::Full,
             },
         };
         let image = Image::open(&options).map_err(|e| Refusal::new(fault(&e), what()).because(e))?;
-        self.image_type.found();
+        self.image_type.found = Some(kind(image.format()));
         let text = self.serial.as_deref().unwrap_or(image.id());
         let mut serial = [0; SERIAL_LENGTH];
         for (to, from) in serial.iter_mut().zip(text.bytes()) {
@@ -183,9 +194,10 @@ impl DiskSpec {
         Ok(Disk::new(Parts {
             id: host.id.to_owned(),
             image,
-            engine: if self.disable_io_uring { Choice::Sync } else { Choice::Best },
+            engine: Choice { io_uring: !self.disable_io_uring, aio: !self.disable_aio },
             serial,
             sparse: self.sparse,
+            limiter: Limiter::find(&self.limits, self.rate_limit_group.as_deref(), host.facts, host.kept),
             queues,
             queue_size: self.queue_size,
             cpus: self.queue_affinity.by_queue(self.num_queues),
@@ -203,6 +215,16 @@ fn format(kind: ImageType) -> Format {
     }
 }
 
+fn kind(format: Format) -> ImageType {
+    match format {
+        Format::Raw => ImageType::Raw,
+        Format::Qcow2 => ImageType::Qcow2,
+        Format::Vhd => ImageType::FixedVhd,
+        Format::Vhdx => ImageType::Vhdx,
+        Format::Vmdk => ImageType::FlatVmdk,
+    }
+}
+
 /// Who is at fault when an image cannot be opened or resized.
 pub(super) fn fault(error: &Error) -> Kind {
     match error {
@@ -211,8 +233,9 @@ pub(super) fn fault(error: &Error) -> Kind {
         | Error::NotADisk { .. }
         | Error::TooSmall { .. }
         | Error::DirectSize { .. }
+        | Error::Malformed { .. }
         | Error::Resize { .. } => Kind::Invalid,
-        Error::Format { .. } => Kind::Unsupported,
+        Error::Backing { source, .. } => fault(source),
         Error::Locked { .. } => Kind::Conflict,
         _ => Kind::Host,
     }
@@ -220,8 +243,8 @@ pub(super) fn fault(error: &Error) -> Kind {
 
 /// The type of an image, and whether the user stated it.
 ///
-/// What was found by looking at the image is shown, but never taken for what the user said: a reboot looks again, and
-/// goes on protecting the first sector.
+/// What was found by looking at the image is shown, and stays so, but is never taken for what the user said: a reboot goes on
+/// protecting the first sector.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DiskType {
     stated: Option<ImageType>,
@@ -232,11 +255,6 @@ impl DiskType {
     /// A type that the user stated.
     pub fn stated(kind: ImageType) -> Self {
         DiskType { stated: Some(kind), found: None }
-    }
-
-    /// Notes that an image of unstated type was opened, which means that it looks raw.
-    fn found(&mut self) {
-        self.found = Some(ImageType::Raw);
     }
 }
 

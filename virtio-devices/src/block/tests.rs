@@ -58,9 +58,10 @@ fn bench(spec: DiskSpec, accept: u64) -> Bench<Disk> {
     Bench::new(make(spec), accept)
 }
 
-/// Both engines.
-fn engines(files: &Files) -> [DiskSpec; 2] {
-    [files.spec(), DiskSpec { disable_io_uring: true, ..files.spec() }]
+/// All engines.
+fn engines(files: &Files) -> [DiskSpec; 3] {
+    let aio = DiskSpec { disable_io_uring: true, ..files.spec() };
+    [files.spec(), DiskSpec { disable_aio: true, ..aio.clone() }, aio]
 }
 
 fn header(kind: u32, sector: u64) -> [u8; HEADER_LENGTH] {
@@ -477,5 +478,7 @@ fn several_queues_work_side_by_side() {
     assert_eq!(bench.device.counters().unwrap()["write_ops"], 4);
 }
 
+mod formats;
+mod limits;
 mod random;
 mod state;

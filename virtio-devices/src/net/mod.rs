@@ -26,6 +26,7 @@ mod wire;
 use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
+use ::spec::RateLimit;
 use device::state::{self as saved, Node, StateError};
 use device::virtio::feature as ring;
 use device::worker::Worker;
@@ -41,6 +42,8 @@ use state::Settings;
 use stats::Stats;
 use tx::Tx;
 use wire::{CONFIG_LENGTH, STATUS_ANNOUNCE, STATUS_LINK_UP, feature};
+
+use crate::rate::{Limiter, Throttle};
 
 pub use self::rx::BUDGET as RX_BUDGET;
 pub use self::spec::{Mac, NetSpec, TapFds, VhostMode};
@@ -59,6 +62,8 @@ struct Shared {
     status: AtomicU16,
     /// What the tap leaves undone, as the bits of features.
     offloads: AtomicU64,
+    /// Limits of what is received, and of what is transmitted, by all pairs together.
+    limiters: [Option<Arc<Limiter>>; 2],
 }
 
 /// What a device is made of.
@@ -71,6 +76,8 @@ struct Parts {
     queue_size: u16,
     /// Features beyond those that are always offered.
     offloads: u64,
+    /// Those of each direction.
+    limits: RateLimit,
 }
 
 /// A network device.
@@ -103,6 +110,11 @@ enum Started {
 }
 
 impl Shared {
+    /// The way to keep the limit of a direction: 0 for receiving, 1 for transmitting.
+    fn throttle(&self, direction: usize) -> Result<Option<Throttle>, DeviceError> {
+        self.limiters[direction].clone().map(Throttle::new).transpose()
+    }
+
     /// Tells the tap what the driver takes, in the bits of features. The first queue is never detached, and the setting is the whole
     /// interface's.
     fn set_offloads(&self, offloads: u64) -> Result<(), net_util::Error> {
@@ -117,7 +129,7 @@ const ANNOUNCES: u64 = feature::GUEST_ANNOUNCE | feature::CTRL_VQ;
 
 impl Net {
     fn new(parts: Parts) -> Self {
-        let Parts { id, pairs, mac, mtu, queue_size, offloads } = parts;
+        let Parts { id, pairs, mac, mtu, queue_size, offloads, limits } = parts;
         let mut offered = ring::VERSION_1 | ring::RING_EVENT_IDX | ring::RING_INDIRECT_DESC | offloads;
         offered |= feature::MAC | feature::MQ | feature::CTRL_VQ | feature::STATUS | feature::GUEST_ANNOUNCE;
         if mtu.is_some() {
@@ -130,6 +142,7 @@ impl Net {
             features: AtomicU64::new(0),
             status: AtomicU16::new(STATUS_LINK_UP),
             offloads: AtomicU64::new(0),
+            limiters: [Limiter::new(&limits), Limiter::new(&limits)],
         };
         Net {
             shared: Arc::new(shared),
@@ -267,9 +280,9 @@ impl Virtio for Net {
             let pair = index / 2;
             let worker = self.thread(&mut live, pair, grant)?;
             if index.is_multiple_of(2) {
-                Started::Rx(self.attach(&worker, Rx::new(queue, shared, pair))?)
+                Started::Rx(self.attach(&worker, Rx::new(queue, shared, pair)?)?)
             } else {
-                Started::Tx(self.attach(&worker, Tx::new(queue, shared, pair))?)
+                Started::Tx(self.attach(&worker, Tx::new(queue, shared, pair)?)?)
             }
         };
         if live.queues.len() <= index {

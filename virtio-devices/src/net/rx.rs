@@ -4,9 +4,10 @@
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
+use std::time::Instant;
 
 use device::limit::LogLimit;
-use device::{LiveQueue, Task, Watch, guest_warn};
+use device::{DeviceError, LiveQueue, Task, Watch, guest_warn};
 use log::{error, warn};
 use net_util::VNET_HDR_LEN;
 use virtio_queue::QueueOwnedT;
@@ -15,10 +16,12 @@ use vmm_sys_util::epoll::EventSet;
 use super::Shared;
 use super::wire::{ETHERNET_HEADER, NUM_BUFFERS_OFFSET};
 use crate::buffers::{Direction, Pieces, drain_event, next_chain};
+use crate::rate::Throttle;
 
 const KICK: u32 = 0;
 const TAP: u32 = 1;
 const CHANGED: u32 = 2;
+const LIMIT: u32 = 3;
 
 /// Most frames received before other events of the thread are looked at.
 pub const BUDGET: usize = 64;
@@ -35,6 +38,8 @@ enum End {
     Starved,
     /// The pair is out of use.
     Inactive,
+    /// The limit is reached.
+    Limited,
     /// The tap has gone.
     Lost,
 }
@@ -44,14 +49,16 @@ pub(super) struct Rx {
     pub(super) queue: LiveQueue,
     shared: Arc<Shared>,
     pair: usize,
+    throttle: Option<Throttle>,
     pieces: Pieces,
     polling: bool,
     lost: bool,
 }
 
 impl Rx {
-    pub(super) fn new(queue: LiveQueue, shared: Arc<Shared>, pair: usize) -> Self {
-        Rx { queue, shared, pair, pieces: Pieces::new(), polling: false, lost: false }
+    pub(super) fn new(queue: LiveQueue, shared: Arc<Shared>, pair: usize) -> Result<Self, DeviceError> {
+        let throttle = shared.throttle(0)?;
+        Ok(Rx { queue, shared, pair, throttle, pieces: Pieces::new(), polling: false, lost: false })
     }
 
     /// Receives, and then waits for whatever it needs to go on.
@@ -74,7 +81,7 @@ impl Rx {
     }
 
     fn receive(&mut self) -> End {
-        let Rx { queue, shared, pair, pieces, .. } = self;
+        let Rx { queue, shared, pair, throttle, pieces, .. } = self;
         let pair = &shared.pairs.list[*pair];
         let active = pair.active();
         if !*active {
@@ -85,7 +92,14 @@ impl Rx {
         let mut end = End::Wait;
         // Kicks are wanted only when buffers have run out.
         queue.quiet(&*map);
+        let now = Instant::now();
         for _ in 0..BUDGET {
+            if let Some(throttle) = throttle
+                && !throttle.may_go(now)
+            {
+                end = End::Limited;
+                break;
+            }
             let Some(chain) = next_chain(queue, &map) else {
                 end = End::Starved;
                 break;
@@ -128,7 +142,11 @@ impl Rx {
                     // At most `MAX_FRAME`, which the kernel does not exceed.
                     queue.push(&map, head, length as u32);
                     (used, frames) = (used + 1, frames + 1);
-                    bytes += length.saturating_sub(VNET_HDR_LEN) as u64;
+                    let length = length.saturating_sub(VNET_HDR_LEN) as u64;
+                    bytes += length;
+                    if let Some(throttle) = throttle {
+                        throttle.count(now, length);
+                    }
                 }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                     queue.queue.go_to_previous_position();
@@ -159,6 +177,9 @@ impl Task for Rx {
     fn start(&mut self, watch: &mut Watch<'_>) -> io::Result<()> {
         watch.add(self.queue.kick.as_raw_fd(), KICK, EventSet::IN)?;
         watch.add(self.shared.pairs.list[self.pair].changed.as_raw_fd(), CHANGED, EventSet::IN)?;
+        if let Some(throttle) = &self.throttle {
+            throttle.watch(watch, LIMIT)?;
+        }
         self.serve(watch);
         Ok(())
     }
@@ -170,6 +191,11 @@ impl Task for Rx {
             // A detached queue reports an error too; `serve` tells the one from the other.
             TAP if events.contains(EventSet::ERROR) && *self.shared.pairs.list[self.pair].active() => {
                 warn!("tap \"{}\" reports an error", self.shared.pairs.name);
+            }
+            LIMIT => {
+                if let Some(throttle) = &mut self.throttle {
+                    throttle.woken();
+                }
             }
             _ => {}
         }

@@ -8,7 +8,7 @@ use device::{Build, Built, Host, Naming};
 use log::warn;
 use net_util::{LinkConfig, MacAddr, TapSet};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
-use spec::{Facts, Kind, Part, PciCommon, Refusal, Spec, Value};
+use spec::{Facts, Kind, Part, PciCommon, RateLimit, Refusal, Spec, Value};
 
 use super::pair::{PairError, Pairs};
 use super::wire::feature;
@@ -32,7 +32,7 @@ spec::spec! {
             /// Naming and placement.
             pci: PciCommon,
             /// Limits.
-            limits: spec::queues::RateLimit,
+            limits: RateLimit,
         }
         fields {
             /// The tap: one that exists, or the name for a new one.
@@ -159,7 +159,8 @@ impl NetSpec {
 
 impl Build for NetSpec {
     const NAMING: Naming = Naming::Counted("net");
-    const REPLACEABLE: &'static [&'static str] = &["tap", "ip", "mask", "mac", "host_mac"];
+    const REPLACEABLE: &'static [&'static str] =
+        &["tap", "ip", "mask", "mac", "host_mac", "rate_limiter_config"];
 
     fn common(&self) -> Option<&PciCommon> {
         Some(&self.pci)
@@ -205,6 +206,7 @@ impl NetSpec {
             mtu: self.mtu,
             queue_size: self.queue_size,
             offloads: self.offloads(),
+            limits: self.limits,
         }))
     }
 }

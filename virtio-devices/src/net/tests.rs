@@ -432,6 +432,33 @@ netns_test! {
         stop(&mut b);
     }
 
+    fn limits_hold_for_each_direction_and_lose_nothing() {
+        let limits = <NetSpec as ::spec::Spec>::parse("ops_size=10,ops_refill_time=100").unwrap().limits;
+        let mut b = Bench::new(make(&mut NetSpec { limits, ..spec(1) }, &Kept::default()), ALL);
+        greet(&mut b);
+        let begin = Instant::now();
+        for head in 1..41u16 {
+            let length = arp_request().len() as u32 - 12;
+            b.chain(TX, head * 2, &[(FREE, VNET_HDR_LEN as u32, false), (FREE + 12, length, false)]);
+        }
+        b.kick(TX);
+        offer(&mut b, 0, 0..100, 0x8000);
+        for port in 6000..6040 {
+            send(port, b"x");
+        }
+        for _ in 1..41 {
+            b.used(TX);
+        }
+        // A hundred a second, and a few at once.
+        assert!(begin.elapsed() > Duration::from_millis(300), "sent within {:?}", begin.elapsed());
+        while count(&b, "rx_frames") < 40 {
+            assert!(begin.elapsed() < Duration::from_secs(20), "frames are missing");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert!(begin.elapsed() > Duration::from_millis(300), "received within {:?}", begin.elapsed());
+        stop(&mut b);
+    }
+
     fn without_mq_the_control_queue_is_the_third() {
         let mut b = bench(2, ALL & !feature::MQ);
         assert_eq!(command(&mut b, 2, &[3, 0, 0]), 0);

@@ -3,9 +3,10 @@
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
+use std::time::Instant;
 
 use device::limit::LogLimit;
-use device::{LiveQueue, Task, Watch, guest_warn};
+use device::{DeviceError, LiveQueue, Task, Watch, guest_warn};
 use log::warn;
 use net_util::VNET_HDR_LEN;
 use virtio_queue::QueueOwnedT;
@@ -14,9 +15,11 @@ use vmm_sys_util::epoll::EventSet;
 use super::Shared;
 use super::wire::{ETHERNET_HEADER, MAX_FRAME};
 use crate::buffers::{Direction, Pieces, drain_event, kick_again, next_chain};
+use crate::rate::Throttle;
 
 const KICK: u32 = 0;
 const TAP: u32 = 1;
+const LIMIT: u32 = 2;
 
 /// Most frames sent before other events of the thread are looked at.
 pub const BUDGET: usize = 64;
@@ -33,6 +36,8 @@ enum End {
     More,
     /// The tap takes no more for now.
     Full,
+    /// The limit is reached.
+    Limited,
 }
 
 /// Serves one transmit queue.
@@ -40,13 +45,15 @@ pub(super) struct Tx {
     pub(super) queue: LiveQueue,
     shared: Arc<Shared>,
     pair: usize,
+    throttle: Option<Throttle>,
     pieces: Pieces,
     polling: bool,
 }
 
 impl Tx {
-    pub(super) fn new(queue: LiveQueue, shared: Arc<Shared>, pair: usize) -> Self {
-        Tx { queue, shared, pair, pieces: Pieces::new(), polling: false }
+    pub(super) fn new(queue: LiveQueue, shared: Arc<Shared>, pair: usize) -> Result<Self, DeviceError> {
+        let throttle = shared.throttle(1)?;
+        Ok(Tx { queue, shared, pair, throttle, pieces: Pieces::new(), polling: false })
     }
 
     fn serve(&mut self, watch: &mut Watch<'_>) {
@@ -67,13 +74,20 @@ impl Tx {
     }
 
     fn send(&mut self) -> End {
-        let Tx { queue, shared, pair, pieces, .. } = self;
+        let Tx { queue, shared, pair, throttle, pieces, .. } = self;
         let tap = &shared.pairs.list[*pair].tx;
         let map = queue.ram.map();
         let (mut frames, mut bytes, mut dropped, mut used) = (0, 0, 0, 0);
         let mut end = End::More;
         queue.quiet(&*map);
+        let now = Instant::now();
         for _ in 0..BUDGET {
+            if let Some(throttle) = throttle
+                && !throttle.may_go(now)
+            {
+                end = End::Limited;
+                break;
+            }
             let Some(chain) = next_chain(queue, &map) else {
                 end = End::Empty;
                 break;
@@ -85,7 +99,11 @@ impl Tx {
                     match unsafe { tap.writev(frame.iovecs()) } {
                         Ok(length) => {
                             frames += 1;
-                            bytes += length.saturating_sub(VNET_HDR_LEN) as u64;
+                            let length = length.saturating_sub(VNET_HDR_LEN) as u64;
+                            bytes += length;
+                            if let Some(throttle) = throttle {
+                                throttle.count(now, length);
+                            }
                         }
                         Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                             queue.queue.go_to_previous_position();
@@ -123,13 +141,22 @@ impl Tx {
 impl Task for Tx {
     fn start(&mut self, watch: &mut Watch<'_>) -> io::Result<()> {
         watch.add(self.queue.kick.as_raw_fd(), KICK, EventSet::IN)?;
+        if let Some(throttle) = &self.throttle {
+            throttle.watch(watch, LIMIT)?;
+        }
         self.serve(watch);
         Ok(())
     }
 
     fn ready(&mut self, token: u32, _: EventSet, watch: &mut Watch<'_>) {
-        if token == KICK {
-            drain_event(&self.queue.kick);
+        match token {
+            KICK => drain_event(&self.queue.kick),
+            LIMIT => {
+                if let Some(throttle) = &mut self.throttle {
+                    throttle.woken();
+                }
+            }
+            _ => {}
         }
         self.serve(watch);
     }

@@ -99,12 +99,12 @@ impl Control {
         }
     }
 
-    /// Ends a snapshot that is being written; nothing of it is left.
+    /// Ends a snapshot that is being written; nothing of it is left, unless it was complete just before.
     pub(super) fn cancel_snapshot(&mut self) {
         if let Some(Saving { writing, answer, .. }) = self.saving.take() {
-            drop(writing);
-            let why = Refusal::new(Kind::Conflict, "The VM was ended before the snapshot was complete");
-            send(&answer, Err(not_saved(why)));
+            let complete = writing.cancel();
+            let why = || Refusal::new(Kind::Conflict, "The VM was ended before the snapshot was complete");
+            send(&answer, if complete { Ok(Reply::Done) } else { Err(not_saved(why())) });
         }
     }
 

@@ -343,8 +343,10 @@ impl Board {
         }
         let device: Arc<dyn Device> = device.into();
         let windows = self.show(id, &device, &placed)?;
-        let function =
-            reservation.map(|place| place.plug(device.clone())).transpose().map_err(|e| failed(e.into()))?;
+        let function = reservation
+            .map(|place| place.plug(device.clone()))
+            .transpose()
+            .map_err(|e| not_plugged(id, e))?;
         if let Some(function) = function.as_ref().filter(|_| plan.removable) {
             function.removable();
         }
@@ -393,14 +395,7 @@ impl Board {
                 (slot, _) => Reservation::new(segment, needs, slot),
             },
         };
-        reservation.map_err(|e| {
-            let kind = match e {
-                PciError::SlotTaken { .. } | PciError::SlotsExhausted { .. } => Kind::Conflict,
-                PciError::State { .. } | PciError::Foreign { .. } | PciError::NoFunction => Kind::Invalid,
-                _ => Kind::Host,
-            };
-            Refusal::new(kind, format!("Cannot plug in device {:?}", plan.id)).because(e)
-        })
+        reservation.map_err(|e| not_plugged(plan.id, e))
     }
 
     /// Finds places for windows and lines.
@@ -534,4 +529,18 @@ fn segment_windows(map: &MemoryMap, (low, high): &(Vec<u32>, Vec<u32>)) -> Resul
 
 fn bug(message: &str, e: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Refusal {
     Refusal::new(Kind::Bug, message).because(e)
+}
+
+/// What PCI refuses: whoever asked wanted what another has, or what cannot be, or brought a wrong state; or the host is at its limits.
+fn not_plugged(id: &str, e: PciError) -> Refusal {
+    let kind = match e {
+        PciError::SlotTaken { .. } | PciError::SlotsExhausted { .. } => Kind::Conflict,
+        PciError::State { .. }
+        | PciError::Foreign { .. }
+        | PciError::Replay { .. }
+        | PciError::NoSlot { .. }
+        | PciError::NoFunction => Kind::Invalid,
+        _ => Kind::Host,
+    };
+    Refusal::new(kind, format!("Cannot plug in device {id:?}")).because(e)
 }

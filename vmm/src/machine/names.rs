@@ -16,7 +16,8 @@ impl Names {
     pub(super) fn make(&mut self, kind: &str, taken: impl Fn(&str) -> bool) -> String {
         loop {
             let name = format!("_{kind}{}", self.next);
-            self.next += 1;
+            // A snapshot may say that it stands anywhere; no name is given twice while one is taken.
+            self.next = self.next.wrapping_add(1);
             if !taken(&name) {
                 return name;
             }

@@ -20,6 +20,9 @@ use crate::vcpus::{Ready, Vcpus};
 /// Ids above this need 32-bit x2APIC ids in interrupt messages; 255 is the broadcast id.
 const LAST_NARROW_ID: u32 = 254;
 
+/// The most MSRs that a message names.
+const MSRS_NAMED: usize = 16;
+
 /// What the vCPUs will be.
 pub(super) struct Processors {
     supported: Arc<[CpuidEntry]>,
@@ -176,7 +179,11 @@ impl Processors {
             state.advance_tsc(passed);
             let refused = state.load(vcpu.x86_64()).map_err(failed)?;
             if !refused.is_empty() {
-                log::warn!("vCPU {index}: this host does not take the saved values of MSRs {refused:#x?}");
+                log::warn!(
+                    "vCPU {index}: this host does not take the saved values of {} MSRs: {:x?}",
+                    refused.len(),
+                    &refused[..refused.len().min(MSRS_NAMED)]
+                );
             }
         }
         Ok(ready)

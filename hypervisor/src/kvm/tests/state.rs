@@ -90,6 +90,21 @@ fn msrs_that_the_host_does_not_know_are_skipped() {
 }
 
 #[test]
+fn more_msrs_than_kvm_takes_at_once_are_transferred() {
+    let kvm = Kvm::open().unwrap();
+    let vm = kvm.create_vm(&VmOptions::default()).unwrap();
+    let vcpu = vm.create_vcpu(0).unwrap();
+    let cpu = vcpu.x86_64();
+    cpu.set_cpuid(&kvm.supported_cpuid().unwrap()).unwrap();
+    for count in [255, 256, 257, 600] {
+        let wanted: Vec<_> = (0..count).map(|data| MsrEntry { index: 0x175, data }).collect();
+        assert!(cpu.set_msrs(&wanted).unwrap().is_empty());
+        let found = cpu.msrs(&vec![0x175; count as usize]).unwrap();
+        assert_eq!(found, vec![MsrEntry { index: 0x175, data: count - 1 }; count as usize]);
+    }
+}
+
+#[test]
 fn the_saved_msrs_can_be_read() {
     let kvm = Kvm::open().unwrap();
     let vm = kvm.create_vm(&VmOptions::default()).unwrap();
