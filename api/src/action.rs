@@ -281,7 +281,6 @@ pub const UNSUPPORTED: &[&str] = &[
     "vm.add-pmem",
     "vm.add-user-device",
     "vm.add-vdpa",
-    "vm.add-vsock",
     "vm.coredump",
     "vm.receive-migration",
     "vm.resize",

@@ -142,7 +142,6 @@ pub const UNSUPPORTED: &[(&str, bool)] = &[
     ("tpm", true),
     ("user-device", true),
     ("vdpa", true),
-    ("vsock", true),
     ("watchdog", false),
 ];
 

@@ -8,7 +8,7 @@ use std::os::fd::{OwnedFd, RawFd};
 
 use device::Build;
 use serde::de::{DeserializeOwned, Error, Unexpected};
-use spec::{Refusal, Spec};
+use spec::{Kind, Refusal, Spec};
 
 use crate::{Flag, Plug, VmSpec};
 
@@ -32,8 +32,11 @@ pub type Last = fn(&mut VmSpec) -> Option<&mut dyn Plug>;
 
 /// The description of a device that can be added to a running machine.
 pub trait Addable: Plug + Debug + Send {
-    /// Adds it to a machine's description, at the end of its list, and tells how to find it there.
-    fn add(self: Box<Self>, spec: &mut VmSpec) -> Last;
+    /// Adds it to a machine's description, after others of its kind, and tells how to find it there.
+    ///
+    /// # Errors
+    /// There is one already, and can only be one.
+    fn add(self: Box<Self>, spec: &mut VmSpec) -> Result<Last, Refusal>;
 
     /// See [`Build::adopt`].
     ///
@@ -51,15 +54,60 @@ pub trait Addable: Plug + Debug + Send {
     fn to_json(&self) -> Result<String, serde_json::Error>;
 }
 
-/// A description that has a list in [`VmSpec`].
-pub(crate) trait InList: Sized {
-    fn list(spec: &mut VmSpec) -> &mut Option<Vec<Self>>;
+/// A description that [`VmSpec`] has room for.
+pub(crate) trait InMachine: Sized {
+    /// Where those of its kind are.
+    type Room: Room<Self>;
+
+    /// The place.
+    fn room(spec: &mut VmSpec) -> &mut Self::Room;
 }
 
-impl<T: Build + Plug + InList + Debug + Send + 'static> Addable for T {
-    fn add(self: Box<Self>, spec: &mut VmSpec) -> Last {
-        T::list(spec).get_or_insert_default().push(*self);
-        |spec| T::list(spec).as_mut()?.last_mut().map(|last| last as &mut dyn Plug)
+/// A place for descriptions of one kind.
+pub(crate) trait Room<T> {
+    /// Adds one; gives it back if there is no room.
+    fn add(&mut self, device: T) -> Result<(), T>;
+
+    /// The last one.
+    fn last(&mut self) -> Option<&mut T>;
+}
+
+/// Any number.
+impl<T> Room<T> for Option<Vec<T>> {
+    fn add(&mut self, device: T) -> Result<(), T> {
+        self.get_or_insert_default().push(device);
+        Ok(())
+    }
+
+    fn last(&mut self) -> Option<&mut T> {
+        self.as_mut()?.last_mut()
+    }
+}
+
+/// At most one.
+impl<T> Room<T> for Option<T> {
+    fn add(&mut self, device: T) -> Result<(), T> {
+        if self.is_some() {
+            return Err(device);
+        }
+        *self = Some(device);
+        Ok(())
+    }
+
+    fn last(&mut self) -> Option<&mut T> {
+        self.as_mut()
+    }
+}
+
+/// What there is to say when there can be only one.
+pub fn too_many(flag: &str) -> Refusal {
+    Refusal::new(Kind::Conflict, format!("Too many virtio-{flag} devices"))
+}
+
+impl<T: Build + Plug + InMachine + Debug + Send + 'static> Addable for T {
+    fn add(self: Box<Self>, spec: &mut VmSpec) -> Result<Last, Refusal> {
+        T::room(spec).add(*self).map_err(|_| too_many(T::FLAG))?;
+        Ok(|spec| T::room(spec).last().map(|last| last as &mut dyn Plug))
     }
 
     fn adopt(&mut self, descriptors: Vec<OwnedFd>) -> Result<(), Refusal> {
@@ -77,7 +125,7 @@ impl<T: Build + Plug + InList + Debug + Send + 'static> Addable for T {
 
 impl Hot {
     /// The entry of a description.
-    pub(crate) const fn of<T: Build + Plug + InList + Debug + Send + 'static>() -> Self {
+    pub(crate) const fn of<T: Build + Plug + InMachine + Debug + Send + 'static>() -> Self {
         Hot {
             flag: || Flag::of::<T>(true),
             name: T::FLAG,
@@ -98,11 +146,20 @@ pub fn object<T: DeserializeOwned>(text: &[u8]) -> Result<T, serde_json::Error> 
     serde_json::from_slice(text)
 }
 
+/// Whether this is the device's name.
+fn is_named(device: &impl Plug, id: &str) -> bool {
+    device.common().and_then(|common| common.id.as_deref()) == Some(id)
+}
+
+/// Takes the only device of its kind out if this is its name.
+pub(crate) fn take_only<T: Plug>(only: &mut Option<T>, id: &str) -> bool {
+    only.take_if(|device| is_named(device, id)).is_some()
+}
+
 /// Takes the device with this name out of a list; a list that becomes empty goes too.
 pub(crate) fn take<T: Plug>(list: &mut Option<Vec<T>>, id: &str) -> bool {
     let Some(devices) = list else { return false };
-    let named = |device: &T| device.common().and_then(|common| common.id.as_deref()) == Some(id);
-    let Some(at) = devices.iter().position(named) else { return false };
+    let Some(at) = devices.iter().position(|device| is_named(device, id)) else { return false };
     devices.remove(at);
     if devices.is_empty() {
         *list = None;
@@ -124,18 +181,33 @@ mod tests {
         let mut spec = VmSpec::default();
         for id in ["a", "b"] {
             let disk = (hot("disk").from_text)(&format!("path=/x,id={id}")).unwrap();
-            let last = disk.add(&mut spec);
+            let last = disk.add(&mut spec).unwrap();
             assert_eq!(last(&mut spec).unwrap().common().unwrap().id.as_deref(), Some(id));
         }
         let net = (hot("net").from_json)(br#"{"id":"n"}"#).unwrap();
         assert!(net.hot());
-        net.add(&mut spec);
+        net.add(&mut spec).unwrap();
         assert_eq!(spec.disks.as_ref().unwrap().len(), 2);
         assert!(spec.remove("a") && !spec.remove("a") && !spec.remove("__rng"));
         assert!(spec.remove("n") && spec.net.is_none());
         assert_eq!(spec.disks.as_ref().unwrap()[0].pci.id.as_deref(), Some("b"));
         let hot: Vec<_> = spec.devices().iter().filter(|d| d.hot()).map(|d| d.flag()).collect();
         assert_eq!(hot, ["disk"]);
+    }
+
+    #[test]
+    fn there_is_one_of_some_kinds_at_most() {
+        let mut spec = VmSpec::default();
+        let vsock = |id| (hot("vsock").from_text)(&format!("cid=3,socket=/s,id={id}")).unwrap();
+        let last = vsock("v").add(&mut spec).unwrap();
+        assert_eq!(last(&mut spec).unwrap().common().unwrap().id.as_deref(), Some("v"));
+        let refusal = vsock("w").add(&mut spec).err().unwrap();
+        assert_eq!(
+            (refusal.kind(), refusal.to_string().as_str()),
+            (Kind::Conflict, "Too many virtio-vsock devices")
+        );
+        assert!(!spec.remove("w") && spec.remove("v") && !spec.remove("v"));
+        assert_eq!(spec, VmSpec::default());
     }
 
     #[test]

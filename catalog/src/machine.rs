@@ -14,9 +14,10 @@ use virtio_devices::block::DiskSpec;
 use virtio_devices::console::ConsoleSpec;
 use virtio_devices::net::NetSpec;
 use virtio_devices::rng::RngSpec;
+use virtio_devices::vsock::VsockSpec;
 
 use crate::flags::{self, Flag, Purpose};
-use crate::hot::{self, Hot, InList};
+use crate::hot::{self, Hot, InMachine};
 use crate::overrides::{self, Overrides};
 use crate::payload::nothing_to_boot;
 use crate::pci_segment;
@@ -139,39 +140,67 @@ macro_rules! machine {
     };
     (@type one $spec:ty) => { $spec };
     (@type hot $spec:ty) => { Option<Vec<$spec>> };
-    (@listed hot $field:ident $spec:ty) => {
+    (@alone hot) => { false };
+    (@alone only) => { true };
+    (@type only $spec:ty) => { Option<$spec> };
+    (@listed one $field:ident $spec:ty) => {
         impl Listed for $spec {
-            const HOT: bool = true;
-        }
-        impl InList for $spec {
-            fn list(spec: &mut VmSpec) -> &mut Option<Vec<Self>> {
-                &mut spec.$field
-            }
+            const HOT: bool = false;
+            const ALONE: bool = true;
         }
     };
     (@listed $arity:ident $field:ident $spec:ty) => {
         impl Listed for $spec {
-            const HOT: bool = false;
+            const HOT: bool = true;
+            const ALONE: bool = machine!(@alone $arity);
+        }
+        impl InMachine for $spec {
+            type Room = machine!(@type $arity $spec);
+
+            fn room(spec: &mut VmSpec) -> &mut Self::Room {
+                &mut spec.$field
+            }
         }
     };
-    (@hot hot $all:ident, $spec:ty) => { $all.push(Hot::of::<$spec>()) };
-    (@hot $arity:ident $all:ident, $spec:ty) => {};
+    (@hot one $all:ident, $spec:ty) => {};
+    (@hot $arity:ident $all:ident, $spec:ty) => { $all.push(Hot::of::<$spec>()) };
     (@remove hot $self:ident.$field:ident, $id:ident) => {
         if hot::take(&mut $self.$field, $id) { return true; }
+    };
+    (@remove only $self:ident.$field:ident, $id:ident) => {
+        if hot::take_only(&mut $self.$field, $id) { return true; }
     };
     (@remove $arity:ident $self:ident.$field:ident, $id:ident) => {};
     (@list one $all:ident, $self:ident.$field:ident) => { $all.push(&$self.$field) };
     (@list hot $all:ident, $self:ident.$field:ident) => {
         $all.extend($self.$field.iter().flatten().map(|s| s as &dyn Plug))
     };
+    (@list only $all:ident, $self:ident.$field:ident) => {
+        $all.extend($self.$field.iter().map(|s| s as &dyn Plug))
+    };
+    (@list_mut only $all:ident, $self:ident.$field:ident) => {
+        $all.extend($self.$field.iter_mut().map(|s| s as &mut dyn Plug))
+    };
     (@list_mut one $all:ident, $self:ident.$field:ident) => { $all.push(&mut $self.$field) };
     (@list_mut hot $all:ident, $self:ident.$field:ident) => {
         $all.extend($self.$field.iter_mut().flatten().map(|s| s as &mut dyn Plug))
     };
     (@flag one $spec:ty) => { Flag::of::<$spec>(false) };
+    (@flag only $spec:ty) => { Flag::of::<$spec>(false) };
     (@flag hot $spec:ty) => { Flag::of::<$spec>(true) };
     (@take one $self:ident.$field:ident, $matches:ident) => {
         if let Some(spec) = flags::one($matches)? { $self.$field = spec; }
+    };
+    (@take only $self:ident.$field:ident, $matches:ident) => {
+        if let Some(spec) = flags::one($matches)? { $self.$field = Some(spec); }
+    };
+    (@replace only $self:ident.$field:ident, $overrides:ident) => {
+        if let Some(patch) = $overrides.one(stringify!($field))? {
+            let spec = $self.$field.as_mut().ok_or_else(|| {
+                Refusal::new(Kind::Absent, concat!("The saved machine has no ", stringify!($field)))
+            })?;
+            *spec = overrides::patched(spec, patch)?;
+        }
     };
     (@replace one $self:ident.$field:ident, $overrides:ident) => {
         if let Some(patch) = $overrides.one(stringify!($field))? {
@@ -186,14 +215,14 @@ macro_rules! machine {
             *spec = overrides::patched(spec, patch).map_err(|e| e.within(format!("Cannot change device {id:?}")))?;
         }
     };
-    (@overrides one $field:ident: $spec:ty, $matches:ident, $overrides:ident) => {
-        if let Some(text) = $matches.get_one::<String>(<$spec as spec::Spec>::FLAG) {
-            $overrides.set(stringify!($field), overrides::patch_of::<$spec>(text)?);
-        }
-    };
     (@overrides hot $field:ident: $spec:ty, $matches:ident, $overrides:ident) => {
         for text in $matches.get_many::<String>(<$spec as spec::Spec>::FLAG).into_iter().flatten() {
             $overrides.push(stringify!($field), overrides::patch_of::<$spec>(text)?);
+        }
+    };
+    (@overrides $arity:ident $field:ident: $spec:ty, $matches:ident, $overrides:ident) => {
+        if let Some(text) = $matches.get_one::<String>(<$spec as spec::Spec>::FLAG) {
+            $overrides.set(stringify!($field), overrides::patch_of::<$spec>(text)?);
         }
     };
     (@take hot $self:ident.$field:ident, $matches:ident) => {
@@ -203,12 +232,14 @@ macro_rules! machine {
 
 machine! {
     // In the order of PCI slots; the field is the name in JSON. A new device is its file and a line here: `one` that every machine
-    // has, or `hot` ones, any number of them, which can also be added to a running machine and removed from it.
+    // has, `hot` ones, any number of them, which can also be added to a running machine and removed from it, or likewise the `only`
+    // one of its kind, which a machine has or has not.
     devices {
         one console: ConsoleSpec,
         hot disks: DiskSpec,
         hot net: NetSpec,
         one rng: RngSpec,
+        only vsock: VsockSpec,
         one serial: SerialSpec,
         one debug_console: DebugConsoleSpec,
     }
@@ -227,7 +258,6 @@ machine! {
         tpm,
         user_devices,
         vdpa,
-        vsock,
     }
     unsupported_switches { iommu, landlock_enable, pvpanic, watchdog, }
 }
@@ -243,7 +273,7 @@ trait Field {
     }
 }
 
-impl<T> Field for Option<Vec<T>> {
+impl<T> Field for Option<T> {
     fn is_left_out(&self) -> bool {
         self.is_none()
     }

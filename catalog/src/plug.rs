@@ -9,6 +9,8 @@ pub trait Plug {
     fn flag(&self) -> &'static str;
     /// Whether such a device can come and go while the machine runs.
     fn hot(&self) -> bool;
+    /// Whether there can be only one of its kind.
+    fn alone(&self) -> bool;
     /// See [`Build::NAMING`].
     fn naming(&self) -> Naming;
     /// See [`Build::common`].
@@ -31,6 +33,8 @@ pub trait Plug {
 pub(crate) trait Listed {
     /// See [`Plug::hot`].
     const HOT: bool;
+    /// See [`Plug::alone`].
+    const ALONE: bool;
 }
 
 impl<T: Build + Listed> Plug for T {
@@ -40,6 +44,10 @@ impl<T: Build + Listed> Plug for T {
 
     fn hot(&self) -> bool {
         T::HOT
+    }
+
+    fn alone(&self) -> bool {
+        T::ALONE
     }
 
     fn naming(&self) -> Naming {

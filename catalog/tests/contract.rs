@@ -13,6 +13,7 @@ use virtio_devices::block::DiskSpec;
 use virtio_devices::console::ConsoleSpec;
 use virtio_devices::net::NetSpec;
 use virtio_devices::rng::RngSpec;
+use virtio_devices::vsock::VsockSpec;
 
 #[test]
 fn every_key_of_the_contract_is_known_to_its_flag() {
@@ -23,6 +24,7 @@ fn every_key_of_the_contract_is_known_to_its_flag() {
         ("net", flags::key_names::<NetSpec>()),
         ("rng", flags::key_names::<RngSpec>()),
         ("console", flags::key_names::<ConsoleSpec>()),
+        ("vsock", flags::key_names::<VsockSpec>()),
         ("serial", flags::key_names::<SerialSpec>()),
         ("debug-console", flags::key_names::<DebugConsoleSpec>()),
         ("platform", flags::key_names::<PlatformSpec>()),
@@ -235,6 +237,11 @@ fn what_cannot_work_is_refused_in_the_words_of_the_contract() {
             r#"{"rate_limit_groups":[{"id":"__g","rate_limiter_config":{"ops":{"size":1,"refill_time":1}}}]}"#,
             "Identifier __g is not valid",
         ),
+        // Row 30, and what is required.
+        (r#"{"vsock":{"cid":2,"socket":"/s"}}"#, "2 is a special VSOCK CID"),
+        (r#"{"vsock":{"cid":4294967295,"socket":"/s"}}"#, "4294967295 is a special VSOCK CID"),
+        (r#"{"vsock":{"socket":"/s"}}"#, "Error parsing --vsock: cid missing"),
+        (r#"{"vsock":{"cid":3}}"#, "Error parsing --vsock: socket missing"),
     ] {
         // What precedes the message names the device.
         let (kind, chain) = refusal(body);

@@ -29,6 +29,7 @@ pub enum VirtioKind {
     Block = 2,
     Console = 3,
     Rng = 4,
+    Vsock = 19,
 }
 
 /// Feature bits that belong to no device type (virtio 1.3 §6).
@@ -39,12 +40,15 @@ pub mod feature {
     pub const RING_EVENT_IDX: u64 = 1 << 29;
     /// Virtio 1.x; the only kind there is here.
     pub const VERSION_1: u64 = 1 << 32;
+    /// Buffers are used in the order in which they were made available.
+    pub const IN_ORDER: u64 = 1 << 35;
 
     /// Their names.
     pub const NAMES: &[(u64, &str)] = &[
         (RING_INDIRECT_DESC, "VIRTIO_F_INDIRECT_DESC"),
         (RING_EVENT_IDX, "VIRTIO_F_EVENT_IDX"),
         (VERSION_1, "VIRTIO_F_VERSION_1"),
+        (IN_ORDER, "VIRTIO_F_IN_ORDER"),
     ];
 }
 

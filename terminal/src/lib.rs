@@ -19,7 +19,7 @@ mod pty;
 mod pump;
 pub mod ring;
 mod shared;
-mod socket;
+pub mod socket;
 mod tty;
 
 pub use error::TerminalError;

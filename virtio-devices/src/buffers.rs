@@ -179,6 +179,41 @@ impl Gathered<'_> {
         done
     }
 
+    /// Has `use_them` see the buffers' bytes from `offset` on, at most `length` of them, as [`Gathered::iovecs`] shows all. None of
+    /// what it sees is empty.
+    pub(crate) fn part<R>(
+        &mut self,
+        offset: usize,
+        length: usize,
+        use_them: impl FnOnce(&[libc::iovec]) -> R,
+    ) -> R {
+        let mut skip = offset;
+        let first = self.pieces.iter().position(|piece| match skip.checked_sub(piece.iov_len) {
+            Some(left) => {
+                skip = left;
+                false
+            }
+            None => true,
+        });
+        let Some(first) = first.filter(|_| length > 0) else { return use_them(&[]) };
+        let whole = self.pieces[first];
+        // SAFETY: `skip` is less than the piece's length.
+        self.pieces[first].iov_base = unsafe { whole.iov_base.cast::<u8>().add(skip) }.cast();
+        self.pieces[first].iov_len -= skip;
+        let mut left = length;
+        let mut last = first;
+        while self.pieces[last].iov_len < left && last + 1 < self.pieces.len() {
+            left -= self.pieces[last].iov_len;
+            last += 1;
+        }
+        let full = self.pieces[last].iov_len;
+        self.pieces[last].iov_len = full.min(left);
+        let answer = use_them(&self.pieces[first..=last]);
+        self.pieces[last].iov_len = full;
+        self.pieces[first] = whole;
+        answer
+    }
+
     /// Fills the buffers from a descriptor with one read; returns how many bytes it gave. Only on a chain gathered for
     /// [`Direction::ToDriver`].
     ///
@@ -274,6 +309,30 @@ mod tests {
             assert_eq!((gathered.length(), gathered.read(0, &mut bytes)), (3, 3));
             gathered.truncate(100);
             assert_eq!(gathered.length(), 3);
+        });
+    }
+
+    #[test]
+    fn a_part_is_what_lies_between_two_offsets_and_leaves_the_whole_as_it_was() {
+        let buffers = [(0x7ffe, 4, true), (0xa000, 0, true), (0x9000, 3, true)];
+        gather(&buffers, Direction::ToDriver, |_, gathered| {
+            let mut gathered = gathered.unwrap();
+            gathered.write(0, b"abcdefg");
+            for (offset, length) in (0..9).flat_map(|o| (0..9).map(move |l| (o, l))) {
+                let seen = gathered.part(offset, length, |iovecs| {
+                    let mut seen = Vec::new();
+                    for piece in iovecs {
+                        let start = piece.iov_base.cast::<u8>();
+                        // SAFETY: what a part shows is mapped memory, which nobody else uses here.
+                        seen.extend((0..piece.iov_len).map(|i| unsafe { start.add(i).read() }));
+                    }
+                    seen
+                });
+                let end = (offset + length).min(7);
+                assert_eq!(seen, b"abcdefg"[offset.min(end)..end], "{offset} {length}");
+            }
+            let mut whole = [0; 8];
+            assert_eq!((gathered.read(0, &mut whole), &whole), (7, b"abcdefg\0"));
         });
     }
 

@@ -9,3 +9,4 @@ pub mod net;
 mod rate;
 pub mod rng;
 pub mod transport;
+pub mod vsock;

@@ -218,11 +218,7 @@ fn configurations_that_cannot_work_are_refused_at_boot() {
             400,
             &["Payload configuration is not bootable", "No bootitem provided: neither firmware nor kernel"][..],
         ),
-        (
-            json!({"payload": {"kernel": "k"}, "vsock": {"cid": 3, "socket": "s"}}),
-            400,
-            &["vsock is not supported yet"],
-        ),
+        (json!({"payload": {"kernel": "k"}, "tpm": {"socket": "s"}}), 400, &["tpm is not supported yet"]),
         (
             json!({"payload": {"kernel": "k"}, "disks": [{"path": "a", "id": "d"}, {"path": "b", "id": "d"}]}),
             409,

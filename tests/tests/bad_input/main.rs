@@ -30,3 +30,4 @@ mod server;
 mod snapshot;
 mod socket;
 mod streams;
+mod vsock;

@@ -126,7 +126,6 @@ fn what_is_not_offered_yet_is_refused_by_name() {
         ("tpm", Some("socket=s")),
         ("user-device", Some("socket=s")),
         ("vdpa", Some("path=v")),
-        ("vsock", Some("cid=3,socket=s")),
         ("watchdog", None),
     ] {
         let flag = format!("--{flag}");

@@ -12,3 +12,4 @@ mod lifecycle;
 mod machine;
 mod network;
 mod vhost_user;
+mod vsock;

@@ -29,7 +29,7 @@ impl Control {
         let mut spec = self.spec.clone().ok_or_else(no_vm)?;
         self.refuse_paused()?;
         let facts = spec.facts();
-        let last = addition.add(&mut spec);
+        let last = addition.add(&mut spec)?;
         spec.check().map_err(|e| e.within("Failed to validate config"))?;
         let Some(running) = &mut self.running else {
             self.spec = Some(spec);

@@ -39,6 +39,8 @@ pub(super) struct Attached {
     #[allow(dead_code, reason = "held so that the device answers there")]
     windows: Vec<Window>,
     pub(super) id: String,
+    /// The flag that describes it, unless every machine has it.
+    pub(super) flag: Option<&'static str>,
     pub(super) device: Arc<dyn Device>,
     pub(super) placed: Placed,
     /// Whether it is a virtio device behind a PCI function.
@@ -65,6 +67,8 @@ impl Drop for Window {
 pub(super) struct Plan<'a> {
     /// Its name.
     pub(super) id: &'a str,
+    /// The flag that describes it, unless every machine has it.
+    pub(super) flag: Option<&'static str>,
     /// The PCI segment, for those that go there.
     pub(super) segment: u16,
     /// The slot that it must have.
@@ -82,7 +86,16 @@ pub(super) struct Plan<'a> {
 impl<'a> Plan<'a> {
     /// A device that is there from the beginning and stays.
     pub(super) fn boot(id: &'a str) -> Self {
-        Plan { id, segment: 0, slot: None, before: None, at_boot: true, removable: false, saved: None }
+        Plan {
+            id,
+            flag: None,
+            segment: 0,
+            slot: None,
+            before: None,
+            at_boot: true,
+            removable: false,
+            saved: None,
+        }
     }
 
     /// The kind of BAR of a virtio device: as it was saved, or as the transport has it.
@@ -192,6 +205,7 @@ impl Board {
             function: None,
             windows,
             id: id.into(),
+            flag: None,
             device,
             placed,
             virtio: false,
@@ -264,7 +278,15 @@ impl Board {
         let built = plug
             .build(&Host { id: &id, facts, kept })
             .map_err(|e| e.within(format!("Cannot create device {id:?} (--{flag})")))?;
-        let plan = Plan { segment, slot: fixed, before, at_boot, removable: plug.hot(), ..Plan::boot(&id) };
+        let plan = Plan {
+            flag: Some(flag),
+            segment,
+            slot: fixed,
+            before,
+            at_boot,
+            removable: plug.hot(),
+            ..Plan::boot(&id)
+        };
         self.attach(plan, built)?;
         if let Some(pci) = self.find(&id).and_then(|a| a.placed.pci.as_ref()) {
             names.note(&id, (pci.segment, pci.slot));
@@ -329,9 +351,17 @@ impl Board {
             function.removable();
         }
         let removable = plan.removable && function.is_some();
-        let id = id.to_owned();
-        let attached = Attached { function, windows, id, device, placed, virtio, removable, leaving: false };
-        self.attached.push(attached);
+        self.attached.push(Attached {
+            function,
+            windows,
+            id: id.to_owned(),
+            flag: plan.flag,
+            device,
+            placed,
+            virtio,
+            removable,
+            leaving: false,
+        });
         Ok(())
     }
 

@@ -37,6 +37,10 @@ impl Machine {
         if let Some(id) = plug.common().and_then(|c| c.id.clone()).filter(|id| taken(id)) {
             return Err(Refusal::new(Kind::Conflict, format!("Identifier {id} is not unique")));
         }
+        // One that the guest has not let go of is not in the description any more, and still there.
+        if plug.alone() && self.board.attached().iter().any(|a| a.flag == Some(plug.flag())) {
+            return Err(catalog::hot::too_many(plug.flag()));
+        }
         let added = self.board.add(plug, facts, kept, names, &taken, false);
         let shown = added.and_then(|id| self.show(&id).inspect_err(|_| drop(self.board.detach(&id))));
         shown.inspect_err(|_| {
