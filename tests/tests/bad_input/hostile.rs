@@ -15,8 +15,8 @@ use crate::saved::{GOOD, Story, state_text};
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 /// How much memory the program may have needed, at the most, for the largest file that is read.
 pub(crate) const MEMORY_LIMIT: u64 = 1 << 30;
-/// The same for a machine that is as it should be: 32 MiB, the program's own, and what the C library keeps for later, which is 64 MiB at most.
-const ORDINARY_LIMIT: u64 = 160 << 20;
+/// The same for a machine that is as it should be: 32 MiB and the program's own. What a refused state took was given back.
+const ORDINARY_LIMIT: u64 = 64 << 20;
 
 /// Seconds for changes at random, which the environment variable `VIRGA_HOSTILE_SECONDS` changes: a long run looks at more.
 fn seconds() -> u64 {

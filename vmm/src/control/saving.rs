@@ -137,6 +137,9 @@ impl Control {
         if let Err(e) = restored {
             self.kept.clear();
             self.names = Names::default();
+            // A state may have been large, and what the allocator keeps of it would stay with this process.
+            // SAFETY: only memory that is free is given back.
+            unsafe { libc::malloc_trim(0) };
             return Err(e);
         }
         self.setup.monitor.record("vm", "restored", &[]);
