@@ -83,9 +83,9 @@ fn debian_with_the_current_kernel_runs_and_heeds_the_power_button() {
     assert_eq!(field("CPU(s)"), "2");
     assert_eq!(field("Hypervisor vendor"), "KVM");
 
-    // systemd calls the card after its slot. There is no DHCP server here.
-    assert_eq!(guest.sh("ls -1 /sys/class/net"), "enp0s3\nlo");
-    guest.sh("ip addr add 192.168.249.2/24 dev enp0s3; ip link set enp0s3 up");
+    // systemd calls the card after its hotplug slot. There is no DHCP server here.
+    assert_eq!(guest.sh("ls -1 /sys/class/net"), "ens3\nlo");
+    guest.sh("ip addr add 192.168.249.2/24 dev ens3; ip link set ens3 up");
     guest.sh("ping -c 3 -i 0.2 -W 10 192.168.249.1");
     throughput(&mut guest);
     println!("{}", guest.sh("journalctl -b -p warning --no-pager"));
