@@ -57,8 +57,8 @@ spec::spec! {
         fields {
             /// file:// and the directory of the snapshot.
             "source_url" => source_url: Option<String> = None,
-            /// How memory comes back. When absent, mmap for private memory and copy for memory that is shared with other
-            /// processes or in huge pages. With mmap the file memory-ranges must not be changed while the machine runs; it may be deleted.
+            /// How memory comes back; copy when absent. mmap is for memory that is neither shared with other processes nor in
+            /// huge pages. With mmap the file memory-ranges must not be changed while the machine runs; it may be deleted.
             "memory_restore_mode" => memory_restore_mode: Option<MemoryRestoreMode> = None,
             /// Map all of memory at once, so that no access of the guest waits for it.
             "prefault" => prefault: bool = false,

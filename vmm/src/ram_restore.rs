@@ -29,12 +29,10 @@ pub struct Behind {
     _mapped: Option<Backing>,
 }
 
-/// The way that is best where none was asked for: a private mapping takes no time and shares pages with other machines of the same
-/// snapshot. Memory that others share, and huge pages, cannot be had that way and are read at once.
+/// The way that was asked for, where the machine's memory can be had that way; else the one that checks all of memory.
 fn mode(restore: &RestoreSpec, memory: &MemorySpec) -> Result<MemoryRestoreMode, Refusal> {
     let private = !memory.is_shared();
     match restore.memory_restore_mode {
-        None if private => Ok(MemoryRestoreMode::Mmap),
         None => Ok(MemoryRestoreMode::Copy),
         Some(MemoryRestoreMode::Mmap) if !private => Err(Refusal::invalid(
             "memory_restore_mode=mmap is for private memory, and this machine's is shared or in huge pages: use copy or ondemand",
