@@ -1,5 +1,6 @@
 //! A board for tests: memory, interrupts and events that remember what happened, and a driver for virtio devices.
 
+pub mod random;
 pub mod state;
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};

@@ -76,19 +76,9 @@ impl BarAllocator {
 
 #[cfg(test)]
 mod tests {
+    use device::fake::random::Random;
+
     use super::*;
-
-    /// A small generator (xorshift) so that a failure can be run again.
-    struct Dice(u64);
-
-    impl Dice {
-        fn below(&mut self, n: u64) -> u64 {
-            self.0 ^= self.0 << 13;
-            self.0 ^= self.0 >> 7;
-            self.0 ^= self.0 << 17;
-            self.0 % n
-        }
-    }
 
     #[test]
     fn the_first_gets_the_highest_address() {
@@ -122,25 +112,25 @@ mod tests {
     #[test]
     fn ranges_never_overlap_and_a_range_is_found_whenever_there_is_one() {
         for seed in 1..=50 {
-            let mut dice = Dice(0x9e37_79b9_7f4a_7c15u64.wrapping_mul(seed));
-            let window = Span { base: dice.below(1 << 20) << 4, length: 0x1_0000 };
+            let mut random = Random(seed);
+            let window = Span { base: random.below(1 << 20) << 4, length: 0x1_0000 };
             let mut a = BarAllocator::new(window);
             let mut held: Vec<Span> = Vec::new();
             for _ in 0..400 {
-                let size = 16 << dice.below(10);
+                let size = 16 << random.below(10);
                 let free = |base: u64| {
                     base >= window.base
                         && base + size <= window.base + window.length
                         && held.iter().all(|s| base + size <= s.base || s.base + s.length <= base)
                 };
-                match dice.below(4) {
+                match random.below(4) {
                     0 if !held.is_empty() => {
-                        let span = held.swap_remove(dice.below(held.len() as u64) as usize);
+                        let span = held.swap_remove(random.below(held.len() as u64) as usize);
                         assert!(a.free(span.base));
                         assert!(!a.free(span.base));
                     }
                     1 => {
-                        let base = window.base + (dice.below(0x1_1000) & !(size - 1));
+                        let base = window.base + (random.below(0x1_1000) & !(size - 1));
                         let span = Span { base, length: size };
                         let could = free(base);
                         assert_eq!(a.reserve(span), could, "seed {seed}");

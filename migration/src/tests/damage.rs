@@ -3,10 +3,11 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use device::fake::random::Random;
 use device::ram::RamMap;
 use vm_memory::{Bytes, GuestAddress};
 
-use super::machine::{CONFIG_TEXT, Kind, Random, copied, empty_like, fill, memory, save_with};
+use super::machine::{CONFIG_TEXT, Kind, copied, empty_like, fill, memory, save_with};
 use super::scratch::Scratch;
 use crate::{CONFIG, Error, MEMORY, Memory, PAGE, Progress, STATE, Source};
 

@@ -6,12 +6,11 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use device::fake::random::Random;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 use super::alone;
-use super::machine::{
-    KINDS, Kind, Random, assert_same, copied, empty_like, fill, memory, resident, save, save_at,
-};
+use super::machine::{KINDS, Kind, assert_same, copied, empty_like, fill, memory, resident, save, save_at};
 use super::scratch::Scratch;
 use crate::{Error, MEMORY, Memory, PAGE, Pager, Source};
 

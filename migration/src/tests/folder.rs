@@ -9,8 +9,10 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use device::fake::random::Random;
+
 use super::alone;
-use super::machine::{CONFIG_TEXT, Kind, Random, copied, devices, fill, memory, save, save_at};
+use super::machine::{CONFIG_TEXT, Kind, copied, devices, fill, memory, save, save_at};
 use super::scratch::Scratch;
 use crate::{CONFIG, Directory, Error, MEMORY, Memory, PAGE, Progress, STATE, Source};
 

@@ -5,6 +5,7 @@ use std::os::fd::FromRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use device::fake::random::Random;
 use device::ram::RamMap;
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{
@@ -13,23 +14,6 @@ use vm_memory::{
 };
 
 use crate::{Directory, Error, Memory, PAGE, Progress, Source};
-
-/// Numbers that look random and are the same every time (splitmix64).
-pub(crate) struct Random(pub(crate) u64);
-
-impl Random {
-    pub(crate) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    pub(crate) fn below(&mut self, limit: u64) -> u64 {
-        self.next() % limit
-    }
-}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -69,7 +53,7 @@ pub(crate) fn page(gpa: u64, seed: u64) -> [u8; PAGE as usize] {
     let mut bytes = [0; PAGE as usize];
     let mut random = Random(gpa ^ seed);
     for chunk in bytes.chunks_exact_mut(8) {
-        chunk.copy_from_slice(&random.next().to_ne_bytes());
+        chunk.copy_from_slice(&random.bits().to_ne_bytes());
     }
     bytes
 }

@@ -1,26 +1,8 @@
 //! Random requests, cut into buffers at random, against a model; and random nonsense, against nothing but survival.
 
+use device::fake::random::Random;
+
 use super::*;
-
-/// Small, repeatable randomness.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
-    fn below(&mut self, limit: u64) -> u64 {
-        self.next() % limit
-    }
-
-    fn bytes(&mut self, count: usize) -> Vec<u8> {
-        (0..count).map(|_| self.next() as u8).collect()
-    }
-}
 
 /// Cuts `length` bytes at `address` into one to four buffers, anywhere, empty ones included.
 fn cut(random: &mut Random, address: u64, length: u32, write: bool) -> Vec<(u64, u32, bool)> {
@@ -127,8 +109,8 @@ fn random_nonsense_is_survived() {
         let size = bench.queues[0].size;
         for index in 0..size {
             let near = FREE + random.below(END - FREE);
-            let address = if random.below(8) == 0 { random.next() } else { near };
-            let length = if random.below(8) == 0 { random.next() as u32 } else { random.below(4096) as u32 };
+            let address = if random.below(8) == 0 { random.bits() } else { near };
+            let length = if random.below(8) == 0 { random.bits() as u32 } else { random.below(4096) as u32 };
             let flags = random.below(if round % 2 == 0 { 4 } else { 8 }) as u16;
             let next = random.below(u64::from(size) + 4) as u16;
             bench.describe(0, index, Desc { address, length, flags, next });

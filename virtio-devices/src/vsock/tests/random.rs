@@ -1,33 +1,14 @@
 //! A guest that sends whatever comes to its mind, and programs that come and go.
 
+use device::fake::random::Random;
 use device::fake::{Desc, END, flag};
 
 use super::*;
 
-/// Small, repeatable randomness.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
-    fn below(&mut self, limit: u64) -> u64 {
-        self.next() % limit
-    }
-
-    fn one_of<T: Copy>(&mut self, all: &[T]) -> T {
-        all[self.below(all.len() as u64) as usize]
-    }
-}
-
 /// A header that is nearly right.
 fn header(random: &mut Random) -> Header {
     let number = |random: &mut Random| {
-        let any = random.next() as u32;
+        let any = random.bits() as u32;
         random.one_of(&[0, 1, 100, 4096, 65_536, 262_144, u32::MAX, any])
     };
     Header {
@@ -70,7 +51,7 @@ fn offer(guest: &mut Guest, random: &mut Random, queue: usize) {
 #[test]
 fn nothing_a_guest_sends_does_harm() {
     for seed in 1..=6u64 {
-        let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let mut random = Random(seed);
         let mut guest = Guest::without_buffers(&format!("random{seed}"));
         let service = guest.service(80);
         service.set_nonblocking(true).unwrap();

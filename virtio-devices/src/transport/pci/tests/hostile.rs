@@ -4,34 +4,23 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use device::fake::random::Random;
 use device::grant::Device;
 use device::virtio::feature;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::guest::{Echo, Guest, QUEUE_BASE, QUEUE_ROOM, RAM, reg};
 
-/// A small generator (xorshift) so that a failure can be run again.
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
-    /// A value that is more likely than others to hurt.
-    fn value(&mut self) -> [u8; 8] {
-        let n = self.roll();
-        match n % 6 {
-            0 => [0; 8],
-            1 => [0xff; 8],
-            2 => (1u64 << (n >> 8 & 63)).to_le_bytes(),
-            3 => (RAM - 1 + (n >> 8 & 3)).to_le_bytes(),
-            4 => (n >> 8 & 0xf).to_le_bytes(),
-            _ => n.to_le_bytes(),
-        }
+/// A value that is more likely than others to hurt.
+fn value(random: &mut Random) -> [u8; 8] {
+    let n = random.bits();
+    match n % 6 {
+        0 => [0; 8],
+        1 => [0xff; 8],
+        2 => (1u64 << (n >> 8 & 63)).to_le_bytes(),
+        3 => (RAM - 1 + (n >> 8 & 3)).to_le_bytes(),
+        4 => (n >> 8 & 0xf).to_le_bytes(),
+        _ => n.to_le_bytes(),
     }
 }
 
@@ -80,7 +69,7 @@ fn enter(g: &Guest, state: u32) {
 #[test]
 fn every_register_at_every_width_in_every_state_is_harmless() {
     let g = Guest::new(Echo::default());
-    let mut dice = Dice(0x1234_5678_9abc_def1);
+    let mut random = Random(0x1234_5678_9abc_def1);
     fill(&g);
     let offsets: Vec<u64> = (0..0x60)
         .chain(0x1ff8..0x2010)
@@ -98,7 +87,7 @@ fn every_register_at_every_width_in_every_state_is_harmless() {
             for width in [1, 2, 3, 4, 8] {
                 // Rings in the untouched part would be a driver's honest wish: they are not written here.
                 let ring = *offset + width > reg::QUEUE_DESC && *offset < 56;
-                let value = if ring { u64::MAX.to_le_bytes() } else { dice.value() };
+                let value = if ring { u64::MAX.to_le_bytes() } else { value(&mut random) };
                 g.write(*offset, &value[..width as usize]);
                 let mut data = [0; 8];
                 g.memory.read(g.base + offset, &mut data[..width as usize]);
@@ -116,16 +105,16 @@ fn every_register_at_every_width_in_every_state_is_harmless() {
 #[test]
 fn a_live_queue_outlasts_register_writes_of_all_kinds() {
     let g = Guest::new(Echo::default());
-    let mut dice = Dice(0xfeed_beef_cafe_0001);
+    let mut random = Random(0xfeed_beef_cafe_0001);
     fill(&g);
     let mut drivers = g.bring_up();
     for round in 0..3000u32 {
         // Everything but status and vectors, which may rightly end the service.
-        let offset = dice.roll() % 0x5000;
-        let width = 1 << (dice.roll() % 4);
+        let offset = random.bits() % 0x5000;
+        let width = 1 << (random.bits() % 4);
         let status = (offset..offset + width).contains(&reg::STATUS);
         if !status {
-            g.write(offset, &dice.value()[..width as usize]);
+            g.write(offset, &value(&mut random)[..width as usize]);
         }
         if round % 10 == 0 {
             let d = &mut drivers[round as usize / 10 % 2];
@@ -174,25 +163,25 @@ fn several_vcpus_and_the_board_at_once_do_not_upset_the_device() {
         .map(|seed| {
             let (g, done) = (g.clone(), done.clone());
             let run = move || {
-                let mut dice = Dice(0x9e37_79b9 * seed);
+                let mut random = Random(seed);
                 while !done.load(Ordering::SeqCst) {
-                    match dice.roll() % 8 {
+                    match random.bits() % 8 {
                         0 => g.w8(reg::STATUS, 0),
                         1 => drop(g.advance(&[1, 2, 8, 4])),
                         2 => drop(g.negotiate(feature::VERSION_1)),
                         3 => {
-                            let mut d = g.enable((dice.roll() % 2) as u16, 8);
+                            let mut d = g.enable((random.bits() % 2) as u16, 8);
                             d.offer(1);
                             d.kick();
                         }
-                        4 => g.w16(0x6000 + 4 * (dice.roll() % 3), 0),
-                        5 => g.vector(dice.roll() % 3, 0x40),
+                        4 => g.w16(0x6000 + 4 * (random.bits() % 3), 0),
+                        5 => g.vector(random.bits() % 3, 0x40),
                         6 => {
-                            let base = if dice.roll().is_multiple_of(2) { g.base } else { 0xd000_0000 };
+                            let base = if random.bits().is_multiple_of(2) { g.base } else { 0xd000_0000 };
                             g.write_at(super::guest::ECAM + (1 << 15) + 0x10, &(base as u32).to_le_bytes());
                         }
                         _ => {
-                            let offset = 56 * (dice.roll() % 3);
+                            let offset = 56 * (random.bits() % 3);
                             let mut data = [0; 8];
                             g.memory.read(g.base + offset, &mut data);
                         }
