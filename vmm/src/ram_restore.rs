@@ -29,12 +29,11 @@ pub struct Behind {
     _mapped: Option<Backing>,
 }
 
-/// The way that was asked for, where the machine's memory can be had that way; else the one that checks all of memory.
+/// The way that was asked for, if the machine's memory can be had that way; without a wish, the one that checks all of memory.
 fn mode(restore: &RestoreSpec, memory: &MemorySpec) -> Result<MemoryRestoreMode, Refusal> {
-    let private = !memory.is_shared();
     match restore.memory_restore_mode {
         None => Ok(MemoryRestoreMode::Copy),
-        Some(MemoryRestoreMode::Mmap) if !private => Err(Refusal::invalid(
+        Some(MemoryRestoreMode::Mmap) if memory.is_shared() => Err(Refusal::invalid(
             "memory_restore_mode=mmap is for private memory, and this machine's is shared or in huge pages: use copy or ondemand",
         )),
         Some(MemoryRestoreMode::OnDemand) if memory.hugepages => Err(Refusal::invalid(
