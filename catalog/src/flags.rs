@@ -1,8 +1,9 @@
 //! The command line, derived from the specifications: what clap parses, what `--help`, the manual page and completions show.
 
 use std::fmt::Write;
+use std::process::ExitCode;
 
-use clap::{Arg, ArgAction, ArgMatches};
+use clap::{Arg, ArgAction, ArgMatches, Command};
 use spec::{Key, Part, Refusal, Spec};
 
 /// What a command is built for.
@@ -97,6 +98,18 @@ pub fn sentence(doc: &str) -> String {
 /// What summaries show.
 fn first_sentence(text: &str) -> &str {
     text.split_once(". ").map_or(text, |(first, _)| first)
+}
+
+/// Parses the command line of a small program. Help, and what is wrong, are printed; then there is only an exit code: 0 or 2.
+///
+/// # Errors
+/// The program has nothing to do.
+pub fn matches(command: Command) -> Result<ArgMatches, ExitCode> {
+    command.try_get_matches().map_err(|e| {
+        // Nothing can be done about a closed standard stream.
+        let _ = e.print();
+        ExitCode::from(if e.use_stderr() { 2 } else { 0 })
+    })
 }
 
 /// The specification after a flag that is given at most once.

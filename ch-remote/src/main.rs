@@ -7,13 +7,9 @@ use std::process::ExitCode;
 use api::client::{self, ClientError};
 
 fn main() -> ExitCode {
-    let matches = match ch_remote::command().try_get_matches() {
+    let matches = match catalog::flags::matches(ch_remote::command()) {
         Ok(matches) => matches,
-        Err(e) => {
-            // Nothing can be done about a closed standard stream.
-            let _ = e.print();
-            return ExitCode::from(if e.use_stderr() { 2 } else { 0 });
-        }
+        Err(code) => return code,
     };
     match run(&matches) {
         Ok(()) => ExitCode::SUCCESS,

@@ -14,7 +14,8 @@ use clap_mangen::Man;
 /// Everything that is generated, by its path below `docs/`.
 fn files() -> io::Result<BTreeMap<PathBuf, Vec<u8>>> {
     let mut files = BTreeMap::new();
-    for command in [visible(vmm::cli::command()), ch_remote::command(), vhost_user_block::command()] {
+    let daemons = [vhost_user_block::command(), vhost_user_net::command()];
+    for command in [visible(vmm::cli::command()), ch_remote::command()].into_iter().chain(daemons) {
         let name = command.get_name().to_owned();
         for shell in [Shell::Bash, Shell::Fish, Shell::Zsh] {
             let mut text = Vec::new();

@@ -139,15 +139,15 @@ impl Control {
     }
 
     pub(crate) fn mac(&self, name: &IfName) -> io::Result<MacAddr> {
+        mac(&self.0, name)
+    }
+
+    /// The interface's number.
+    pub(crate) fn index(&self, name: &IfName) -> io::Result<i32> {
         let mut request = IfReq::named(name);
-        self.request(libc::SIOCGIFHWADDR as Request, &mut request)?;
-        // SAFETY: a `sockaddr` is plain data, and the request filled this member.
-        let data = unsafe { request.0.ifr_ifru.ifru_hwaddr.sa_data };
-        let mut bytes = [0u8; 6];
-        for (to, from) in bytes.iter_mut().zip(data) {
-            *to = from as u8;
-        }
-        Ok(MacAddr::new(bytes))
+        self.request(libc::SIOCGIFINDEX as Request, &mut request)?;
+        // SAFETY: every bit pattern is a `c_int`, and the request filled this member.
+        Ok(unsafe { request.0.ifr_ifru.ifru_ifindex })
     }
 
     pub(crate) fn set_mac(&self, name: &IfName, mac: MacAddr) -> io::Result<()> {
@@ -188,14 +188,10 @@ impl Control {
     }
 
     fn request_v6(&self, number: Request, name: &IfName, ip: Ipv6Addr, prefix: u8) -> io::Result<()> {
-        let mut request = IfReq::named(name);
-        self.request(libc::SIOCGIFINDEX as Request, &mut request)?;
-        // SAFETY: every bit pattern is a `c_int`, and the request filled this member.
-        let index = unsafe { request.0.ifr_ifru.ifru_ifindex };
         let mut argument = libc::in6_ifreq {
             ifr6_addr: libc::in6_addr { s6_addr: ip.octets() },
             ifr6_prefixlen: u32::from(prefix),
-            ifr6_ifindex: index,
+            ifr6_ifindex: self.index(name)?,
         };
         // SAFETY: on an AF_INET6 socket the argument of the two numbers used below is an `in6_ifreq`.
         unsafe { ioctl(&self.0, number, &mut argument) }
@@ -210,6 +206,20 @@ impl Control {
     pub(crate) fn remove_address_v6(&self, name: &IfName, ip: Ipv6Addr, prefix: u8) -> io::Result<()> {
         self.request_v6(libc::SIOCDIFADDR as Request, name, ip, prefix)
     }
+}
+
+/// The address of a link, asked on a socket, or on a tap, which tells its own whatever the name.
+pub(crate) fn mac(fd: &impl AsFd, name: &IfName) -> io::Result<MacAddr> {
+    let mut request = IfReq::named(name);
+    // SAFETY: the argument is an `ifreq`.
+    unsafe { ioctl(fd, libc::SIOCGIFHWADDR as Request, &mut request.0) }?;
+    // SAFETY: a `sockaddr` is plain data, and the request filled this member.
+    let data = unsafe { request.0.ifr_ifru.ifru_hwaddr.sa_data };
+    let mut bytes = [0u8; 6];
+    for (to, from) in bytes.iter_mut().zip(data) {
+        *to = from as u8;
+    }
+    Ok(MacAddr::new(bytes))
 }
 
 /// `TUNSETIFF`, `TUNGETIFF` or `TUNSETQUEUE`.

@@ -3,12 +3,12 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, RawFd};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 
 use bitflags::bitflags;
 
-use crate::sys::{self, IfReq};
-use crate::{Error, IfName};
+use crate::sys::{self, Control, IfReq};
+use crate::{Error, IfName, MacAddr};
 
 /// Bytes in front of each frame: `struct virtio_net_hdr_v1`, with its `num_buffers`.
 ///
@@ -16,6 +16,9 @@ use crate::{Error, IfName};
 pub const VNET_HDR_LEN: usize = 12;
 
 const TUN_PATH: &str = "/dev/net/tun";
+
+/// Its major and minor number (`TUN_MINOR` of the misc devices).
+const TUN_DEVICE: (u32, u32) = (10, 200);
 
 bitflags! {
     /// What the reader of a tap can take: the kernel leaves this work undone in the frames that it hands over.
@@ -31,16 +34,31 @@ bitflags! {
         const TSO_ECN = libc::TUN_F_TSO_ECN;
         /// UDP datagrams that are to be fragmented.
         const UFO = libc::TUN_F_UFO;
+        /// Several UDP datagrams over IPv4 in one frame.
+        const USO4 = libc::TUN_F_USO4;
+        /// Several UDP datagrams over IPv6 in one frame.
+        const USO6 = libc::TUN_F_USO6;
     }
 }
 
 impl Offloads {
-    /// The set without what makes no sense in it: nothing goes without checksums, ECN not without large segments.
+    /// What kernels before 6.2 do not know.
+    pub const USO: Offloads = Offloads::USO4.union(Offloads::USO6);
+
+    /// The set without what makes no sense in it: nothing goes without checksums, ECN not without large segments. The kernel packs UDP
+    /// datagrams over both versions of IP or over none.
     pub fn consistent(self) -> Self {
         if !self.contains(Offloads::CSUM) {
             return Offloads::empty();
         }
-        if self.intersects(Offloads::TSO4 | Offloads::TSO6) { self } else { self - Offloads::TSO_ECN }
+        let mut kept = self;
+        if !self.intersects(Offloads::TSO4 | Offloads::TSO6) {
+            kept -= Offloads::TSO_ECN;
+        }
+        if !self.contains(Offloads::USO) {
+            kept -= Offloads::USO;
+        }
+        kept
     }
 }
 
@@ -81,6 +99,33 @@ impl Tap {
         tap.set_header_len()?;
         tap.set_offloads(Offloads::empty())?;
         Ok(Ok(tap))
+    }
+
+    /// Opens another queue pair of the macvtap `name`, whose device file has the interface's number in its name. `None` if the
+    /// interface is no macvtap, or that of another network namespace has the file.
+    pub(crate) fn macvtap(name: &IfName) -> Result<Option<Self>, Error> {
+        let failed = |source| Error::Attach { name: name.to_string(), source };
+        let index = Control::v4().and_then(|control| control.index(name)).map_err(failed)?;
+        let path = format!("/dev/tap{index}");
+        let opened = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(path);
+        let file = match opened {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
+                return Err(Error::Permission { name: name.to_string(), operation: "open its device file" });
+            }
+            opened => opened.map_err(failed)?,
+        };
+        let tap = Tap::from_fd(file.as_raw_fd())?;
+        Ok(Some(tap).filter(|tap| tap.name == *name))
+    }
+
+    /// The address of a macvtap's link, which is that of whoever reads the tap; `None` for other taps, where it is the host's.
+    pub fn own_mac(&self) -> Option<MacAddr> {
+        let device = self.file.metadata().ok()?.rdev();
+        if device == libc::makedev(TUN_DEVICE.0, TUN_DEVICE.1) {
+            return None;
+        }
+        sys::mac(&self.file, &self.name).ok()
     }
 
     /// Duplicates the descriptor `fd`, after making sure that it is a tap whose frames have our shape.
@@ -156,6 +201,13 @@ impl Tap {
         // SAFETY: this request takes its argument by value.
         unsafe { sys::ioctl_value(&self.file, libc::TUNSETOFFLOAD as libc::c_ulong, bits) }
             .map_err(|e| self.error("set the offloads", e))
+    }
+
+    /// Whether the kernel packs UDP datagrams, which those before 6.2 do not. Leaves the tap without offloads.
+    pub fn packs_datagrams(&self) -> Result<bool, Error> {
+        let packs = self.set_offloads(Offloads::CSUM | Offloads::USO).is_ok();
+        self.set_offloads(Offloads::empty())?;
+        Ok(packs)
     }
 
     /// Takes this queue out of those among which the kernel spreads frames, or puts it back.
@@ -238,6 +290,8 @@ mod tests {
             (Offloads::CSUM | Offloads::TSO_ECN | Offloads::TSO6).consistent(),
             Offloads::CSUM | Offloads::TSO_ECN | Offloads::TSO6
         );
+        assert_eq!((Offloads::CSUM | Offloads::USO4).consistent(), Offloads::CSUM);
+        assert_eq!((Offloads::CSUM | Offloads::USO).consistent(), Offloads::CSUM | Offloads::USO);
     }
 
     #[test]

@@ -34,7 +34,7 @@ pub struct TapSet {
 impl TapSet {
     /// Opens `pairs` queue pairs (1 to [`MAX_QUEUE_PAIRS`]) of the tap `name` and configures its link.
     ///
-    /// An interface of that name is attached to if it is a tap; else one is created. Without a name one is created from
+    /// An interface of that name is attached to if it is a tap or a macvtap; else one is created. Without a name one is created from
     /// [`NAME_TEMPLATE`]. On failure a created tap is gone and an existing one is as it was.
     pub fn open(name: Option<&str>, pairs: usize, config: &LinkConfig) -> Result<Self, Error> {
         let name = IfName::new(name.unwrap_or(NAME_TEMPLATE))?;
@@ -44,8 +44,13 @@ impl TapSet {
         let mut taps = Vec::with_capacity(pairs);
         taps.push(first);
         for _ in 1..pairs {
-            let tap = Tap::attach(&name, libc::IFF_MULTI_QUEUE)?;
-            taps.push(tap.map_err(|e| attach_error(&name, pairs, e))?);
+            taps.push(match taps[0].own_mac() {
+                Some(_) => Tap::macvtap(&name)?.ok_or_else(|| Error::NotATap(name.to_string()))?,
+                None => {
+                    let tap = Tap::attach(&name, libc::IFF_MULTI_QUEUE)?;
+                    tap.map_err(|e| attach_error(&name, pairs, e))?
+                }
+            });
         }
         link::configure(&name, config)?;
         Ok(TapSet { name, origin, taps })
@@ -117,6 +122,11 @@ fn open_first(name: &IfName, pairs: usize) -> Result<(Tap, Origin), Error> {
         }
         other => other,
     };
+    if attached.as_ref().is_err_and(|e| e.raw_os_error() == Some(libc::EINVAL))
+        && let Some(tap) = Tap::macvtap(name)?
+    {
+        return Ok((tap, Origin::Existing));
+    }
     attached.map(|tap| (tap, Origin::Existing)).map_err(|e| match e.raw_os_error() {
         Some(libc::EINVAL) if pairs > 1 => Error::NotMultiQueue { name: name.to_string(), pairs },
         Some(libc::EINVAL) => Error::NotATap(name.to_string()),

@@ -121,6 +121,14 @@ fn address(path: &Path) -> io::Result<(libc::sockaddr_un, libc::socklen_t)> {
     Ok((address, length as libc::socklen_t))
 }
 
+/// Whether a socket can be at this path, whatever is there now.
+///
+/// # Errors
+/// The path is empty, or longer than the kernel takes.
+pub fn check_path(path: &Path) -> io::Result<()> {
+    address(path).map(drop)
+}
+
 /// Connects, or fails at once.
 ///
 /// # Errors

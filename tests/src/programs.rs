@@ -14,6 +14,11 @@ pub fn vhost_user_block() -> PathBuf {
     beside("VIRGA_VHOST_USER_BLOCK", "vhost_user_block", "vhost_user_block")
 }
 
+/// The daemon that serves network cards: `VIRGA_VHOST_USER_NET` in the environment, else the one built beside this test.
+pub fn vhost_user_net() -> PathBuf {
+    beside("VIRGA_VHOST_USER_NET", "vhost_user_net", "vhost_user_net")
+}
+
 /// `variable` in the environment, else `name` in the directory above this test's own, where cargo puts programs.
 pub fn beside(variable: &str, name: &str, package: &str) -> PathBuf {
     if let Some(path) = std::env::var_os(variable) {

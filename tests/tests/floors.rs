@@ -24,6 +24,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("vmm", 6),
     ("ch-remote", 6),
     ("vhost_user_block", 6),
+    ("vhost_user_net", 6),
 ];
 const ASIDE: &[&str] = &["tests", "bare-kvm", "bench", "docs-gen"];
 

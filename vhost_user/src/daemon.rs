@@ -4,42 +4,94 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::mem::{size_of, zeroed};
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use device::{Events, Request};
+use device::{Events, Request, Virtio};
 use spec::Refusal;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use crate::Server;
+use crate::{Door, Server};
 
 /// How long what is under way may take when the program is told to end.
 const LAST_REQUESTS: Duration = Duration::from_secs(30);
 
+/// A program of this kind at work.
+pub struct Daemon {
+    signals: Signals,
+    watchman: Arc<Watchman>,
+}
+
+/// A device, and where it is to be served.
+pub struct Opened {
+    /// For messages.
+    pub name: String,
+    /// The device.
+    pub device: Box<dyn Virtio>,
+    /// The way to its front ends.
+    pub door: Door,
+}
+
+/// The life of `program` after its command line was understood: `body` opens what is to be served and has the daemon serve it.
+pub fn main(program: &str, body: impl FnOnce(Daemon) -> Result<(), Refusal>) -> ExitCode {
+    log();
+    match Daemon::new().and_then(body) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            report(program, &e);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+impl Daemon {
+    fn new() -> Result<Daemon, Refusal> {
+        let signals = Signals::take().map_err(|e| Refusal::host("cannot take signals", e))?;
+        let watchman = Watchman::new().map_err(|e| Refusal::host("cannot watch over threads", e))?;
+        Ok(Daemon { signals, watchman })
+    }
+
+    /// Serves these devices until SIGTERM or SIGINT comes; SIGHUP calls `look` with the servers in their order. Then hangs up and waits
+    /// until what is under way has been answered.
+    ///
+    /// # Errors
+    /// A device could not be served, or a thread ended unexpectedly or does not come to its end.
+    pub fn serve(self, devices: Vec<Opened>, look: impl Fn(&[Server])) -> Result<(), Refusal> {
+        let events: Arc<dyn Events> = self.watchman.clone();
+        let start = |Opened { name, device, door }| {
+            Server::start(&name, door, device, events.clone())
+                .map_err(|e| Refusal::host(format!("cannot serve {name}"), e))
+        };
+        let servers = devices.into_iter().map(start).collect::<Result<Vec<_>, _>>()?;
+        run(servers, &self.signals, &self.watchman, look)
+    }
+}
+
 /// Logs to standard error, warnings and worse unless `RUST_LOG` in the environment says otherwise.
-pub fn log() {
+fn log() {
     let environment = env_logger::Env::default().default_filter_or("warn");
     // It fails only if somebody logs already.
     let _ = env_logger::Builder::from_env(environment).try_init();
 }
 
 /// Tells why a program ended, once and in full.
-pub fn report(program: &str, error: &Refusal) {
+fn report(program: &str, error: &Refusal) {
     // Nothing can be done about a standard error that takes nothing, and the exit status tells the rest.
     let _ = io::stderr().write_all(error.report(program).as_bytes());
 }
 
 /// Signals, read instead of suffered. Made before any thread.
-pub struct Signals(File);
+struct Signals(File);
 
 impl Signals {
     /// Blocks SIGTERM, SIGINT and SIGHUP in this thread and those it starts.
     ///
     /// # Errors
     /// What the host answered.
-    pub fn take() -> io::Result<Signals> {
+    fn take() -> io::Result<Signals> {
         // SAFETY: a zeroed set is what sigemptyset makes; the calls only read and write the set.
         let fd = unsafe {
             let mut set: libc::sigset_t = zeroed();
@@ -69,7 +121,7 @@ impl Signals {
 }
 
 /// Hears of threads that ended unexpectedly.
-pub struct Watchman {
+struct Watchman {
     faulty: AtomicBool,
     wake: EventFd,
 }
@@ -79,7 +131,7 @@ impl Watchman {
     ///
     /// # Errors
     /// No descriptor could be had.
-    pub fn new() -> io::Result<Arc<Watchman>> {
+    fn new() -> io::Result<Arc<Watchman>> {
         let wake = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
         Ok(Arc::new(Watchman { faulty: AtomicBool::new(false), wake }))
     }
@@ -100,11 +152,7 @@ impl Events for Watchman {
     }
 }
 
-/// Serves until SIGTERM or SIGINT comes; SIGHUP calls `look`. Then hangs up and waits until what is under way has been answered.
-///
-/// # Errors
-/// A thread ended unexpectedly, or does not come to its end.
-pub fn run(
+fn run(
     mut servers: Vec<Server>,
     signals: &Signals,
     watchman: &Watchman,

@@ -16,6 +16,7 @@
 
 mod channel;
 pub mod daemon;
+mod door;
 mod error;
 mod fault;
 mod inflight;
@@ -25,8 +26,11 @@ mod replay;
 mod ring;
 mod server;
 mod session;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod wire;
 
+pub use door::Door;
 pub use error::PeerError;
 pub use server::Server;
 pub use wire::MAX_QUEUES;

@@ -13,19 +13,20 @@ use device::guest_warn;
 use device::limit::LogLimit;
 use device::ram::RamMap;
 use device::{Events, Ram, Request, Virtio, VirtioGrant, Workers};
-use terminal::Listener;
+use terminal::socket::connect;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::PeerError;
 use crate::channel::Channel;
+use crate::door::Door;
 use crate::link::Link;
 use crate::session::{Served, Session};
 
 /// What front ends may make us log.
 pub(crate) static LIMIT: LogLimit = LogLimit::new();
 
-/// How long to leave a listening socket alone that does not give connections.
+/// How long to leave a socket alone that gives no connection.
 const PAUSE: Duration = Duration::from_millis(100);
 
 const LISTENER: u64 = 0;
@@ -35,7 +36,7 @@ const BELL: u64 = 3;
 
 type Command = Box<dyn FnOnce(&dyn Virtio) + Send>;
 
-/// A device that is served on a socket. Dropping it ends that, and removes the socket's file.
+/// A device that is served on a socket. Dropping it ends that, and removes the socket's file if it is ours.
 pub struct Server {
     name: String,
     /// Its absence tells the thread to end.
@@ -51,7 +52,7 @@ impl Server {
     /// No descriptor or thread could be had.
     pub fn start(
         name: &str,
-        listener: Listener,
+        door: Door,
         mut device: Box<dyn Virtio>,
         events: Arc<dyn Events>,
     ) -> io::Result<Server> {
@@ -68,11 +69,13 @@ impl Server {
         let bell = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
         let epoll = Epoll::new()?;
         let watch = |fd, token| epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, token));
-        watch(listener.socket().as_raw_fd(), LISTENER)?;
+        if let Door::Ours(listener) = &door {
+            watch(listener.socket().as_raw_fd(), LISTENER)?;
+        }
         watch(wake.as_raw_fd(), COMMANDS)?;
         watch(bell.as_raw_fd(), BELL)?;
         let served = Served { name: name.to_owned(), device, ram, link };
-        let host = Host { served, listener, epoll, wake: wake.try_clone()?, bell, inbox };
+        let host = Host { served, door, epoll, wake: wake.try_clone()?, bell, inbox };
         let thread = std::thread::Builder::new().name(name.chars().take(15).collect()).spawn(move || {
             let name = host.served.name.clone();
             match catch_unwind(AssertUnwindSafe(|| host.run())) {
@@ -135,7 +138,7 @@ impl Drop for Server {
 /// What the thread owns.
 struct Host {
     served: Served,
-    listener: Listener,
+    door: Door,
     epoll: Epoll,
     wake: EventFd,
     bell: EventFd,
@@ -152,8 +155,29 @@ impl Host {
     /// Serves until told to end.
     fn run(&self) -> io::Result<()> {
         let mut ready = [EpollEvent::default(); 4];
+        // Whether it was said that nobody listens.
+        let mut alone = false;
         loop {
-            for event in wait(&self.epoll, None, &mut ready)? {
+            let mut patience = None;
+            if let Door::Theirs(path) = &self.door {
+                // Also after somebody who hung up at once.
+                patience = Some(PAUSE);
+                match connect(path) {
+                    Ok(stream) => {
+                        alone = false;
+                        if matches!(self.meet(stream)?, Next::End) {
+                            return Ok(());
+                        }
+                    }
+                    Err(e) if !alone => {
+                        alone = true;
+                        let (name, path) = (&self.served.name, path.display());
+                        guest_warn!(LIMIT, "{name}: nobody listens at {path} ({e}); waiting for somebody");
+                    }
+                    Err(_) => {}
+                }
+            }
+            for event in wait(&self.epoll, patience, &mut ready)? {
                 let next = match event.data() {
                     LISTENER => self.accept()?,
                     COMMANDS => self.commands(|work| work(&*self.served.device)),
@@ -171,7 +195,8 @@ impl Host {
     }
 
     fn accept(&self) -> io::Result<Next> {
-        let stream = match self.listener.socket().accept() {
+        let Door::Ours(listener) = &self.door else { return Ok(Next::Go) };
+        let stream = match listener.socket().accept() {
             Ok((stream, _)) => stream,
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(Next::Go),
             Err(e) => {
@@ -180,13 +205,18 @@ impl Host {
                 return Ok(Next::Go);
             }
         };
-        log::info!("{}: a front end connected", self.served.name);
         // The next one waits until this one is gone.
-        let listener = self.listener.socket().as_raw_fd();
+        let listener = listener.socket().as_raw_fd();
         self.epoll.ctl(ControlOperation::Delete, listener, EpollEvent::default())?;
-        let result = self.serve(stream);
+        let next = self.meet(stream);
         self.epoll.ctl(ControlOperation::Add, listener, EpollEvent::new(EventSet::IN, LISTENER))?;
-        match result? {
+        next
+    }
+
+    /// Serves one front end, and tells of it.
+    fn meet(&self, stream: UnixStream) -> io::Result<Next> {
+        log::info!("{}: a front end connected", self.served.name);
+        match self.serve(stream)? {
             Ok(next) => return Ok(next),
             Err(PeerError::HungUp) => log::info!("{}: the front end hung up", self.served.name),
             Err(e) => {

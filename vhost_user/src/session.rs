@@ -318,6 +318,7 @@ impl<'a> Session<'a> {
         self.rings[index].enabled = value != 0;
         if value == 0 {
             self.stop(index)?;
+            self.served.device.use_queue(index, false);
         }
         self.start_ready()
     }

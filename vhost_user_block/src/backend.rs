@@ -5,13 +5,12 @@
 use std::fs::File;
 use std::io::{Seek, SeekFrom};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use device::{Build, Built, Events, Host, Kept, Virtio};
+use device::{Build, Built, Host, Kept, Virtio};
 use spec::{Facts, Kind, RateLimit, Refusal, Spec};
-use terminal::Listener;
-use vhost_user::{MAX_QUEUES, Server};
+use vhost_user::daemon::Opened;
+use vhost_user::{Door, MAX_QUEUES, Server};
 use virtio_devices::block::{DiskSpec, DiskType, ImageType, LockGranularity};
 
 spec::spec! {
@@ -121,33 +120,25 @@ impl BackendSpec {
     }
 
     /// Opens image and socket.
-    fn open(&self, id: &str) -> Result<(Box<dyn Virtio>, Listener), Refusal> {
+    fn open(&self, id: &str) -> Result<Opened, Refusal> {
         let built = self.build(id)?;
         let Built::Virtio(device) = built else {
             return Err(Refusal::new(Kind::Bug, format!("disk \"{id}\" is no virtio device")));
         };
-        let listener = Listener::bind(self.socket())
-            .map_err(|e| Refusal::host(format!("cannot serve disk \"{id}\""), e))?;
-        Ok((device, listener))
+        let door = Door::open(&format!("disk \"{id}\""), self.socket(), false)?;
+        Ok(Opened { name: format!("{id} on {}", self.socket().display()), device, door })
     }
 }
 
-/// Opens all disks, then serves them; if one cannot be opened, none is served.
+/// Opens all disks; if one cannot be opened, none is.
 ///
 /// # Errors
 /// What cannot be, or what the host refused, naming image or socket.
-pub fn start(specs: &[BackendSpec], events: &Arc<dyn Events>) -> Result<Vec<Server>, Refusal> {
+pub fn open(specs: &[BackendSpec]) -> Result<Vec<Opened>, Refusal> {
     for spec in specs {
         spec.check(&Facts::default())?;
     }
-    let open = |(n, spec): (usize, &BackendSpec)| spec.open(&format!("disk{n}"));
-    let opened = specs.iter().enumerate().map(open).collect::<Result<Vec<_>, _>>()?;
-    let serve = |((n, spec), (device, listener)): ((usize, &BackendSpec), _)| {
-        let name = format!("disk{n} on {}", spec.socket().display());
-        Server::start(&name, listener, device, events.clone())
-            .map_err(|e| Refusal::host(format!("cannot serve {name}"), e))
-    };
-    specs.iter().enumerate().zip(opened).map(serve).collect()
+    specs.iter().enumerate().map(|(n, spec)| spec.open(&format!("disk{n}"))).collect()
 }
 
 /// Looks at the sizes of raw images again; a disk whose image has another size than it has gets that size. The servers are those of `specs`.

@@ -5,7 +5,7 @@ mod backend;
 use catalog::flags::{Flag, Purpose};
 use clap::Command;
 
-pub use backend::{BackendSpec, look, start};
+pub use backend::{BackendSpec, look, open};
 
 const ABOUT: &str = "Serves disks to virtual machines in other processes.
 

@@ -11,7 +11,8 @@ from .common import CHECKOUT, Failure, say
 
 PROBE = ["--manifest-path", "probe/Cargo.toml", "--target-dir", "target/probe"]
 UNITS = ["cargo", "test", "--locked", "--no-fail-fast", "--workspace", "--exclude", "tests"]
-PROGRAMS = [["cargo", "build", "--locked", "-p", "vmm", "-p", "ch-remote", "-p", "vhost_user_block", "-p", "bare-kvm"],
+PROGRAMS = [["cargo", "build", "--locked", "-p", "vmm", "-p", "ch-remote", "-p", "vhost_user_block", "-p", "vhost_user_net",
+             "-p", "bare-kvm"],
             ["scripts/build-probe"]]
 RESULT = re.compile(r"^test result: \w+\. (\d+) passed; (\d+) failed; (\d+) ignored", re.M)
 SKIPPED = re.compile(r"^SKIPPED", re.M)

@@ -103,6 +103,7 @@ impl Session<'_> {
         let live = LiveQueue { queue, ram, kick, link: link.clone(), index: number, ledger };
         device.start_queue(index, live)?;
         self.rings[index].live = true;
+        device.use_queue(index, true);
         if again {
             // An interrupt may have died with the process before. One too many does no harm.
             link.queue_used(number);

@@ -1,47 +1,16 @@
 //! Command lines that cannot be.
 
-use crate::daemon::{Scratch, run};
+use vhost_user::testing::Scratch;
 
-#[track_caller]
+use crate::disk::PROGRAM;
+
 fn refuses(line: &str, chain: &[&str]) {
-    let output = run(&["--block-backend", line]);
-    let text = String::from_utf8(output.stderr).unwrap();
-    let expected = if let [message] = chain {
-        format!("Error: vhost_user_block exited with the following error:\n  {message}\n")
-    } else {
-        let lines = chain.iter().enumerate().map(|(depth, message)| format!("  {depth}: {message}\n"));
-        format!(
-            "Error: vhost_user_block exited with the following chain of errors:\n{}",
-            lines.collect::<String>()
-        )
-    };
-    assert_eq!(text, expected, "{line}");
-    assert_eq!(output.status.code(), Some(1), "{line}");
-    assert!(output.stdout.is_empty());
+    PROGRAM.refuses(line, chain);
 }
 
 #[test]
 fn usage_errors_end_with_2_and_help_with_0() {
-    for args in [&[][..], &["--block-backend"], &["--nonsense"], &["path=a,socket=b"]] {
-        let output = run(args);
-        assert_eq!(output.status.code(), Some(2), "{args:?}");
-        assert!(!output.stderr.is_empty());
-    }
-    let output = run(&["--version"]);
-    assert!(output.status.success());
-    assert!(String::from_utf8(output.stdout).unwrap().starts_with("vhost_user_block "));
-    for flag in ["--help", "-h"] {
-        let output = run(&[flag]);
-        assert!(output.status.success());
-        assert!(String::from_utf8(output.stdout).unwrap().contains("--block-backend"));
-    }
-    let help = String::from_utf8(run(&["--help"]).stdout).unwrap();
-    for key in ["path=", "socket=", "num_queues=", "queue_size=", "readonly=", "direct=", "poll_queue="] {
-        assert!(
-            help.contains(&format!("\n          {key}")) || help.contains(&format!("  {key}")),
-            "{key}: {help}"
-        );
-    }
+    PROGRAM.teaches(&["path", "socket", "num_queues", "queue_size", "readonly", "direct", "poll_queue"]);
 }
 
 #[test]
@@ -55,7 +24,7 @@ fn lines_that_say_nothing_sensible() {
 #[test]
 fn images_and_sockets_that_cannot_be() {
     let scratch = Scratch::new();
-    let (image, socket) = (scratch.image("image", 1 << 20), scratch.path("socket"));
+    let (image, socket) = (scratch.zeros("image", 1 << 20), scratch.path("socket"));
     let (image, socket) = (image.to_str().unwrap(), socket.to_str().unwrap());
     let none = scratch.path("none");
     let none = none.to_str().unwrap();
@@ -86,7 +55,7 @@ fn images_and_sockets_that_cannot_be() {
         ],
     );
     // The second of two: neither is served.
-    let output = run(&[
+    let output = PROGRAM.run(&[
         "--block-backend",
         &format!("path={image},socket={socket}"),
         &format!("path={none},socket={none}"),

@@ -5,10 +5,11 @@ use std::time::{Duration, Instant};
 
 use vhost::VhostBackend;
 use vhost::vhost_user::VhostUserFrontend;
+use vhost_user::testing::front::{DATA, EVENT_IDX, Front, Memory, Queue, addresses};
+use vhost_user::testing::{PATIENCE, Scratch};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use crate::daemon::{Daemon, PATIENCE, Scratch};
-use crate::front::{DATA, EVENT_IDX, Front, IN, Memory, OUT, Queue, SECTOR, addresses, pattern};
+use crate::disk::{IN, OUT, Requests, SECTOR, pattern, start};
 
 const PIECE: u32 = 32 << 10;
 const SLOTS: u64 = 16;
@@ -24,11 +25,11 @@ fn under_way(area: &[u8], queue: usize, size: u16) -> usize {
 #[test]
 fn killed_at_any_moment_it_loses_and_repeats_nothing() {
     let scratch = Scratch::new();
-    let (image, socket) = (scratch.image("image", DISK), scratch.path("socket"));
-    let start = || Daemon::start(&scratch, &image, &socket, ",num_queues=2");
+    let (image, socket) = (scratch.zeros("image", DISK), scratch.path("socket"));
+    let begin = || start(&scratch, &image, &socket, ",num_queues=2");
     let memory = Memory::new();
     let mut rings = [Queue::new(0, 64), Queue::new(1, 64)];
-    let mut daemon = start();
+    let mut daemon = begin();
     let mut front = Front::connect(&socket, EVENT_IDX);
     let area = front.inflight(&rings);
     front.start(&memory, &rings);
@@ -61,7 +62,7 @@ fn killed_at_any_moment_it_loses_and_repeats_nothing() {
             bytes
         };
         deaths_with_work += usize::from((0..2).any(|queue| under_way(&file, queue, 64) > 0));
-        daemon = start();
+        daemon = begin();
         front = Front::connect(&socket, EVENT_IDX);
         front.keep(&area);
         // As front ends do that know no better: from the used ring's index.
@@ -96,8 +97,8 @@ fn killed_at_any_moment_it_loses_and_repeats_nothing() {
 #[test]
 fn what_the_ring_no_longer_tells_is_served_too() {
     let scratch = Scratch::new();
-    let (image, socket) = (scratch.image("image", DISK), scratch.path("socket"));
-    let mut daemon = Daemon::start(&scratch, &image, &socket, "");
+    let (image, socket) = (scratch.zeros("image", DISK), scratch.path("socket"));
+    let mut daemon = start(&scratch, &image, &socket, "");
     let memory = Memory::new();
     let mut rings = [Queue::new(0, 64)];
     let mut front = Front::connect(&socket, EVENT_IDX);
@@ -119,7 +120,7 @@ fn what_the_ring_no_longer_tells_is_served_too() {
         let entry = rings[0].base + 0x4000 + 4 + 2 * u64::from(rings[0].offered.wrapping_sub(1) % 64);
         memory.put(entry, &60u16.to_le_bytes());
     }
-    let _daemon = Daemon::start(&scratch, &image, &socket, "");
+    let _daemon = start(&scratch, &image, &socket, "");
     front = Front::connect(&socket, EVENT_IDX);
     front.keep(&area);
     front.start(&memory, &rings);
@@ -140,8 +141,8 @@ fn what_the_ring_no_longer_tells_is_served_too() {
 #[test]
 fn a_front_end_may_leave_and_come_back() {
     let scratch = Scratch::new();
-    let (image, socket) = (scratch.image("image", DISK), scratch.path("socket"));
-    let daemon = Daemon::start(&scratch, &image, &socket, "");
+    let (image, socket) = (scratch.zeros("image", DISK), scratch.path("socket"));
+    let daemon = start(&scratch, &image, &socket, "");
     let memory = Memory::new();
     let mut rings = [Queue::new(0, 64)];
     let mut area = None;
@@ -180,8 +181,8 @@ fn a_front_end_may_leave_and_come_back() {
 #[test]
 fn a_chain_that_cannot_be_served_is_not_replayed_for_ever() {
     let scratch = Scratch::new();
-    let (image, socket) = (scratch.image("image", DISK), scratch.path("socket"));
-    let daemon = Daemon::start(&scratch, &image, &socket, "");
+    let (image, socket) = (scratch.zeros("image", DISK), scratch.path("socket"));
+    let daemon = start(&scratch, &image, &socket, "");
     let memory = Memory::new();
     let broken = |ring: &mut Queue| {
         ring.offer(&memory, 1, IN, 0, (DATA, 512));

@@ -7,24 +7,23 @@ use std::time::Duration;
 use vhost::VhostBackend;
 use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::VhostUserConfigFlags;
+use vhost_user::testing::front::{DATA, EVENT_IDX, Front, HALF, MEMORY, Memory, Queue};
+use vhost_user::testing::{PATIENCE, Scratch};
 
-use crate::daemon::{Daemon, Scratch};
-use crate::front::{
-    DATA, EVENT_IDX, FLUSH, Front, GET_ID, HALF, IN, MEMORY, Memory, OUT, Queue, SECTOR, pattern,
-};
+use crate::disk::{FLUSH, GET_ID, IN, OUT, Requests, SECTOR, capacity, pattern, start};
 
 const DISK: u64 = 8 << 20;
 
 /// Writes all of the disk through all queues at once, deep, in pieces of `piece` bytes; reads it back through other queues; compares with the image.
 fn verified(queues: usize, accept: u64, keys: &str, piece: u32) {
     let scratch = Scratch::new();
-    let (image, socket) = (scratch.image("image", DISK), scratch.path("socket"));
-    let _daemon = Daemon::start(&scratch, &image, &socket, &format!(",num_queues={queues}{keys}"));
+    let (image, socket) = (scratch.zeros("image", DISK), scratch.path("socket"));
+    let _daemon = start(&scratch, &image, &socket, &format!(",num_queues={queues}{keys}"));
     let memory = Memory::new();
     let mut rings: Vec<Queue> = (0..queues).map(|i| Queue::new(i, 64)).collect();
     let mut front = Front::connect(&socket, accept);
     assert_eq!(front.socket.get_queue_num().unwrap(), queues as u64);
-    assert_eq!(front.capacity(), DISK);
+    assert_eq!(capacity(&mut front), DISK);
     front.start(&memory, &rings);
     // Data of a slot of a queue; that of one of them is in the second region.
     let place = |ring: usize, slot: u16| {
@@ -102,8 +101,8 @@ fn four_queues_without_io_uring() {
 #[test]
 fn a_ring_that_was_stopped_goes_on_where_it_was() {
     let scratch = Scratch::new();
-    let (image, socket) = (scratch.image("image", DISK), scratch.path("socket"));
-    let _daemon = Daemon::start(&scratch, &image, &socket, "");
+    let (image, socket) = (scratch.zeros("image", DISK), scratch.path("socket"));
+    let _daemon = start(&scratch, &image, &socket, "");
     let memory = Memory::new();
     let mut rings = [Queue::new(0, 16)];
     let mut front = Front::connect(&socket, EVENT_IDX);
@@ -133,8 +132,8 @@ fn a_ring_that_was_stopped_goes_on_where_it_was() {
 #[test]
 fn memory_comes_and_goes_while_a_queue_is_served() {
     let scratch = Scratch::new();
-    let (image, socket) = (scratch.image("image", DISK), scratch.path("socket"));
-    let _daemon = Daemon::start(&scratch, &image, &socket, "");
+    let (image, socket) = (scratch.zeros("image", DISK), scratch.path("socket"));
+    let _daemon = start(&scratch, &image, &socket, "");
     let memory = Memory::new();
     let mut rings = [Queue::new(0, 16)];
     let mut front = Front::connect(&socket, EVENT_IDX);
@@ -161,8 +160,8 @@ fn memory_comes_and_goes_while_a_queue_is_served() {
 #[test]
 fn readonly_serial_and_configuration() {
     let scratch = Scratch::new();
-    let (image, socket) = (scratch.image("image", DISK), scratch.path("socket"));
-    let _daemon = Daemon::start(&scratch, &image, &socket, ",readonly=on,serial=hello,num_queues=3");
+    let (image, socket) = (scratch.zeros("image", DISK), scratch.path("socket"));
+    let _daemon = start(&scratch, &image, &socket, ",readonly=on,serial=hello,num_queues=3");
     let memory = Memory::new();
     let mut rings = [Queue::new(0, 16)];
     let mut front = Front::connect(&socket, u64::MAX);
@@ -186,8 +185,8 @@ fn readonly_serial_and_configuration() {
 #[test]
 fn a_reset_makes_all_new() {
     let scratch = Scratch::new();
-    let (image, socket) = (scratch.image("image", DISK), scratch.path("socket"));
-    let _daemon = Daemon::start(&scratch, &image, &socket, "");
+    let (image, socket) = (scratch.zeros("image", DISK), scratch.path("socket"));
+    let _daemon = start(&scratch, &image, &socket, "");
     let memory = Memory::new();
     let mut front = Front::connect(&socket, u64::MAX);
     let mut rings = [Queue::new(0, 16)];
@@ -205,13 +204,13 @@ fn a_reset_makes_all_new() {
 #[test]
 fn a_resized_image_is_told_of() {
     let scratch = Scratch::new();
-    let (image, socket) = (scratch.image("image", DISK), scratch.path("socket"));
-    let daemon = Daemon::start(&scratch, &image, &socket, "");
+    let (image, socket) = (scratch.zeros("image", DISK), scratch.path("socket"));
+    let daemon = start(&scratch, &image, &socket, "");
     let memory = Memory::new();
     let mut rings = [Queue::new(0, 16)];
     let mut front = Front::connect(&socket, EVENT_IDX);
     let (mut ours, theirs) = UnixStream::pair().unwrap();
-    ours.set_read_timeout(Some(crate::daemon::PATIENCE)).unwrap();
+    ours.set_read_timeout(Some(PATIENCE)).unwrap();
     front.socket.set_backend_request_fd(&theirs).unwrap();
     front.start(&memory, &rings);
     for sectors in [40_000u64, 100, DISK / SECTOR] {
@@ -222,7 +221,7 @@ fn a_resized_image_is_told_of() {
         let words: Vec<u32> =
             message.chunks(4).map(|word| u32::from_ne_bytes(word.try_into().unwrap())).collect();
         assert_eq!(words, [2, 1, 0], "CONFIG_CHANGE_MSG");
-        assert_eq!(front.capacity(), sectors * SECTOR);
+        assert_eq!(capacity(&mut front), sectors * SECTOR);
         assert_eq!(rings[0].ask(&memory, IN, sectors - 1, (DATA, 512)), 0);
         assert_eq!(rings[0].ask(&memory, IN, sectors, (DATA, 512)), 1);
     }
@@ -232,10 +231,10 @@ fn a_resized_image_is_told_of() {
     daemon.signal(libc::SIGHUP);
     let begun = std::time::Instant::now();
     while !daemon.said().contains("not a multiple of 512") {
-        assert!(begun.elapsed() < crate::daemon::PATIENCE, "{}", daemon.said());
+        assert!(begun.elapsed() < PATIENCE, "{}", daemon.said());
         std::thread::sleep(Duration::from_millis(1));
     }
-    assert_eq!(front.capacity(), DISK);
+    assert_eq!(capacity(&mut front), DISK);
     ours.set_nonblocking(true).unwrap();
     assert!(ours.read(&mut [0; 12]).is_err());
 }
@@ -253,11 +252,11 @@ fn a_qcow2_image_with_a_limit() {
         std::process::Command::new("qemu-img").args(["create", "-f", "qcow2"]).arg(&image).arg("8M").output();
     assert!(create.unwrap().status.success());
     let limit = ",image_type=qcow2,ops_size=20,ops_refill_time=100";
-    let mut daemon = Daemon::start(&scratch, &image, &socket, limit);
+    let mut daemon = start(&scratch, &image, &socket, limit);
     let memory = Memory::new();
     let mut rings = [Queue::new(0, 16)];
     let mut front = Front::connect(&socket, EVENT_IDX);
-    assert_eq!(front.capacity(), DISK);
+    assert_eq!(capacity(&mut front), DISK);
     front.start(&memory, &rings);
     let begun = std::time::Instant::now();
     for sector in 0..100u64 {

@@ -4,25 +4,19 @@ use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::Duration;
 
-use crate::daemon::{Daemon, Scratch, run};
-use crate::front::{EVENT_IDX, FLUSH, Front, Memory, Queue};
+use vhost_user::testing::Scratch;
+use vhost_user::testing::front::{Front, Memory, Queue};
 
-fn serves(socket: &std::path::Path) {
-    let memory = Memory::new();
-    let mut rings = [Queue::new(0, 16)];
-    let mut front = Front::connect(socket, EVENT_IDX);
-    front.start(&memory, &rings);
-    assert_eq!(rings[0].ask(&memory, FLUSH, 0, (0, 0)), 0);
-}
+use crate::disk::{FLUSH, PROGRAM, Requests, capacity, serve, start};
 
 #[test]
 fn one_front_end_after_the_other_is_served_until_sigterm() {
     for signal in [libc::SIGTERM, libc::SIGINT] {
         let scratch = Scratch::new();
-        let (image, socket) = (scratch.image("image", 1 << 20), scratch.path("socket"));
-        let mut daemon = Daemon::start(&scratch, &image, &socket, "");
+        let (image, socket) = (scratch.zeros("image", 1 << 20), scratch.path("socket"));
+        let mut daemon = start(&scratch, &image, &socket, "");
         for _ in 0..5 {
-            serves(&socket);
+            serve(&socket);
         }
         // One is connected, and the next one waits.
         let memory = Memory::new();
@@ -30,7 +24,7 @@ fn one_front_end_after_the_other_is_served_until_sigterm() {
         let mut first = Front::connect(&socket, 0);
         first.start(&memory, &rings);
         let there = socket.clone();
-        let second = std::thread::Builder::new().name("second".into()).spawn(move || serves(&there)).unwrap();
+        let second = std::thread::Builder::new().name("second".into()).spawn(move || serve(&there)).unwrap();
         std::thread::sleep(Duration::from_millis(20));
         assert!(!second.is_finished());
         assert_eq!(rings[0].ask(&memory, FLUSH, 0, (0, 0)), 0);
@@ -50,13 +44,13 @@ fn several_disks_in_one_process() {
     let mut args = Vec::new();
     let mut sockets = Vec::new();
     for i in 0..3 {
-        let image = scratch.image(&format!("image{i}"), (i + 1) << 20);
+        let image = scratch.zeros(&format!("image{i}"), (i + 1) << 20);
         let socket = scratch.path(&format!("socket{i}"));
         args.push(format!("path={},socket={}", image.display(), socket.display()));
         sockets.push(socket);
     }
     let words = ["--block-backend", &args[0], &args[1], "--block-backend", &args[2]];
-    let mut daemon = Daemon::spawn(&scratch, &words);
+    let mut daemon = PROGRAM.spawn(&scratch, &words);
     let mut fronts: Vec<Front> = sockets
         .iter()
         .map(|socket| {
@@ -65,7 +59,7 @@ fn several_disks_in_one_process() {
         })
         .collect();
     for (i, front) in fronts.iter_mut().enumerate() {
-        assert_eq!(front.capacity(), (i as u64 + 1) << 20);
+        assert_eq!(capacity(front), (i as u64 + 1) << 20);
     }
     daemon.signal(libc::SIGTERM);
     assert!(daemon.end().success());
@@ -75,21 +69,21 @@ fn several_disks_in_one_process() {
 #[test]
 fn a_stale_socket_is_replaced_and_a_taken_one_is_not() {
     let scratch = Scratch::new();
-    let (image, socket) = (scratch.image("image", 1 << 20), scratch.path("socket"));
+    let (image, socket) = (scratch.zeros("image", 1 << 20), scratch.path("socket"));
     drop(UnixListener::bind(&socket).unwrap());
     assert!(socket.metadata().unwrap().file_type().is_socket());
-    let daemon = Daemon::start(&scratch, &image, &socket, "");
-    serves(&socket);
-    let other = scratch.image("other", 1 << 20);
+    let daemon = start(&scratch, &image, &socket, "");
+    serve(&socket);
+    let other = scratch.zeros("other", 1 << 20);
     let line = format!("path={},socket={}", other.display(), socket.display());
-    let output = run(&["--block-backend", &line]);
+    let output = PROGRAM.run(&["--block-backend", &line]);
     assert_eq!(output.status.code(), Some(1));
     let text = String::from_utf8(output.stderr).unwrap();
     assert!(text.contains(&format!("socket path {} is in use", socket.display())), "{text}");
-    serves(&socket);
+    serve(&socket);
     // The image is taken as well.
     let line = format!("path={},socket={}", image.display(), scratch.path("s2").display());
-    let output = run(&["--block-backend", &line]);
+    let output = PROGRAM.run(&["--block-backend", &line]);
     assert_eq!(output.status.code(), Some(1));
     let text = String::from_utf8(output.stderr).unwrap();
     assert!(text.contains("lock") && text.contains("image"), "{text}");
@@ -99,15 +93,15 @@ fn a_stale_socket_is_replaced_and_a_taken_one_is_not() {
     std::fs::remove_file(&socket).unwrap();
     std::fs::write(&socket, "precious").unwrap();
     let line = format!("path={},socket={}", other.display(), socket.display());
-    assert_eq!(run(&["--block-backend", &line]).status.code(), Some(1));
+    assert_eq!(PROGRAM.run(&["--block-backend", &line]).status.code(), Some(1));
     assert_eq!(std::fs::read(&socket).unwrap(), b"precious");
 }
 
 #[test]
 fn a_socket_that_somebody_else_put_there_stays() {
     let scratch = Scratch::new();
-    let (image, socket) = (scratch.image("image", 1 << 20), scratch.path("socket"));
-    let mut daemon = Daemon::start(&scratch, &image, &socket, "");
+    let (image, socket) = (scratch.zeros("image", 1 << 20), scratch.path("socket"));
+    let mut daemon = start(&scratch, &image, &socket, "");
     std::fs::remove_file(&socket).unwrap();
     let _other = UnixListener::bind(&socket).unwrap();
     daemon.signal(libc::SIGTERM);

@@ -3,10 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on may as well end there")]
 
 mod bad_lines;
-mod daemon;
 mod death;
-mod front;
-mod garbage;
+mod disk;
 mod hostile;
 mod io;
 mod life;

@@ -12,6 +12,9 @@
 //!   ctrl queue ── pairs, offloads ► Ctrl ─ attach, detach, offloads ─┘
 //! ```
 //!
+//! Where the device is served to a front end in another process, the control queue is the front end's, and which pairs are in use is
+//! told by [`Virtio::use_queue`].
+//!
 //! The link is always up. Nothing is filtered: the driver sees what the tap carries.
 
 mod ctrl;
@@ -71,22 +74,33 @@ struct Shared {
 struct Parts {
     id: String,
     pairs: Arc<Pairs>,
-    mac: MacAddr,
+    mac: Option<MacAddr>,
     mtu: Option<u16>,
     queue_size: u16,
     /// Features beyond those that are always offered.
     offloads: u64,
     /// Those of each direction.
     limits: RateLimit,
+    commands: Commands,
+}
+
+/// Who carries out the commands of the control queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Commands {
+    /// The device.
+    Ours,
+    /// A front end in another process, which keeps the queue to itself.
+    FrontEnds,
 }
 
 /// A network device.
 pub struct Net {
     shared: Arc<Shared>,
-    mac: MacAddr,
+    mac: Option<MacAddr>,
     mtu: Option<u16>,
     queue_size: u16,
     offered: u64,
+    commands: Commands,
     grant: OnceLock<VirtioGrant>,
     live: Mutex<Live>,
     /// Until the device is activated or reset.
@@ -129,11 +143,18 @@ const ANNOUNCES: u64 = feature::GUEST_ANNOUNCE | feature::CTRL_VQ;
 
 impl Net {
     fn new(parts: Parts) -> Self {
-        let Parts { id, pairs, mac, mtu, queue_size, offloads, limits } = parts;
+        let Parts { id, pairs, mac, mtu, queue_size, offloads, limits, commands } = parts;
         let mut offered = ring::VERSION_1 | ring::RING_EVENT_IDX | ring::RING_INDIRECT_DESC | offloads;
-        offered |= feature::MAC | feature::MQ | feature::CTRL_VQ | feature::STATUS | feature::GUEST_ANNOUNCE;
+        offered |= feature::MQ | feature::CTRL_VQ | feature::STATUS | feature::GUEST_ANNOUNCE;
+        if mac.is_some() {
+            offered |= feature::MAC;
+        }
         if mtu.is_some() {
             offered |= feature::MTU;
+        }
+        if commands == Commands::FrontEnds {
+            // Of such a change we would not hear.
+            offered &= !feature::CTRL_GUEST_OFFLOADS;
         }
         let shared = Shared {
             id,
@@ -150,6 +171,7 @@ impl Net {
             mtu,
             queue_size,
             offered,
+            commands,
             grant: OnceLock::new(),
             live: Mutex::default(),
             loaded: Mutex::default(),
@@ -168,8 +190,8 @@ impl Net {
         self.loaded.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Where the driver looks for the control queue (§5.1.2).
-    fn control_index(&self) -> usize {
+    /// How many queues carry frames; behind them a driver looks for the control queue (§5.1.2).
+    fn data_queues(&self) -> usize {
         if self.shared.features.load(Ordering::Acquire) & feature::MQ != 0 { 2 * self.pairs() } else { 2 }
     }
 
@@ -218,7 +240,7 @@ impl Virtio for Net {
     }
 
     fn queue_sizes(&self) -> Vec<u16> {
-        vec![self.queue_size; 2 * self.pairs() + 1]
+        vec![self.queue_size; 2 * self.pairs() + usize::from(self.commands == Commands::Ours)]
     }
 
     fn config_length(&self) -> usize {
@@ -228,7 +250,8 @@ impl Virtio for Net {
     fn read_config(&self, offset: usize, data: &mut [u8]) {
         let status = self.shared.status.load(Ordering::Acquire);
         // At most 256 pairs: see `net_util::MAX_QUEUE_PAIRS`.
-        let config = wire::config(self.mac, status, self.pairs() as u16, self.mtu.unwrap_or(0));
+        let mac = self.mac.unwrap_or(MacAddr::new([0; 6]));
+        let config = wire::config(mac, status, self.pairs() as u16, self.mtu.unwrap_or(0));
         for (i, byte) in data.iter_mut().enumerate() {
             *byte = config.get(offset.saturating_add(i)).copied().unwrap_or(0);
         }
@@ -242,6 +265,11 @@ impl Virtio for Net {
 
     fn activate(&self, features: u64) -> Result<(), DeviceError> {
         let failed = |e| DeviceError::new(format!("cannot set up \"{}\"", self.shared.id), e);
+        // Frames of older drivers have a shorter header.
+        if features & ring::VERSION_1 == 0 {
+            let what = format!("\"{}\": a driver without VIRTIO_F_VERSION_1", self.shared.id);
+            return Err(DeviceError { what, source: None });
+        }
         let pairs = &self.shared.pairs;
         // A driver that was saved has perhaps changed by command what it began with.
         let saved = self.loaded().take();
@@ -268,12 +296,12 @@ impl Virtio for Net {
                 source: None,
             });
         };
-        let control = self.control_index();
+        let data = self.data_queues();
         let mut live = self.live();
         let shared = self.shared.clone();
-        let started = if index == control {
+        let started = if index == data && self.commands == Commands::Ours {
             Started::Ctrl(self.attach(&grant.workers.shared()?, Ctrl::new(queue, shared))?)
-        } else if index > control {
+        } else if index >= data {
             debug!("{}: queue {index} has no use without MQ", self.shared.id);
             Started::Idle(Box::new(queue))
         } else {
@@ -299,6 +327,15 @@ impl Virtio for Net {
             Started::Tx(task) => task.stop().map(|t| t.queue.state()),
             Started::Ctrl(task) => task.stop().map(|t| t.queue.state()),
             Started::Idle(queue) => Some(queue.state()),
+        }
+    }
+
+    fn use_queue(&self, index: usize, used: bool) {
+        if index.is_multiple_of(2)
+            && index < self.data_queues()
+            && let Err(e) = self.shared.pairs.set_in_use(index / 2, used)
+        {
+            warn!("{}: queue {index}: {e}", self.shared.id);
         }
     }
 

@@ -5,7 +5,7 @@ use std::os::fd::AsRawFd;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use log::debug;
-use net_util::{Tap, TapSet};
+use net_util::{MacAddr, Tap, TapSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 /// All pairs of one device, first to last. Kept across reboots, so that the tap stays.
@@ -13,6 +13,10 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 pub(super) struct Pairs {
     pub(super) name: String,
     pub(super) list: Vec<Pair>,
+    /// The only address that a macvtap has frames for.
+    pub(super) mac: Option<MacAddr>,
+    /// The kernel packs UDP datagrams.
+    pub(super) packs_datagrams: bool,
 }
 
 impl Pairs {
@@ -22,8 +26,10 @@ impl Pairs {
         let taps = set.into_taps();
         // A tap of a single queue cannot be detached; nor need it be.
         let detachable = taps.len() > 1;
+        let first = &taps[0];
+        let (mac, packs_datagrams) = (first.own_mac(), first.packs_datagrams()?);
         let list = taps.into_iter().map(|tap| Pair::new(tap, detachable)).collect::<Result<Vec<_>, _>>()?;
-        let pairs = Pairs { name, list };
+        let pairs = Pairs { name, list, mac, packs_datagrams };
         pairs.use_first(1)?;
         Ok(pairs)
     }
@@ -34,6 +40,14 @@ impl Pairs {
             pair.set_active(i < count)?;
         }
         Ok(())
+    }
+
+    /// Puts a pair into use or takes it out of it, apart from the first.
+    pub(super) fn set_in_use(&self, index: usize, used: bool) -> Result<(), net_util::Error> {
+        match self.list.get(index) {
+            Some(pair) if index > 0 => pair.set_active(used),
+            _ => Ok(()),
+        }
     }
 
     /// How many are in use.

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
-use device::{Build, Built, Host, Naming};
+use device::{Build, Built, Host, Naming, Virtio};
 use log::warn;
 use net_util::{LinkConfig, MacAddr, TapSet};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
@@ -12,7 +12,7 @@ use spec::{Facts, Kind, Part, PciCommon, RateLimit, Refusal, Spec, Value};
 
 use super::pair::{PairError, Pairs};
 use super::wire::feature;
-use super::{Net, Parts};
+use super::{Commands, Net, Parts};
 
 spec::choice! {
     /// Who makes the connection of a vhost-user device.
@@ -35,7 +35,7 @@ spec::spec! {
             limits: RateLimit,
         }
         fields {
-            /// The tap: one that exists, or the name for a new one.
+            /// The tap: one that exists, a macvtap too, or the name for a new one.
             "tap" => tap: Option<String> = None,
             /// IP address of the host's end; needs mask.
             "ip" => ip: Option<IpAddr> = None,
@@ -59,7 +59,7 @@ spec::spec! {
             "vhost_mode" => vhost_mode: VhostMode = VhostMode::Client,
             /// Pass large TCP segments through in one piece; needs offload_csum.
             "offload_tso" => offload_tso: bool = true,
-            /// Pass large UDP datagrams through in one piece; needs offload_csum.
+            /// Pass large UDP datagrams, and several in one, through in one piece; needs offload_csum.
             "offload_ufo" => offload_ufo: bool = true,
             /// Leave checksums of frames that do not leave the host undone.
             "offload_csum" => offload_csum: bool = true,
@@ -125,8 +125,8 @@ impl Spec for NetSpec {
 }
 
 impl NetSpec {
-    /// The features that the offload switches stand for.
-    fn offloads(&self) -> u64 {
+    /// The features that the offload switches stand for, on a kernel that packs datagrams or one that does not.
+    fn offloads(&self, packs_datagrams: bool) -> u64 {
         let mut offered = 0;
         if self.offload_csum {
             offered |= feature::CSUM | feature::GUEST_CSUM | feature::CTRL_GUEST_OFFLOADS;
@@ -137,6 +137,9 @@ impl NetSpec {
         }
         if self.offload_ufo {
             offered |= feature::HOST_UFO | feature::GUEST_UFO;
+            if packs_datagrams {
+                offered |= feature::HOST_USO | feature::GUEST_USO4 | feature::GUEST_USO6;
+            }
         }
         offered
     }
@@ -187,27 +190,49 @@ impl Build for NetSpec {
 impl NetSpec {
     /// Builds the device; the tap's name and the MAC are written back.
     pub(super) fn make(&mut self, host: &Host<'_>) -> Result<Net, Refusal> {
+        let pairs = self.take(host)?;
+        let mac = match self.mac.map(|mac| mac.0).or(pairs.mac) {
+            Some(mac) => mac,
+            None => MacAddr::random().map_err(|e| Refusal::host("cannot draw a MAC address", e))?,
+        };
+        self.mac = Some(Mac(mac));
+        Ok(self.device(host, pairs, Commands::Ours))
+    }
+
+    /// Builds the device for a front end in another process, which gives it a MAC if nothing else does and has the control queue to
+    /// itself. The tap's name is written back.
+    ///
+    /// # Errors
+    /// What the host refused.
+    pub fn served(&mut self, host: &Host<'_>) -> Result<Box<dyn Virtio>, Refusal> {
+        let pairs = self.take(host)?;
+        self.mac = self.mac.or(pairs.mac.map(Mac));
+        Ok(Box::new(self.device(host, pairs, Commands::FrontEnds)))
+    }
+
+    /// The tap, opened now or before.
+    fn take(&mut self, host: &Host<'_>) -> Result<Arc<Pairs>, Refusal> {
         let refused = |e: PairError| {
             Refusal::new(fault(&e), format!("cannot set up the tap of \"{}\"", host.id)).because(e)
         };
         let pairs = host.kept.keep(host.id, || self.open(host.id)).map_err(refused)?;
-        let mac = match self.mac {
-            Some(Mac(mac)) => mac,
-            None => MacAddr::random().map_err(|e| Refusal::host("cannot draw a MAC address", e))?,
-        };
-        self.mac = Some(Mac(mac));
         if self.fds.numbers().is_empty() {
             self.tap = Some(pairs.name.clone());
         }
-        Ok(Net::new(Parts {
+        Ok(pairs)
+    }
+
+    fn device(&self, host: &Host<'_>, pairs: Arc<Pairs>, commands: Commands) -> Net {
+        Net::new(Parts {
             id: host.id.to_owned(),
+            offloads: self.offloads(pairs.packs_datagrams),
             pairs,
-            mac,
+            mac: self.mac.map(|mac| mac.0),
             mtu: self.mtu,
             queue_size: self.queue_size,
-            offloads: self.offloads(),
             limits: self.limits,
-        }))
+            commands,
+        })
     }
 }
 

@@ -38,9 +38,16 @@ pub(super) mod feature {
     pub(crate) const GUEST_ANNOUNCE: u64 = 1 << 21;
     /// There may be several queue pairs.
     pub(crate) const MQ: u64 = 1 << 22;
+    /// The driver takes several UDP datagrams over IPv4 in one frame.
+    pub(crate) const GUEST_USO4: u64 = 1 << 54;
+    /// The driver takes several UDP datagrams over IPv6 in one frame.
+    pub(crate) const GUEST_USO6: u64 = 1 << 55;
+    /// The device takes several UDP datagrams in one frame.
+    pub(crate) const HOST_USO: u64 = 1 << 56;
 
     /// What [`CTRL_GUEST_OFFLOADS`] can switch; the same bits in its command.
-    pub(crate) const GUEST_OFFLOADS: u64 = GUEST_CSUM | GUEST_TSO4 | GUEST_TSO6 | GUEST_ECN | GUEST_UFO;
+    pub(crate) const GUEST_OFFLOADS: u64 =
+        GUEST_CSUM | GUEST_TSO4 | GUEST_TSO6 | GUEST_ECN | GUEST_UFO | GUEST_USO4 | GUEST_USO6;
 
     /// Their names.
     pub(crate) const NAMES: &[(u64, &str)] = &[
@@ -61,6 +68,9 @@ pub(super) mod feature {
         (CTRL_VQ, "VIRTIO_NET_F_CTRL_VQ"),
         (GUEST_ANNOUNCE, "VIRTIO_NET_F_GUEST_ANNOUNCE"),
         (MQ, "VIRTIO_NET_F_MQ"),
+        (GUEST_USO4, "VIRTIO_NET_F_GUEST_USO4"),
+        (GUEST_USO6, "VIRTIO_NET_F_GUEST_USO6"),
+        (HOST_USO, "VIRTIO_NET_F_HOST_USO"),
     ];
 }
 
@@ -72,6 +82,8 @@ pub(super) fn offloads(features: u64) -> Offloads {
         (feature::GUEST_TSO6, Offloads::TSO6),
         (feature::GUEST_ECN, Offloads::TSO_ECN),
         (feature::GUEST_UFO, Offloads::UFO),
+        (feature::GUEST_USO4, Offloads::USO4),
+        (feature::GUEST_USO6, Offloads::USO6),
     ];
     table.into_iter().filter(|(bit, _)| features & bit != 0).map(|(_, offload)| offload).collect()
 }
