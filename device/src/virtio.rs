@@ -123,6 +123,12 @@ pub trait Virtio: Send + Sync {
     /// guest memory any more. `None` if the queue was not started.
     fn stop_queue(&self, index: usize) -> Option<QueueState>;
 
+    /// Whether a chain, once taken, is given back whatever happens outside. Where it waits for something to come instead, there is nothing
+    /// to be finished for a process that died.
+    fn finishes_chains(&self) -> bool {
+        true
+    }
+
     /// Tells whether the driver uses a queue, for hosts that hear of that themselves and not the device by a command (vhost-user,
     /// `SET_VRING_ENABLE`). A queue that is stopped only for a moment stays in use.
     fn use_queue(&self, _index: usize, _used: bool) {}

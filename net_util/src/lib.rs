@@ -15,6 +15,8 @@ pub mod netns;
 mod sys;
 mod tap;
 mod tap_set;
+#[cfg(any(test, feature = "testing"))]
+pub mod wire;
 
 pub use error::Error;
 pub use link::LinkConfig;

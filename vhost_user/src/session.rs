@@ -103,8 +103,15 @@ impl<'a> Session<'a> {
     }
 
     fn offered_protocol(&self) -> u64 {
-        let config = self.served.device.config_length() > 0;
-        protocol::OFFERED | if config { protocol::CONFIG } else { 0 }
+        let device = &self.served.device;
+        let mut offered = protocol::OFFERED;
+        for (bit, there) in [
+            (protocol::CONFIG, device.config_length() > 0),
+            (protocol::INFLIGHT_SHMFD, device.finishes_chains()),
+        ] {
+            offered |= if there { bit } else { 0 };
+        }
+        offered
     }
 
     fn carry_out(&mut self, mut message: Message) -> Result<Answer, PeerError> {

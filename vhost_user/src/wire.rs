@@ -37,9 +37,8 @@ pub(crate) mod protocol {
     pub(crate) const RESET_DEVICE: u64 = 1 << 13;
     pub(crate) const CONFIGURE_MEM_SLOTS: u64 = 1 << 15;
 
-    /// Those that are offered, but for [`CONFIG`], which a device must have something for.
-    pub(crate) const OFFERED: u64 =
-        MQ | REPLY_ACK | BACKEND_REQ | INFLIGHT_SHMFD | RESET_DEVICE | CONFIGURE_MEM_SLOTS;
+    /// Those that are offered whatever the device; [`CONFIG`] and [`INFLIGHT_SHMFD`] depend on it.
+    pub(crate) const OFFERED: u64 = MQ | REPLY_ACK | BACKEND_REQ | RESET_DEVICE | CONFIGURE_MEM_SLOTS;
 }
 
 macro_rules! requests {

@@ -127,7 +127,10 @@ mod tests {
     fn the_defaults_are_those_of_the_contract() {
         let spec = BackendSpec::parse("socket=a").unwrap();
         assert_eq!((spec.num_queues, spec.queue_size, spec.client), (2, 256, false));
-        assert_eq!((spec.ip.to_string(), spec.mask.to_string()), ("192.168.100.1".into(), "255.255.255.0".into()));
+        assert_eq!(
+            (spec.ip.to_string(), spec.mask.to_string()),
+            ("192.168.100.1".into(), "255.255.255.0".into())
+        );
         assert_eq!((spec.tap.is_none(), spec.mac, spec.host_mac, spec.mtu), (true, None, None, None));
         assert!(spec.check(&Facts::default()).is_ok());
         let all = "tap=t,ip=fd00::1,mask=ffff::,mac=2e:00:00:00:00:02,host_mac=2e:00:00:00:00:01,mtu=1400,socket=s,\
@@ -153,7 +156,9 @@ mod tests {
             let refused = BackendSpec::parse(text).unwrap().check(&Facts::default()).unwrap_err();
             assert_eq!(refused.to_string(), refusal, "{text}");
         }
-        for text in ["socket=a,sockt=b", "socket", "socket=a,mac=x", "socket=a,ip=1.2.3", "socket=a,client=maybe"] {
+        for text in
+            ["socket=a,sockt=b", "socket", "socket=a,mac=x", "socket=a,ip=1.2.3", "socket=a,client=maybe"]
+        {
             assert!(BackendSpec::parse(text).is_err(), "{text}");
         }
     }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use super::*;
 use crate::sys::Control;
 use crate::tap::{Offloads, VNET_HDR_LEN};
+use crate::wire::persistent;
 use crate::{MacAddr, netns_test};
 
 fn exists(name: &str) -> bool {
@@ -16,14 +17,6 @@ fn exists(name: &str) -> bool {
 
 fn open(name: &str) -> Result<TapSet, Error> {
     TapSet::open(Some(name), 1, &LinkConfig::default())
-}
-
-/// A tap that outlives its descriptors, as `ip tuntap add` makes it: down, not configured.
-fn persistent(name: &str, multi_queue: bool) {
-    let flags = if multi_queue { libc::IFF_MULTI_QUEUE } else { 0 };
-    let tap = Tap::attach(&IfName::new(name).unwrap(), flags).unwrap().unwrap();
-    // SAFETY: this request takes its argument by value.
-    unsafe { crate::sys::ioctl_value(&tap, libc::TUNSETPERSIST as libc::c_ulong, 1) }.unwrap();
 }
 
 fn write(tap: &Tap, frame: &[u8]) -> io::Result<usize> {
@@ -207,7 +200,8 @@ netns_test! {
     fn offloads_are_taken_and_large_segments_follow() {
         let set = TapSet::open(None, 1, &link_config()).unwrap();
         let tap = &set.taps()[0];
-        tap.set_offloads(Offloads::all()).unwrap();
+        let all = if tap.packs_datagrams().unwrap() { Offloads::all() } else { Offloads::all() - Offloads::USO };
+        tap.set_offloads(all).unwrap();
         tap.set_offloads(Offloads::TSO4).unwrap();
         tap.set_offloads(Offloads::empty()).unwrap();
         // Without offloads a datagram arrives with its checksum filled in; with them it is left to the reader.
@@ -217,8 +211,51 @@ netns_test! {
             read_until(tap, |f| f[23] == 17 && f[36..38] == port.to_be_bytes())[0]
         };
         assert_eq!(flags(2000), 0);
-        tap.set_offloads(Offloads::all()).unwrap();
+        tap.set_offloads(all).unwrap();
         assert_eq!(flags(2001), 1, "VIRTIO_NET_HDR_F_NEEDS_CSUM");
+    }
+
+    fn a_macvtap_is_opened_by_name_and_by_descriptor() {
+        // Device files are for all namespaces, and their names come from the numbers of interfaces.
+        let index = 1_000_000 + std::process::id() % 1_000_000;
+        let ip = |args: &str| {
+            let status = std::process::Command::new("ip").args(args.split(' ')).status().unwrap();
+            assert!(status.success(), "ip {args}");
+        };
+        ip("link add below type veth peer name far");
+        ip("link set below up");
+        ip("link set far up");
+        ip(&format!("link add link below name above index {index} address 2e:00:00:00:00:07 type macvtap mode bridge"));
+        let mac: MacAddr = "2e:00:00:00:00:07".parse().unwrap();
+        let set = open("above").unwrap();
+        assert_eq!((set.name(), set.origin(), set.taps()[0].own_mac()), ("above", Origin::Existing, Some(mac)));
+        let far = crate::wire::Wire::new("far").unwrap();
+        write(&set.taps()[0], &arp_request(mac)).unwrap();
+        let frame = far.expect(|frame| frame[12..14] == [8, 6]);
+        assert_eq!(frame[crate::wire::HEADER..], arp_request(mac)[VNET_HDR_LEN..]);
+        // To its own address, and to all, but to nobody else.
+        let mut other = frame.clone();
+        other[crate::wire::HEADER..][..6].copy_from_slice(&[0x2e, 0, 0, 0, 0, 9]);
+        far.send(&other).unwrap();
+        let mut own = frame.clone();
+        own[crate::wire::HEADER..][..6].copy_from_slice(&mac.bytes());
+        far.send(&own).unwrap();
+        let got = read_until(&set.taps()[0], |f| f[12..14] == [8, 6]);
+        assert_eq!(got[VNET_HDR_LEN..], own[crate::wire::HEADER..]);
+        drop(set);
+        assert!(exists("above"), "it stays");
+
+        let file = std::fs::File::options().read(true).write(true).open(format!("/dev/tap{index}")).unwrap();
+        let set = TapSet::from_fds(&[file.as_raw_fd()]).unwrap();
+        assert_eq!((set.name(), set.taps()[0].own_mac()), ("above", Some(mac)));
+        drop((set, file));
+        let set = TapSet::open(Some("above"), 2, &LinkConfig::default()).unwrap();
+        assert_eq!(set.taps().len(), 2);
+        for attached in [false, true] {
+            set.taps()[1].set_attached(attached).unwrap();
+        }
+        // A plain tap's address is the host's.
+        assert_eq!(open("plain").unwrap().taps()[0].own_mac(), None);
     }
 
     fn descriptors_are_duplicated_and_checked() {

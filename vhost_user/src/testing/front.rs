@@ -9,9 +9,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
-use vhost::vhost_user::message::{
-    VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserInflight, VhostUserProtocolFeatures,
-};
+use vhost::vhost_user::message::{VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserInflight};
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use vm_memory::{FileOffset, MmapRegion};
@@ -244,7 +242,6 @@ impl Front {
         assert_ne!(features & PROTOCOL, 0);
         let protocol = socket.get_protocol_features().unwrap();
         socket.set_protocol_features(protocol).unwrap();
-        assert!(protocol.contains(VhostUserProtocolFeatures::INFLIGHT_SHMFD));
         socket.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
         socket.set_features(features).unwrap();
         Front { socket, features }

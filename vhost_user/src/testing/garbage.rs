@@ -117,7 +117,7 @@ pub fn nonsense(subject: &Subject) {
         let peer = victim.peer();
         // So that more is open to it.
         if round % 2 == 0 {
-            peer.send(16, 1, &longs(&[0xb229]), &[]);
+            peer.send(16, 1, &longs(&[subject.protocol]), &[]);
             peer.send(2, 1, &longs(&[VERSION_1 | PROTOCOL]), &[]);
         }
         for _ in 0..30 {

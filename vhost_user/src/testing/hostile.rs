@@ -14,7 +14,7 @@ use super::peer::{Peer, Subject, Victim, conversation, longs, words};
 /// A peer that has said what comes before memory.
 fn greeted(victim: &Victim) -> Peer {
     let peer = victim.peer();
-    assert!(peer.send(16, 1, &longs(&[0xb229]), &[]));
+    assert!(peer.send(16, 1, &longs(&[victim.subject.protocol]), &[]));
     assert!(peer.send(2, 1, &longs(&[VERSION_1 | PROTOCOL]), &[]));
     peer
 }

@@ -20,7 +20,12 @@ pub struct Subject {
     pub serve: fn(&Path),
     /// A byte of the configuration space that may be set to 1.
     pub writable: u32,
+    /// The protocol features that it offers.
+    pub protocol: u64,
 }
+
+/// VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD.
+const INFLIGHT: u64 = 1 << 12;
 
 /// A daemon with peers that mean it no good.
 pub struct Victim {
@@ -155,7 +160,7 @@ pub fn conversation(subject: &Subject, memory: &Memory, rings: &[Queue]) -> Vec<
         line(3, vec![], false),
         line(1, vec![], true),
         line(15, vec![], true),
-        line(16, longs(&[0xb229]), false),
+        line(16, longs(&[subject.protocol]), false),
         line(17, vec![], true),
         line(36, vec![], true),
         line(2, longs(&[features]), false),
@@ -171,11 +176,13 @@ pub fn conversation(subject: &Subject, memory: &Memory, rings: &[Queue]) -> Vec<
     lines.push(Line { request: 5, body: table, descriptors: files, answered: false });
     let (ours, _theirs) = UnixStream::pair().unwrap();
     lines.push(Line { request: 21, body: vec![], descriptors: vec![ours.into()], answered: false });
-    let inflight = [longs(&[0, 0]), vec![2, 0, 16, 0, 0, 0, 0, 0]].concat();
-    lines.push(line(31, inflight.clone(), true));
-    let mut kept = inflight;
-    kept[..8].copy_from_slice(&2048u64.to_ne_bytes());
-    lines.push(Line { request: 32, body: kept, descriptors: vec![memfd(2048).into()], answered: false });
+    if subject.protocol & INFLIGHT != 0 {
+        let inflight = [longs(&[0, 0]), vec![2, 0, 16, 0, 0, 0, 0, 0]].concat();
+        lines.push(line(31, inflight.clone(), true));
+        let mut kept = inflight;
+        kept[..8].copy_from_slice(&2048u64.to_ne_bytes());
+        lines.push(Line { request: 32, body: kept, descriptors: vec![memfd(2048).into()], answered: false });
+    }
     for (i, ring) in rings.iter().enumerate() {
         let index = i as u32;
         let at = addresses(memory, ring);

@@ -17,6 +17,7 @@ pub(crate) const SUBJECT: Subject = Subject {
     },
     serve,
     writable: 32,
+    protocol: 0xb229,
 };
 
 /// Starts it with one disk and waits until it listens.

@@ -330,6 +330,10 @@ impl Virtio for Net {
         }
     }
 
+    fn finishes_chains(&self) -> bool {
+        false
+    }
+
     fn use_queue(&self, index: usize, used: bool) {
         if index.is_multiple_of(2)
             && index < self.data_queues()

@@ -167,7 +167,7 @@ netns_test! {
         let mut tail = [9; 4];
         net.read_config(10, &mut tail);
         assert_eq!(tail, [0x78, 5, 0, 0]);
-        let bits = [0, 1, 2, 3, 5, 7, 8, 9, 10, 11, 12, 13, 14, 16, 17, 21, 22, 28, 29, 32];
+        let bits = [0, 1, 2, 3, 5, 7, 8, 9, 10, 11, 12, 13, 14, 16, 17, 21, 22, 28, 29, 32, 54, 55, 56];
         assert_eq!(net.features(), bits.iter().map(|b| 1u64 << b).sum::<u64>());
 
         let off = NetSpec { offload_csum: false, offload_tso: false, offload_ufo: false, ..super::tests::spec(1) };

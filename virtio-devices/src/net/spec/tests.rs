@@ -20,7 +20,7 @@ fn everything_of_the_flag_is_taken() {
     assert_eq!(spec.tap.as_deref(), Some("t0"));
     assert_eq!(spec.mac.unwrap().0.to_string(), "2e:00:00:00:00:01");
     assert_eq!((spec.mtu, spec.num_queues, spec.queue_size), (Some(1500), 4, 512));
-    assert_eq!(spec.offloads(), 0);
+    assert_eq!(spec.offloads(true), 0);
     let spec = parse("fd=[5,7-8],num_queues=6").unwrap();
     assert_eq!(spec.fds.numbers(), [5, 7, 8]);
     let spec = parse("").unwrap();
