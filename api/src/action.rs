@@ -278,7 +278,6 @@ pub const UNSUPPORTED: &[&str] = &[
     "vm.add-device",
     "vm.add-fs",
     "vm.add-generic-vhost-user",
-    "vm.add-pmem",
     "vm.add-user-device",
     "vm.add-vdpa",
     "vm.coredump",

@@ -30,6 +30,7 @@ pub use format::Format;
 pub use geometry::{Sparse, Topology};
 pub use image::{Forbidden, Image, Options, Type};
 pub use lock::Granularity;
+pub use storage::{Access, Storage};
 pub use vectored::Segment;
 
 /// The unit in which capacities and request positions are counted, in bytes (virtio 1.3, 5.2.4).

@@ -16,19 +16,22 @@ use crate::{Error, Result};
 
 /// How a file is to be opened.
 #[derive(Clone, Debug)]
-pub(crate) struct Access {
-    pub(crate) path: PathBuf,
-    pub(crate) readonly: bool,
+pub struct Access {
+    /// A regular file or a block device.
+    pub path: PathBuf,
+    /// For reading only.
+    pub readonly: bool,
     /// Go around the host's page cache.
-    pub(crate) direct: bool,
-    pub(crate) lock: Granularity,
+    pub direct: bool,
+    /// How much of it to lock.
+    pub lock: Granularity,
     /// Whether the path may be a link.
-    pub(crate) follow: bool,
+    pub follow: bool,
 }
 
 /// See the module. The lock lasts as long as the value.
 #[derive(Debug)]
-pub(crate) struct Storage {
+pub struct Storage {
     file: File,
     path: PathBuf,
     is_device: bool,
@@ -47,7 +50,10 @@ pub(crate) struct Storage {
 
 impl Storage {
     /// Opens and locks.
-    pub(crate) fn open(access: &Access) -> Result<Self> {
+    ///
+    /// # Errors
+    /// Each names the path: not there or not permitted, no file or block device, locked by somebody else, not able to do direct I/O.
+    pub fn open(access: &Access) -> Result<Self> {
         let path = &access.path;
         let inspect = |what| move |source| Error::Inspect { path: path.clone(), what, source };
         let file = open_file(access)?;
@@ -80,7 +86,8 @@ impl Storage {
         })
     }
 
-    pub(crate) fn file(&self) -> &File {
+    /// The file, for what does not go through an engine.
+    pub fn file(&self) -> &File {
         &self.file
     }
 
@@ -89,7 +96,7 @@ impl Storage {
     }
 
     /// Bytes that there are.
-    pub(crate) fn length(&self) -> u64 {
+    pub fn length(&self) -> u64 {
         self.length.load(Ordering::Acquire)
     }
 

@@ -165,11 +165,64 @@ fn lies_about_tables_are_found_out() {
     assert!(peak() < 400 << 20, "{}", peak());
 }
 
+/// What only extended entries can say.
+#[test]
+fn lies_about_subclusters_are_found_out() {
+    let dir = directory();
+    let path = dir.as_path().join("image");
+    let bytes = good(&path, "cluster_size=16k,extended_l2=on");
+    let (l1, first) =
+        (get(&bytes, 40) as usize, |at: usize| (get(&bytes, at) & 0xff_ffff_ffff_fe00) as usize);
+    let l2 = first(l1);
+    let at = get(&bytes, l2);
+    for (what, descriptor, parts) in [
+        ("data that is zeros", at, u64::MAX),
+        ("data in no cluster", 0, 1),
+        ("data in no cluster of ours", 1 << 63, 0x8000_0000),
+        ("data past the end", 1 << 63 | 1 << 45, 1 << 31),
+        ("data odd", at | 0x200, 1),
+        ("data is the L2 table itself", 1 << 63 | l2 as u64, 0xffff_ffff),
+        ("reserved for data where the L1 table is", 1 << 63 | l1 as u64, 0),
+        ("reserved for zeros where the L1 table is", 1 << 63 | l1 as u64, 0xffff_ffff << 32),
+        ("a flag of standard entries", at | 1, 0),
+    ] {
+        let mut lying = bytes.clone();
+        put(&mut lying, l2, descriptor, 8);
+        put(&mut lying, l2 + 8, parts, 8);
+        let unharmed = || {
+            let after = fs::read(&path).unwrap();
+            assert!(!after[..104].contains(&0x77) && !after[l1..l1 + 8].contains(&0x77), "{what}");
+        };
+        fs::write(&path, &lying).unwrap();
+        let mut disk = Disk::open(&options(&path, Format::Qcow2));
+        assert!(disk.write(0, &[0x77; 512]).is_err(), "{what}");
+        drop(disk);
+        unharmed();
+        fs::write(&path, &lying).unwrap();
+        assert!(abuse(&options(&path, Format::Qcow2), 5), "{what}");
+        unharmed();
+    }
+    // Clusters too small to be divided.
+    let mut small = bytes.clone();
+    put(&mut small, 20, 13, 4);
+    fs::write(&path, &small).unwrap();
+    let error = Image::open(&options(&path, Format::Qcow2)).unwrap_err().to_string();
+    assert!(
+        error.ends_with("its clusters have 2^13 bytes; with extended L2 entries at least 2^14 are needed"),
+        "{error}"
+    );
+}
+
 #[test]
 fn random_damage_does_no_harm() {
     let dir = directory();
     let path = dir.as_path().join("image");
-    for features in ["cluster_size=4096", "cluster_size=512,compat=0.10", "compression_type=zstd"] {
+    for features in [
+        "cluster_size=4096",
+        "cluster_size=512,compat=0.10",
+        "compression_type=zstd",
+        "extended_l2=on,cluster_size=16k",
+    ] {
         let bytes = good(&path, features);
         let (l1, table) = (get(&bytes, 40) as usize, get(&bytes, 48) as usize);
         let l2 = (get(&bytes, l1) & 0xff_ffff_ffff_fe00) as usize;

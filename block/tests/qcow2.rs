@@ -35,6 +35,11 @@ fn images_of_every_kind_are_written_and_read_and_qemu_finds_them_in_order() {
         "compat=v3,preallocation=metadata",
         "compat=v3,preallocation=full,cluster_size=8192",
         "compat=v3,lazy_refcounts=on",
+        "extended_l2=on",
+        "extended_l2=on,cluster_size=16k",
+        "extended_l2=on,cluster_size=2M",
+        "extended_l2=on,cluster_size=128k,preallocation=metadata",
+        "extended_l2=on,cluster_size=32k,preallocation=full,refcount_bits=1",
     ]
     .into_iter()
     .enumerate()
@@ -103,6 +108,8 @@ fn compressed_clusters_are_read_and_replaced() {
         "compression_type=zlib,cluster_size=4096",
         "compression_type=zstd,cluster_size=2M",
         "compat=0.10,cluster_size=512",
+        "compression_type=zlib,extended_l2=on,cluster_size=16k",
+        "compression_type=zstd,extended_l2=on",
     ] {
         let (raw, image) = (raw.to_str().unwrap(), path.to_str().unwrap());
         qemu("qemu-img", &["convert", "-f", "raw", "-O", "qcow2", "-c", "-o", features, raw, image]);
@@ -117,21 +124,55 @@ fn compressed_clusters_are_read_and_replaced() {
 }
 
 /// A chain of three: raw, qcow2, qcow2, each of another size.
-fn chain(dir: &vmm_sys_util::tempdir::TempDir, random: &mut Random) -> (PathBuf, Vec<u8>) {
+fn chain(
+    dir: &vmm_sys_util::tempdir::TempDir,
+    features: [&str; 2],
+    random: &mut Random,
+) -> (PathBuf, Vec<u8>) {
     let at = |name: &str| dir.as_path().join(name);
     let mut bytes = pattern(3 * MIB, random);
     fs::write(at("base"), &bytes).unwrap();
     let (middle, top) = (at("middle"), at("top"));
     qemu(
         "qemu-img",
-        &["create", "-q", "-f", "qcow2", "-b", "base", "-F", "raw", middle.to_str().unwrap(), "4M"],
+        &[
+            "create",
+            "-q",
+            "-f",
+            "qcow2",
+            "-o",
+            features[0],
+            "-b",
+            "base",
+            "-F",
+            "raw",
+            middle.to_str().unwrap(),
+            "4M",
+        ],
     );
-    qemu("qemu-io", &["-f", "qcow2", "-c", "write -P 5 1M 200k", middle.to_str().unwrap()]);
+    let scattered =
+        ["write -P 5 1M 200k", "write -P 6 2050k 3k", "write -z 1600k 7k"].map(|line| ["-c", line]);
+    qemu("qemu-io", &[&["-f", "qcow2"], scattered.as_flattened(), &[middle.to_str().unwrap()]].concat());
     bytes.resize(4 * MIB, 0);
     bytes[MIB..MIB + (200 << 10)].fill(5);
+    bytes[2050 << 10..2053 << 10].fill(6);
+    bytes[1600 << 10..1607 << 10].fill(0);
     qemu(
         "qemu-img",
-        &["create", "-q", "-f", "qcow2", "-b", "middle", "-F", "qcow2", top.to_str().unwrap(), "5M"],
+        &[
+            "create",
+            "-q",
+            "-f",
+            "qcow2",
+            "-o",
+            features[1],
+            "-b",
+            "middle",
+            "-F",
+            "qcow2",
+            top.to_str().unwrap(),
+            "5M",
+        ],
     );
     bytes.resize(5 * MIB, 0);
     (top, bytes)
@@ -139,55 +180,103 @@ fn chain(dir: &vmm_sys_util::tempdir::TempDir, random: &mut Random) -> (PathBuf,
 
 #[test]
 fn backing_files_are_read_and_never_written_and_only_when_asked_for() {
-    let dir = directory();
-    let mut random = Random(9);
-    let (top, mut model) = chain(&dir, &mut random);
-    let below = || ["base", "middle"].map(|name| fs::read(dir.as_path().join(name)).unwrap());
-    let before = below();
-    let allowed = Options { backing_files: true, ..options(&top, Format::Qcow2) };
-    for refused in [
-        Options { backing_files: false, ..allowed.clone() },
-        Options { format: Type::Unknown, ..allowed.clone() },
-        Options { format: Type::Found(Format::Qcow2), ..allowed.clone() },
-    ] {
-        let error = Image::open(&refused).unwrap_err().to_string();
-        assert!(error.contains("builds upon \"middle\"; say image_type=qcow2,backing_files=on"), "{error}");
+    let plain = ["compat=v3", "compat=v3"];
+    let divided = ["extended_l2=on", "extended_l2=on,cluster_size=16k"];
+    for features in [plain, divided, [plain[0], divided[0]], [divided[1], plain[1]]] {
+        let dir = directory();
+        let mut random = Random(9);
+        let (top, mut model) = chain(&dir, features, &mut random);
+        let below = || ["base", "middle"].map(|name| fs::read(dir.as_path().join(name)).unwrap());
+        let before = below();
+        let allowed = Options { backing_files: true, ..options(&top, Format::Qcow2) };
+        for refused in [
+            Options { backing_files: false, ..allowed.clone() },
+            Options { format: Type::Unknown, ..allowed.clone() },
+            Options { format: Type::Found(Format::Qcow2), ..allowed.clone() },
+        ] {
+            let error = Image::open(&refused).unwrap_err().to_string();
+            assert!(
+                error.contains("builds upon \"middle\"; say image_type=qcow2,backing_files=on"),
+                "{error}"
+            );
+        }
+        let mut disk = Disk::open(&allowed);
+        assert!(disk.read(0, model.len()).unwrap() == model);
+        assert!(disk.image.resize(6 * MIB as u64).is_err());
+        exercise(&mut disk, &mut model, &mut random, 200);
+        drop(disk);
+        check(&top, false);
+        assert!(content(&top, "qcow2") == model, "{features:?}");
+        assert!(below() == before);
     }
-    let mut disk = Disk::open(&allowed);
-    assert!(disk.read(0, model.len()).unwrap() == model);
-    assert!(disk.image.resize(6 * MIB as u64).is_err());
-    exercise(&mut disk, &mut model, &mut random, 200);
+}
+
+/// A few bytes are written: no more than their subclusters are copied from below, and space comes back by parts.
+#[test]
+fn subclusters_are_made_and_given_back_one_by_one() {
+    use std::os::unix::fs::MetadataExt;
+    let dir = directory();
+    let path = dir.as_path().join("image");
+    let image = path.to_str().unwrap();
+    fs::write(dir.as_path().join("base"), vec![9; 4 * MIB]).unwrap();
+    let create = |name: &str| {
+        let features = "extended_l2=on,cluster_size=2M";
+        qemu("qemu-img", &["create", "-q", "-f", "qcow2", "-o", features, "-b", "base", "-F", "raw", name]);
+    };
+    create(image);
+    let opened = || Disk::open(&Options { backing_files: true, ..options(&path, Format::Qcow2) });
+    let used = || fs::metadata(&path).unwrap().blocks() * 512;
+    let mut model = vec![9; 4 * MIB];
+    let mut disk = opened();
+    disk.flush().unwrap();
+    let before = used();
+    disk.write(70 << 10, &[1; 512]).unwrap();
+    model[70 << 10..(70 << 10) + 512].fill(1);
+    disk.flush().unwrap();
+    // An L2 table and a subcluster of 64 KiB, not a cluster.
+    assert!(used() - before <= (2 << 20) + (64 << 10), "{} bytes", used() - before);
     drop(disk);
-    check(&top, false);
-    assert!(content(&top, "qcow2") == model);
-    assert!(below() == before);
+    let map = qemu("qemu-img", &["map", "--output=json", image]);
+    let part = r#""start": 65536, "length": 65536, "depth": 0"#;
+    assert!(map.contains(part), "{map}");
+
+    let mut disk = opened();
+    disk.zero(64 << 10, 64 << 10, true).unwrap();
+    model[64 << 10..128 << 10].fill(0);
+    disk.zero(1 << 20, 33 << 10, false).unwrap();
+    model[MIB..MIB + (33 << 10)].fill(0);
+    drop(disk);
+    check(&path, false);
+    assert!(content(&path, "qcow2") == model);
 }
 
 #[test]
 fn snapshots_inside_an_image_stay_as_they_are() {
-    let dir = directory();
-    let path = dir.as_path().join("image");
-    create(&path, "cluster_size=4096", 2 * MIB);
-    let image = path.to_str().unwrap();
-    qemu("qemu-io", &["-f", "qcow2", "-c", "write -P 3 0 1M", image]);
-    qemu("qemu-img", &["snapshot", "-c", "first", image]);
-    let then = content(&path, "qcow2");
-    let mut model = then.clone();
-    let mut disk = Disk::open(&options(&path, Format::Qcow2));
-    exercise(&mut disk, &mut model, &mut Random(4), 200);
-    drop(disk);
-    check(&path, false);
-    assert!(content(&path, "qcow2") == model);
-    qemu("qemu-img", &["snapshot", "-a", "first", image]);
-    check(&path, false);
-    assert!(content(&path, "qcow2") == then);
+    for features in ["cluster_size=4096", "cluster_size=16k,extended_l2=on"] {
+        let dir = directory();
+        let path = dir.as_path().join("image");
+        create(&path, features, 2 * MIB);
+        let image = path.to_str().unwrap();
+        qemu("qemu-io", &["-f", "qcow2", "-c", "write -P 3 0 1M", "-c", "write -P 4 1500k 2k", image]);
+        qemu("qemu-img", &["snapshot", "-c", "first", image]);
+        let then = content(&path, "qcow2");
+        let mut model = then.clone();
+        let mut disk = Disk::open(&options(&path, Format::Qcow2));
+        exercise(&mut disk, &mut model, &mut Random(4), 200);
+        drop(disk);
+        check(&path, false);
+        assert!(content(&path, "qcow2") == model);
+        qemu("qemu-img", &["snapshot", "-a", "first", image]);
+        check(&path, false);
+        assert!(content(&path, "qcow2") == then, "{features}");
+    }
 }
 
 #[test]
 fn an_image_grows_and_does_not_shrink() {
     let dir = directory();
     let path = dir.as_path().join("image");
-    for features in ["cluster_size=64k", "cluster_size=512"] {
+    for features in ["cluster_size=64k", "cluster_size=512", "cluster_size=16k,extended_l2=on"] {
         create(&path, features, MIB);
         let mut random = Random(2);
         let mut model = vec![0; MIB];
@@ -213,7 +302,12 @@ fn queues_share_an_image() {
     const STRIPE: usize = 96 << 10;
     let dir = directory();
     let path = dir.as_path().join("image");
-    for features in ["cluster_size=64k", "cluster_size=4k", "compat=0.10,cluster_size=16k"] {
+    for features in [
+        "cluster_size=64k",
+        "cluster_size=4k",
+        "compat=0.10,cluster_size=16k",
+        "cluster_size=64k,extended_l2=on",
+    ] {
         create(&path, features, 12 * MIB);
         let image = Image::open(&options(&path, Format::Qcow2)).unwrap();
         let model: Vec<u8> = std::thread::scope(|scope| {
@@ -340,7 +434,7 @@ fn a_killed_writer_leaves_a_good_image_with_all_that_was_flushed() {
     let dir = directory();
     let path = dir.as_path().join("image");
     for (rounds, features) in
-        [(3, "compat=v3"), (30, "compat=0.10"), (40, "compat=v3,cluster_size=4096"), (11, "compat=v3")]
+        [(3, "compat=v3"), (30, "compat=0.10"), (40, "compat=v3,cluster_size=4096"), (11, "extended_l2=on")]
     {
         create(&path, features, 1001 << 20);
         let mut child = std::process::Command::new(std::env::current_exe().unwrap())

@@ -148,7 +148,6 @@ pub const UNSUPPORTED: &[(&str, bool)] = &[
     ("landlock-rules", true),
     ("memory-zone", true),
     ("numa", true),
-    ("pmem", true),
     ("pvmemcontrol", false),
     ("pvpanic", false),
     ("rtc", true),

@@ -13,6 +13,7 @@ use spec::{Facts, Kind, RateLimitGroupSpec, Refusal, Unsupported};
 use virtio_devices::block::DiskSpec;
 use virtio_devices::console::ConsoleSpec;
 use virtio_devices::net::NetSpec;
+use virtio_devices::pmem::PmemSpec;
 use virtio_devices::rng::RngSpec;
 use virtio_devices::vsock::VsockSpec;
 
@@ -239,6 +240,7 @@ machine! {
         hot disks: DiskSpec,
         hot net: NetSpec,
         one rng: RngSpec,
+        hot pmem: PmemSpec,
         only vsock: VsockSpec,
         one serial: SerialSpec,
         one debug_console: DebugConsoleSpec,
@@ -252,7 +254,6 @@ machine! {
         ivshmem,
         landlock_rules,
         numa,
-        pmem,
         pvmemcontrol,
         rtc,
         tpm,

@@ -12,6 +12,7 @@ use spec::{Kind, RateLimitGroupSpec, Spec};
 use virtio_devices::block::DiskSpec;
 use virtio_devices::console::ConsoleSpec;
 use virtio_devices::net::NetSpec;
+use virtio_devices::pmem::PmemSpec;
 use virtio_devices::rng::RngSpec;
 use virtio_devices::vsock::VsockSpec;
 
@@ -23,6 +24,7 @@ fn every_key_of_the_contract_is_known_to_its_flag() {
         ("disk", flags::key_names::<DiskSpec>()),
         ("net", flags::key_names::<NetSpec>()),
         ("rng", flags::key_names::<RngSpec>()),
+        ("pmem", flags::key_names::<PmemSpec>()),
         ("console", flags::key_names::<ConsoleSpec>()),
         ("vsock", flags::key_names::<VsockSpec>()),
         ("serial", flags::key_names::<SerialSpec>()),

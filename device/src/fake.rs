@@ -1,5 +1,6 @@
 //! A board for tests: memory, interrupts and events that remember what happened, and a driver for virtio devices.
 
+pub mod aperture;
 pub mod random;
 pub mod state;
 
@@ -13,8 +14,11 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::ram::RamMap;
 use crate::virtio::feature;
+use aperture::FakeAperture;
+
 use crate::{
-    DriverLink, Events, Line, LiveQueue, Node, Ram, Request, StateError, Vector, Virtio, VirtioGrant, Workers,
+    Aperture, DriverLink, Events, Line, LiveQueue, Node, Ram, Request, StateError, Vector, Virtio,
+    VirtioGrant, Workers,
 };
 
 /// Remembers records and requests.
@@ -180,9 +184,30 @@ pub struct Bench<V: Virtio> {
     pub link: Arc<FakeLink>,
     /// What the device told the board.
     pub events: Arc<FakeEvents>,
+    /// Room for the device's own memory.
+    pub apertures: Vec<Arc<FakeAperture>>,
     /// The driver's queues.
     pub queues: Vec<FakeQueue>,
     features: u64,
+}
+
+/// Grants a device what it needs.
+fn connect(
+    device: &mut impl Virtio,
+    ram: &Ram,
+    link: &Arc<FakeLink>,
+    events: &Arc<FakeEvents>,
+) -> Vec<Arc<FakeAperture>> {
+    device.connect(VirtioGrant {
+        ram: ram.clone(),
+        link: link.clone(),
+        workers: Workers::new(events.clone()),
+        events: events.clone(),
+    });
+    let apertures = FakeAperture::all(&device.apertures());
+    let granted = apertures.iter().cloned().map(|one| -> Arc<dyn Aperture> { one }).collect();
+    device.fill(granted).expect("room for memory");
+    apertures
 }
 
 /// First guest address that is the test's own.
@@ -197,12 +222,7 @@ impl<V: Virtio> Bench<V> {
         let ram = Ram::new(map);
         let link = Arc::new(FakeLink::default());
         let events = Arc::new(FakeEvents::default());
-        device.connect(VirtioGrant {
-            ram: ram.clone(),
-            link: link.clone(),
-            workers: Workers::new(events.clone()),
-            events: events.clone(),
-        });
+        let apertures = connect(&mut device, &ram, &link, &events);
         let sizes = device.queue_sizes();
         let features = device.features() & (accept | feature::VERSION_1);
         let queues = sizes
@@ -216,7 +236,7 @@ impl<V: Virtio> Bench<V> {
                 kick: EventFd::new(EFD_NONBLOCK).expect("an eventfd"),
             })
             .collect();
-        let mut bench = Bench { device, ram, link, events, queues, features };
+        let mut bench = Bench { device, ram, link, events, apertures, queues, features };
         bench.device.activate(features).expect("activate");
         for i in 0..bench.queues.len() {
             bench.start(i, 0);
@@ -239,18 +259,13 @@ impl<V: Virtio> Bench<V> {
         let node = self.device.save().expect("a state");
         let text = serde_json::to_string(&node).expect("a node is plain data");
         let node: Option<Node> = serde_json::from_str(&text).expect("what was written");
-        let Bench { device, ram, link, events, queues, features } = self;
+        let Bench { device, ram, link, events, queues, features, .. } = self;
         drop(device);
         let mut device = make();
-        device.connect(VirtioGrant {
-            ram: ram.clone(),
-            link: link.clone(),
-            workers: Workers::new(events.clone()),
-            events: events.clone(),
-        });
+        let apertures = connect(&mut device, &ram, &link, &events);
         device.load(node)?;
         device.activate(features).expect("activate");
-        let mut bench = Bench { device, ram, link, events, queues, features };
+        let mut bench = Bench { device, ram, link, events, apertures, queues, features };
         for (i, state) in states.into_iter().enumerate() {
             assert_eq!(
                 state.next_avail, state.next_used,

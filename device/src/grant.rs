@@ -9,7 +9,7 @@ use thiserror::Error;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::state::{self, Node, StateError};
-use crate::{BarKind, Line, Needs, Ram, Region, Span, TableSink, Vector, Workers};
+use crate::{Aperture, BarKind, Line, Needs, Ram, Region, Span, TableSink, Vector, Workers};
 
 /// What a register write asks of the board. It is applied after the device has released its locks, on the vCPU's thread, before
 /// the guest's next instruction: a pause can never deadlock against a BAR move.
@@ -85,6 +85,8 @@ pub struct Grant {
     pub lines: Vec<Arc<dyn Line>>,
     /// Eventfds in the order of [`Needs::doorbells`]. Where the hypervisor has no doorbells, writes arrive as register writes.
     pub doorbells: Vec<EventFd>,
+    /// Room for memory of the device's own, in the order of [`crate::PciNeeds::apertures`].
+    pub apertures: Vec<Arc<dyn Aperture>>,
     /// Threads, on demand.
     pub workers: Workers,
     /// Where to report.
@@ -100,6 +102,9 @@ pub struct PlacedPci {
     pub slot: u8,
     /// Index, kind and range of each BAR at boot.
     pub bars: Vec<(u8, BarKind, Span)>,
+    /// Apertures in the order of [`crate::PciNeeds::apertures`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub apertures: Vec<Span>,
 }
 
 /// Where a device was placed: data, so that a restore replays it instead of allocating again.

@@ -7,12 +7,14 @@
 //!
 //! Nothing here knows a hypervisor, a command line or a particular device, and no device knows the board's types.
 
+pub mod aperture;
 pub mod build;
 pub mod bus;
 pub mod fake;
 pub mod grant;
 pub mod irq;
 pub mod limit;
+pub mod mapping;
 pub mod needs;
 pub mod ram;
 pub mod state;
@@ -20,12 +22,14 @@ pub mod table;
 pub mod virtio;
 pub mod worker;
 
+pub use aperture::{Aperture, ApertureNeed};
 pub use build::{Build, Built, Host, Kept, Naming};
 pub use bus::{Bus, BusError, Space};
 pub use grant::{
     Counters, Device, DeviceError, Effect, Events, Grant, Placed, PlacedPci, Registers, Request,
 };
 pub use irq::{Line, MsiMessage, MsiRoute, Vector};
+pub use mapping::{MapMode, Mapping};
 pub use needs::{
     BarKind, BarNeed, Capability, DoorbellNeed, LineNeed, MsixNeed, Needs, PciIdentity, PciNeeds, Region,
     Span, WindowNeed,

@@ -1,5 +1,7 @@
 //! What a device asks of the board, as plain data.
 
+use crate::ApertureNeed;
+
 /// A part of a device's register space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub enum Region {
@@ -150,4 +152,6 @@ pub struct PciNeeds {
     pub capabilities: Vec<Capability>,
     /// MSI-X, if the function interrupts.
     pub msix: Option<MsixNeed>,
+    /// Room for memory of its own in the segment's 64-bit window, beside BARs.
+    pub apertures: Vec<ApertureNeed>,
 }

@@ -18,7 +18,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::limit::LogLimit;
 use crate::ram::RamMap;
 use crate::state::{self, Node, StateError};
-use crate::{Counters, DeviceError, Events, Ram, Workers, guest_warn};
+use crate::{Aperture, ApertureNeed, Counters, DeviceError, Events, Ram, Workers, guest_warn};
 
 /// Device types (virtio 1.3 §5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +30,7 @@ pub enum VirtioKind {
     Console = 3,
     Rng = 4,
     Vsock = 19,
+    Pmem = 27,
 }
 
 /// Feature bits that belong to no device type (virtio 1.3 §6).
@@ -106,6 +107,20 @@ pub trait Virtio: Send + Sync {
 
     /// Takes what the board granted; called once, before anything else.
     fn connect(&mut self, grant: VirtioGrant);
+
+    /// Room for memory of its own that the guest is to see.
+    fn apertures(&self) -> Vec<ApertureNeed> {
+        Vec::new()
+    }
+
+    /// Takes that room, in the order of [`Virtio::apertures`], and puts there what the guest finds from the beginning; called once,
+    /// after [`Virtio::connect`].
+    ///
+    /// # Errors
+    /// The host or the hypervisor refused; the device is dropped.
+    fn fill(&mut self, _apertures: Vec<Arc<dyn Aperture>>) -> Result<(), DeviceError> {
+        Ok(())
+    }
 
     /// The driver is ready with these features; queues are started after this.
     ///

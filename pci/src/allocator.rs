@@ -1,11 +1,11 @@
-//! Room for BARs: ranges of one window, given from the top down.
+//! Room for BARs and apertures: ranges of one window, given from the top down.
 //!
 //! The first device gets the highest address, as the platform's contract has it. The map is small and changes rarely, so it is a
 //! sorted list and not a tree.
 
 use device::Span;
 
-/// Hands out naturally aligned ranges of one window.
+/// Hands out aligned ranges of one window.
 #[derive(Debug)]
 pub struct BarAllocator {
     window: Span,
@@ -22,14 +22,20 @@ impl BarAllocator {
 
     /// The highest free range of `size` bytes, aligned to its size, a power of two; `None` if there is none.
     pub fn allocate(&mut self, size: u64) -> Option<Span> {
-        if !size.is_power_of_two() {
+        size.is_power_of_two().then(|| self.allocate_aligned(size, size))?
+    }
+
+    /// The highest free range of `size` bytes, not zero, that begins at a multiple of `align`, a power of two; `None` if there is
+    /// none.
+    pub fn allocate_aligned(&mut self, size: u64, align: u64) -> Option<Span> {
+        if size == 0 || !align.is_power_of_two() {
             return None;
         }
         let mut end = self.window.base + self.window.length;
         for i in (0..=self.taken.len()).rev() {
             let below = i.checked_sub(1).map(|i| self.taken[i]);
             let start = below.map_or(self.window.base, |s| s.base + s.length);
-            if let Some(base) = end.checked_sub(size).map(|b| b & !(size - 1))
+            if let Some(base) = end.checked_sub(size).map(|b| b & !(align - 1))
                 && base >= start
             {
                 let span = Span { base, length: size };

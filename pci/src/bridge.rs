@@ -17,7 +17,13 @@ const IDENTITY: PciIdentity = PciIdentity {
 
 impl HostBridge {
     pub(crate) fn pci_needs() -> PciNeeds {
-        PciNeeds { identity: IDENTITY, bars: Vec::new(), capabilities: Vec::new(), msix: None }
+        PciNeeds {
+            identity: IDENTITY,
+            bars: Vec::new(),
+            capabilities: Vec::new(),
+            msix: None,
+            apertures: Vec::new(),
+        }
     }
 }
 

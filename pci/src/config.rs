@@ -246,12 +246,13 @@ mod tests {
             bars: Vec::new(),
             capabilities: vec![cap(14, false), cap(17, true)],
             msix: Some(MsixNeed { vectors: 3, bar: 0, table: 0x8000, pending: 0x4_8000 }),
+            apertures: Vec::new(),
         }
     }
 
     fn space(bars: &[(u8, BarKind, u64, u64)]) -> (ConfigSpace, Vec<LiveRange>) {
         let bars = bars.iter().map(|(i, k, base, length)| (*i, *k, Span { base: *base, length: *length }));
-        let placed = PlacedPci { segment: 0, slot: 1, bars: bars.collect() };
+        let placed = PlacedPci { segment: 0, slot: 1, bars: bars.collect(), apertures: Vec::new() };
         ConfigSpace::new(&needs(), &placed).unwrap()
     }
 
@@ -337,7 +338,7 @@ mod tests {
         }
         let mut needs = needs();
         needs.capabilities = vec![Capability { id: 9, body: vec![0; 64], live: false }; 3];
-        let placed = PlacedPci { segment: 0, slot: 1, bars: Vec::new() };
+        let placed = PlacedPci { segment: 0, slot: 1, bars: Vec::new(), apertures: Vec::new() };
         assert!(matches!(ConfigSpace::new(&needs, &placed), Err(PciError::Capabilities { .. })));
     }
 }

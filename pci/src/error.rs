@@ -49,6 +49,30 @@ pub enum PciError {
         /// Its size.
         size: u64,
     },
+    /// A window has no room for an aperture.
+    #[error("PCI segment {segment} has no room for {length:#x} bytes of memory")]
+    ApertureExhausted {
+        /// The segment.
+        segment: u16,
+        /// Bytes asked for.
+        length: u64,
+    },
+    /// An aperture's saved place cannot be had again.
+    #[error("memory cannot be at {:#x}+{:#x} again", span.base, span.length)]
+    ApertureReplay {
+        /// Where it was.
+        span: Span,
+    },
+    /// The memory of a device has another size than the guest knows.
+    #[error("the guest knows the device in slot {slot} with {had} bytes of memory, and it has {needed} now")]
+    ApertureLength {
+        /// The slot.
+        slot: u8,
+        /// Bytes when it was saved.
+        had: u64,
+        /// Bytes now.
+        needed: u64,
+    },
     /// A saved place cannot be had again.
     #[error("BAR {index} cannot be at {:#x}+{:#x} again", span.base, span.length)]
     Replay {

@@ -10,7 +10,7 @@
 
 use std::sync::Arc;
 
-use device::{BarKind, Device, Needs, Node, PciNeeds, PlacedPci, Span, StateError, Vector};
+use device::{ApertureNeed, BarKind, Device, Needs, Node, PciNeeds, PlacedPci, Span, StateError, Vector};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::config::check_bar;
@@ -49,6 +49,12 @@ impl Reservation {
             })?;
             this.add(index, need.kind, span, Some(span));
         }
+        for need in this.pci.apertures.clone() {
+            let span = segment
+                .allocate_aperture(&need)
+                .ok_or(PciError::ApertureExhausted { segment: segment.number(), length: need.length })?;
+            this.placed.apertures.push(span);
+        }
         Ok(this)
     }
 
@@ -62,6 +68,7 @@ impl Reservation {
         for (index, kind, span) in &placed.bars {
             this.take(*index, *kind, *span, Some(*span))?;
         }
+        this.take_apertures(placed)?;
         Ok(this)
     }
 
@@ -87,6 +94,7 @@ impl Reservation {
             let room = saved.room.map(|base| Span { base, length: span.length });
             this.take(*index, *kind, *span, room)?;
         }
+        this.take_apertures(placed)?;
         this.state = Some((state, msix));
         Ok(this)
     }
@@ -98,8 +106,16 @@ impl Reservation {
                 && span.base.is_multiple_of(span.length)
         };
         let bars = self.pci.bars.iter().zip(&placed.bars);
+        let lengths = |need: &ApertureNeed, span: &Span| {
+            (span.length != need.length).then_some((span.length, need.length))
+        };
+        let mut apertures = self.pci.apertures.iter().zip(&placed.apertures);
+        if let Some((had, needed)) = apertures.find_map(|(need, span)| lengths(need, span)) {
+            return Err(PciError::ApertureLength { slot: placed.slot, had, needed });
+        }
         if placed.segment == self.segment.number()
             && placed.bars.len() == self.pci.bars.len()
+            && placed.apertures.len() == self.pci.apertures.len()
             && bars.into_iter().all(fits)
         {
             return Ok(());
@@ -118,6 +134,17 @@ impl Reservation {
         Ok(())
     }
 
+    /// Takes room for apertures where they were; the guest does not move them.
+    fn take_apertures(&mut self, placed: &PlacedPci) -> Result<(), PciError> {
+        for (need, span) in self.pci.apertures.iter().zip(&placed.apertures) {
+            if !(span.base.is_multiple_of(need.align) && self.segment.reserve_aperture(*span)) {
+                return Err(PciError::ApertureReplay { span: *span });
+            }
+            self.placed.apertures.push(*span);
+        }
+        Ok(())
+    }
+
     fn add(&mut self, index: u8, kind: BarKind, span: Span, room: Option<Span>) {
         self.placed.bars.push((index, kind, span));
         self.rooms.push(room);
@@ -131,7 +158,7 @@ impl Reservation {
         let doorbells = needs.doorbells.iter().map(|_| event()).collect::<Result<_, _>>()?;
         let msix = pci.msix.map(|need| Arc::new(Msix::new(need, segment.msi.clone())));
         let slot = segment.take_slot(slot)?;
-        let placed = PlacedPci { segment: segment.number(), slot, bars: Vec::new() };
+        let placed = PlacedPci { segment: segment.number(), slot, bars: Vec::new(), apertures: Vec::new() };
         let (segment, needs) = (segment.clone(), needs.clone());
         let (rooms, state) = (Vec::new(), None);
         Ok(Reservation { segment, needs, pci, placed, rooms, state, msix, doorbells, plugged: false })
@@ -177,7 +204,7 @@ impl Reservation {
 impl Drop for Reservation {
     fn drop(&mut self) {
         if !self.plugged {
-            for span in self.rooms.iter().flatten() {
+            for span in self.rooms.iter().flatten().chain(&self.placed.apertures) {
                 self.segment.free(*span);
             }
             self.segment.free_slot(self.placed.slot);
@@ -226,6 +253,7 @@ impl Plugged {
 impl Drop for Plugged {
     fn drop(&mut self) {
         self.segment.unplug(self.placed.slot);
+        self.placed.apertures.iter().for_each(|span| self.segment.free(*span));
     }
 }
 

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
 use device::limit::LogLimit;
-use device::{BarKind, Bus, Node, PlacedPci, Region, Span, StateError, guest_warn};
+use device::{ApertureNeed, BarKind, Bus, Node, PlacedPci, Region, Span, StateError, guest_warn};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::bridge::HostBridge;
@@ -102,7 +102,7 @@ impl Segment {
     pub fn new(number: u16, grant: SegmentGrant) -> Result<Arc<Self>, PciError> {
         let mut slots = Slots::default();
         if number == 0 {
-            let placed = PlacedPci { segment: 0, slot: 0, bars: Vec::new() };
+            let placed = PlacedPci { segment: 0, slot: 0, bars: Vec::new(), apertures: Vec::new() };
             let bridge =
                 Function::new(Arc::new(HostBridge), &HostBridge::pci_needs(), &placed, None, Vec::new())?;
             slots[0] = Some(Arc::new(bridge));
@@ -213,7 +213,17 @@ impl Segment {
         self.map().room(kind, span).is_some_and(|room| room.reserve(span))
     }
 
-    /// Gives the room of a BAR back that was never plugged.
+    /// Room for an aperture.
+    pub(crate) fn allocate_aperture(&self, need: &ApertureNeed) -> Option<Span> {
+        self.map().high.allocate_aligned(need.length, need.align)
+    }
+
+    /// This very room for an aperture.
+    pub(crate) fn reserve_aperture(&self, span: Span) -> bool {
+        self.map().high.reserve(span)
+    }
+
+    /// Gives the room of an aperture back, or of a BAR that was never plugged.
     pub(crate) fn free(&self, span: Span) {
         self.map().free(span);
     }

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use device::grant::ConfigWindow;
 use device::{
-    BarKind, BarNeed, Bus, Capability, Device, DeviceError, DoorbellNeed, Effect, Grant, MsiMessage,
-    MsixNeed, Needs, PciIdentity, PciNeeds, PlacedPci, Region, Registers, Space, Span, Vector,
+    ApertureNeed, BarKind, BarNeed, Bus, Capability, Device, DeviceError, DoorbellNeed, Effect, Grant,
+    MsiMessage, MsixNeed, Needs, PciIdentity, PciNeeds, PlacedPci, Region, Registers, Space, Span, Vector,
 };
 
 use crate::fake::{FakeDoorbells, FakeMsi};
@@ -26,6 +26,7 @@ const BELL: u64 = 0x6004;
 struct Toy {
     writes: AtomicUsize,
     wide: bool,
+    apertures: Vec<ApertureNeed>,
 }
 
 impl Registers for Toy {
@@ -80,6 +81,7 @@ impl Device for Toy {
                     table: TABLE as u32,
                     pending: PENDING as u32,
                 }),
+                apertures: self.apertures.clone(),
             }),
             doorbells: vec![DoorbellNeed { region: Region::Bar(0), offset: BELL }],
             ..Needs::default()
@@ -258,6 +260,58 @@ fn slots_are_given_in_order_around_those_set_aside() {
     assert_eq!(Reservation::new(&m.segment, &needs, Some(2)).unwrap().placed().slot, 2);
     m.segment.end_aside();
     assert_eq!(m.reserve(&Toy::default()).placed().slot, 2);
+}
+
+#[test]
+fn an_aperture_is_in_the_window_beside_bars_and_no_bar_gets_there() {
+    let m = Machine::new(0);
+    let need = |mib: u64| ApertureNeed { length: mib << 20, align: 2 << 20 };
+    let toy = |apertures| Toy { wide: true, apertures, ..Toy::default() };
+    let held = m.reserve(&toy(vec![need(6), need(2)]));
+    let placed = held.placed().clone();
+    // The BAR has the top of the window, what is aligned comes below it, and a size need not be a power of two.
+    let top = HIGH.end() - (2 << 20);
+    assert_eq!(placed.bars[0].2.base, HIGH.end() - SIZE);
+    let at = |base, mib: u64| Span { base, length: mib << 20 };
+    assert_eq!(placed.apertures, [at(top - (6 << 20), 6), at(top - (8 << 20), 2)]);
+
+    let (plugged, _) = m.plug(true);
+    let slot = u64::from(plugged.placed().slot);
+    m.write(config(slot, regs::COMMAND), &[2, 0]);
+    let put = |base: u64| {
+        m.set(config(slot, 0x10), base as u32);
+        m.set(config(slot, 0x14), (base >> 32) as u32);
+        m.answers(base)
+    };
+    assert!(put(HIGH.base) && !put(placed.apertures[0].base), "a BAR answers where memory is");
+    drop(plugged);
+
+    let needs = toy(vec![need(6), need(2)]).needs();
+    assert!(matches!(Reservation::again(&m.segment, &needs, &placed), Err(PciError::SlotTaken { .. })));
+    drop(held);
+    drop(Reservation::again(&m.segment, &needs, &placed).unwrap());
+    let with = |apertures: Vec<Span>| PlacedPci { apertures, ..placed.clone() };
+    let again = |apertures| Reservation::again(&m.segment, &needs, &with(apertures)).err().unwrap();
+    let (first, second) = (placed.apertures[0], placed.apertures[1]);
+    assert!(matches!(again(vec![first]), PciError::Foreign { .. }));
+    let longer = Span { length: 8 << 20, ..first };
+    assert!(matches!(
+        again(vec![longer, second]),
+        PciError::ApertureLength { had: 0x80_0000, needed: 0x60_0000, .. }
+    ));
+    let odd = Span { base: first.base + 4096, ..first };
+    let low = Span { base: LOW.base, ..first };
+    let past = Span { base: u64::MAX - (2 << 20) + 1, ..first };
+    let over = Span { base: first.base + (2 << 20), ..second };
+    for wrong in [[odd, second], [low, second], [past, second], [first, over]] {
+        assert!(matches!(again(wrong.to_vec()), PciError::ApertureReplay { .. }), "{wrong:?}");
+    }
+    assert!(matches!(
+        Reservation::new(&m.segment, &toy(vec![need(4095), need(2)]).needs(), None),
+        Err(PciError::ApertureExhausted { segment: 0, length: 0x20_0000 })
+    ));
+    // Nothing of all that was kept.
+    assert_eq!(m.reserve(&toy(vec![need(6), need(2)])).placed(), &placed);
 }
 
 #[test]

@@ -16,6 +16,7 @@ pub(crate) fn grant(lines: Vec<Arc<dyn Line>>) -> (Grant, Arc<FakeEvents>) {
         vectors: Vec::new(),
         lines,
         doorbells: Vec::new(),
+        apertures: Vec::new(),
         workers: Workers::new(events.clone()),
         events: events.clone(),
     };

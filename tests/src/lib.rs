@@ -7,6 +7,7 @@ pub mod cpio;
 pub mod image;
 pub mod linux;
 pub mod living;
+pub mod permissions;
 pub mod place;
 pub mod probe;
 pub mod programs;

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use crate::scratch::Scratch;
 use crate::terminal::Terminal;
-use crate::{programs, remote};
+use crate::{permissions, programs, remote};
 
 /// How long a guest may take to its end before it counts as hung.
 const PATIENCE: Duration = Duration::from_secs(90);
@@ -30,6 +30,7 @@ pub struct Guest {
     cpus: String,
     console: String,
     private_network: bool,
+    heeds_permissions: bool,
     terminal: Option<(OwnedFd, OwnedFd)>,
 }
 
@@ -44,6 +45,7 @@ impl Guest {
             cpus: "boot=1".to_string(),
             console: "off".to_string(),
             private_network: false,
+            heeds_permissions: false,
             terminal: None,
         }
     }
@@ -89,6 +91,12 @@ impl Guest {
         self
     }
 
+    /// Starts the VMM without the privileges that let root ignore permissions.
+    pub fn heeding_permissions(mut self) -> Guest {
+        self.heeds_permissions = true;
+        self
+    }
+
     /// Lets the VMM be asked.
     pub fn with_api(self) -> Guest {
         let socket = self.scratch.file("api").display().to_string();
@@ -127,6 +135,9 @@ impl Guest {
             .stderr(File::create(&messages).expect("the scratch directory takes files"));
         if let Some((input, output)) = self.terminal {
             command.stdin(input).stdout(output);
+        }
+        if self.heeds_permissions {
+            permissions::heeding_permissions(&mut command);
         }
         if self.private_network {
             // SAFETY: unshare is a plain system call, safe between fork and exec.

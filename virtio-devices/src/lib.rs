@@ -6,6 +6,7 @@ pub mod block;
 pub mod buffers;
 pub mod console;
 pub mod net;
+pub mod pmem;
 mod rate;
 pub mod rng;
 pub mod transport;

@@ -25,10 +25,11 @@ pub(super) const AUTOCLEAR_AT: u64 = 88;
 const DIRTY: u64 = 1 << 0;
 const CORRUPT: u64 = 1 << 1;
 const COMPRESSION: u64 = 1 << 3;
-const UNUSABLE: [(u64, &str); 2] = [
-    (1 << 2, "it has an external data file, which cannot be used"),
-    (1 << 4, "it has extended L2 entries, which cannot be used yet"),
-];
+const EXTERNAL_DATA: u64 = 1 << 2;
+const EXTENDED_L2: u64 = 1 << 4;
+
+/// Clusters that are divided into subclusters have at least so many bits: a subcluster has at least a sector.
+const MIN_DIVIDED: u32 = 14;
 
 /// How clusters are compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +51,8 @@ pub(super) struct Header {
     pub(super) refcount_order: u32,
     pub(super) autoclear: u64,
     pub(super) compression: Compression,
+    /// L2 entries have 128 bits.
+    pub(super) extended: bool,
     pub(super) backing: Option<String>,
     pub(super) backing_format: Option<String>,
 }
@@ -82,6 +85,12 @@ impl Header {
         if !(9..=21).contains(&cluster_bits) {
             return Err(format!("its clusters have 2^{cluster_bits} bytes; 2^9 to 2^21 are possible"));
         }
+        let extended = incompatible & EXTENDED_L2 != 0;
+        if extended && cluster_bits < MIN_DIVIDED {
+            return Err(format!(
+                "its clusters have 2^{cluster_bits} bytes; with extended L2 entries at least 2^{MIN_DIVIDED} are needed"
+            ));
+        }
         if refcount_order > 6 {
             return Err(format!(
                 "its reference counts have 2^{refcount_order} bits; at most 2^6 are possible"
@@ -111,6 +120,7 @@ impl Header {
             refcount_order,
             autoclear,
             compression,
+            extended,
             backing: name(start, u64_at(8)?, u32_at(16)? as usize)?,
             backing_format: extension(start, length, BACKING_FORMAT)?
                 .map(|format| String::from_utf8_lossy(format).into_owned()),
@@ -125,7 +135,7 @@ impl Header {
         if size < SECTOR || !size.is_multiple_of(SECTOR) || size > i64::MAX as u64 {
             return Err(format!("its size is {size}"));
         }
-        let needed = l1_entries(size, self.cluster_bits);
+        let needed = l1_entries(size, self.cluster_bits, l2_bits(self.cluster_bits, self.extended));
         let l1 = u64::from(self.l1_entries);
         if l1 < needed || l1 * 8 > MAX_L1 {
             return Err(format!("its L1 table has {l1} entries, for a size that takes {needed}"));
@@ -148,16 +158,21 @@ impl Header {
     }
 }
 
+/// Binary logarithm of the entries of an L2 table.
+pub(super) fn l2_bits(cluster_bits: u32, extended: bool) -> u32 {
+    cluster_bits - if extended { 4 } else { 3 }
+}
+
 /// Entries of the L1 table that a disk of this size takes.
-pub(super) fn l1_entries(size: u64, cluster_bits: u32) -> u64 {
-    size.div_ceil(1 << (2 * cluster_bits - 3))
+pub(super) fn l1_entries(size: u64, cluster_bits: u32, l2_bits: u32) -> u64 {
+    size.div_ceil(1 << (cluster_bits + l2_bits))
 }
 
 fn check_features(incompatible: u64, writable: bool) -> Result<(), String> {
-    if let Some((_, what)) = UNUSABLE.iter().find(|(bit, _)| incompatible & bit != 0) {
-        return Err((*what).into());
+    if incompatible & EXTERNAL_DATA != 0 {
+        return Err("it has an external data file, which cannot be used".into());
     }
-    let unknown = incompatible & !(DIRTY | CORRUPT | COMPRESSION);
+    let unknown = incompatible & !(DIRTY | CORRUPT | COMPRESSION | EXTENDED_L2);
     if unknown != 0 {
         return Err(format!("it uses features that are not known: {unknown:#x}"));
     }

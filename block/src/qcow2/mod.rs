@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   disk position ─► L1 table ─► L2 table ─► cluster in the file │ zeros │ compressed │ nothing: the backing image
-//!                    in memory   cached
+//!                    in memory   cached      (of extended entries: subcluster)
 //!   cluster in the file ─► refcount table ─► refcount block ─► how often it is used
 //!                          in memory         cached
 //! ```
@@ -16,6 +16,7 @@
 
 mod cache;
 mod compressed;
+mod entry;
 mod header;
 mod refcount;
 mod state;
@@ -52,6 +53,8 @@ struct Layout {
     cluster_bits: u32,
     refcount_order: u32,
     compression: Compression,
+    /// L2 entries have 128 bits, and speak of subclusters.
+    extended: bool,
     backing: Option<Arc<Image>>,
     /// Writes to places in the file that have not ended, by generation.
     writes: [AtomicU64; 2],
@@ -64,7 +67,7 @@ impl Layout {
 
     /// Binary logarithm of the entries of an L2 table.
     fn l2_bits(&self) -> u32 {
-        self.cluster_bits - 3
+        header::l2_bits(self.cluster_bits, self.extended)
     }
 
     /// Whether the backing image has something at this position.
@@ -114,6 +117,7 @@ impl Qcow2 {
             cluster_bits: header.cluster_bits,
             refcount_order: header.refcount_order,
             compression: header.compression,
+            extended: header.extended,
             backing,
             writes: Default::default(),
             storage: storage.clone(),
@@ -214,11 +218,11 @@ impl Map for Qcow2 {
     fn make_place(&self, offset: u64, length: u64) -> io::Result<(u64, u64, Generation)> {
         let (layout, mut state) = (&self.layout, self.state());
         let mask = layout.cluster() - 1;
-        let first = state.make_place(layout, offset)? + (offset & mask);
+        let first = state.make_place(layout, offset, length)? + (offset & mask);
         let mut run = layout.cluster() - (offset & mask);
         while run < length {
             // A cluster that is somewhere else has its place nevertheless, and is found there the next time.
-            let Ok(next) = state.make_place(layout, offset + run) else { break };
+            let Ok(next) = state.make_place(layout, offset + run, length - run) else { break };
             if first.checked_add(run) != Some(next) {
                 break;
             }

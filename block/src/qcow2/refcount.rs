@@ -295,7 +295,7 @@ impl State {
         if size < self.size {
             return refuse("a qcow2 image cannot become smaller");
         }
-        let entries = l1_entries(size, layout.cluster_bits);
+        let entries = l1_entries(size, layout.cluster_bits, layout.l2_bits());
         if entries * 8 > MAX_L1 || size > i64::MAX as u64 {
             return refuse("a qcow2 image with clusters of this size cannot become so large");
         }

@@ -4,8 +4,9 @@ use std::collections::{BTreeSet, HashSet};
 use std::io;
 
 use super::cache::Cache;
+use super::entry::{Cluster, Part, Raw};
 use super::header::Header;
-use super::{COMPRESSED, Layout, OFFSET, ZERO, compressed};
+use super::{Layout, OFFSET, compressed};
 use crate::map::Place;
 
 /// A decompressed cluster, kept because the next request is often for its neighbour.
@@ -40,19 +41,6 @@ pub(super) struct State {
     pub(super) freed: [Vec<u64>; 2],
     pub(super) generation: u8,
     decompressed: Option<Decompressed>,
-}
-
-/// What an L2 entry says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Entry {
-    /// Nothing, or what the backing image has.
-    Absent,
-    /// Zeros; perhaps with a cluster in reserve.
-    Zeros(Option<u64>),
-    /// In the file.
-    Data(u64),
-    /// Compressed.
-    Compressed,
 }
 
 impl State {
@@ -138,61 +126,91 @@ impl State {
     }
 
     /// The L2 entry of a position.
-    pub(super) fn entry(&mut self, layout: &Layout, offset: u64) -> io::Result<u64> {
+    pub(super) fn entry(&mut self, layout: &Layout, offset: u64) -> io::Result<Raw> {
         let at = self.l2_at(layout, offset)?;
         if at == 0 {
-            return Ok(0);
+            return Ok(Raw::default());
         }
         let table = self.l2.get(&layout.storage, at)?;
-        Ok(be64(table, l2_index(layout, offset)))
+        let index = l2_index(layout, offset);
+        Ok(match layout.extended {
+            true => Raw { descriptor: be64(table, 2 * index), parts: be64(table, 2 * index + 1) },
+            false => Raw { descriptor: be64(table, index), parts: 0 },
+        })
     }
 
-    /// Where the bytes at `offset` are, and how many there are up to the end of the cluster.
+    /// Sets the entry of a position in the L2 table at `table`.
+    pub(super) fn set_entry(
+        &mut self,
+        layout: &Layout,
+        table: u64,
+        offset: u64,
+        entry: Raw,
+    ) -> io::Result<()> {
+        let index = l2_index(layout, offset);
+        let table = self.l2.change(&layout.storage, table)?;
+        if layout.extended {
+            set_be64(table, 2 * index, entry.descriptor);
+            set_be64(table, 2 * index + 1, entry.parts);
+        } else {
+            set_be64(table, index, entry.descriptor);
+        }
+        Ok(())
+    }
+
+    /// Where the bytes at `offset` are, and for how many of the same cluster that is so.
     pub(super) fn find(&mut self, layout: &Layout, offset: u64) -> io::Result<(Place, u64)> {
         let within = offset & (layout.cluster() - 1);
-        let rest = layout.cluster() - within;
-        let entry = self.entry(layout, offset)?;
-        let place = match data_entry(layout, entry)? {
-            Entry::Compressed => Place::Elsewhere,
-            Entry::Zeros(_) => Place::Zeros,
-            Entry::Absent => match &layout.backing {
-                None => Place::Zeros,
-                Some(image) => {
-                    return Ok(match image.find(offset, rest)? {
-                        (Place::File { file, at }, run) => (Place::File { file: file + 1, at }, run),
-                        other => other,
-                    });
-                }
+        let Cluster::Plain(plain) = self.entry(layout, offset)?.decode(layout)? else {
+            return Ok((Place::Elsewhere, layout.cluster() - within));
+        };
+        let index = layout.part_at(offset);
+        let end = u64::from(index + plain.alike(index, layout)) * layout.subcluster();
+        let rest = end - within;
+        match plain.part(index) {
+            Part::Zeros => Ok((Place::Zeros, rest)),
+            Part::Absent => match &layout.backing {
+                None => Ok((Place::Zeros, rest)),
+                Some(image) => Ok(match image.find(offset, rest)? {
+                    (Place::File { file, at }, run) => (Place::File { file: file + 1, at }, run),
+                    other => other,
+                }),
             },
-            Entry::Data(at) => {
+            Part::Data(at) => {
                 let position = at + within;
-                return Ok(match layout.storage.length().checked_sub(position) {
+                Ok(match layout.storage.length().checked_sub(position) {
                     None | Some(0) => (Place::Zeros, rest),
                     Some(there) => (Place::File { file: 0, at: position }, there.min(rest)),
-                });
+                })
             }
-        };
-        Ok((place, rest))
+        }
     }
 
     /// Reads bytes, wherever they are.
     pub(super) fn read(&mut self, layout: &Layout, mut offset: u64, buffer: &mut [u8]) -> io::Result<()> {
         let mut rest = buffer;
         while !rest.is_empty() {
-            let within = (offset & (layout.cluster() - 1)) as usize;
-            let step = rest.len().min(layout.cluster() as usize - within);
-            let (now, later) = rest.split_at_mut(step);
+            let cluster = (offset & (layout.cluster() - 1)) as usize;
             let entry = self.entry(layout, offset)?;
-            match data_entry(layout, entry)? {
-                Entry::Compressed => {
-                    let bytes = self.decompress(layout, entry)?;
-                    now.copy_from_slice(&bytes[within..within + step]);
+            let found = entry.decode(layout)?;
+            let (unit, within) = match found {
+                Cluster::Compressed => (layout.cluster(), cluster),
+                Cluster::Plain(_) => (layout.subcluster(), (offset & (layout.subcluster() - 1)) as usize),
+            };
+            let step = rest.len().min(unit as usize - within);
+            let (now, later) = rest.split_at_mut(step);
+            match found {
+                Cluster::Compressed => {
+                    let bytes = self.decompress(layout, entry.descriptor)?;
+                    now.copy_from_slice(&bytes[cluster..cluster + step]);
                 }
-                Entry::Zeros(_) => now.fill(0),
-                Entry::Data(at) => layout.storage.read_at(at + within as u64, now)?,
-                Entry::Absent => match &layout.backing {
-                    Some(image) => image.read_at(offset, now)?,
-                    None => now.fill(0),
+                Cluster::Plain(plain) => match plain.part(layout.part_at(offset)) {
+                    Part::Zeros => now.fill(0),
+                    Part::Data(at) => layout.storage.read_at(at + cluster as u64, now)?,
+                    Part::Absent => match &layout.backing {
+                        Some(image) => image.read_at(offset, now)?,
+                        None => now.fill(0),
+                    },
                 },
             }
             (rest, offset) = (later, offset + step as u64);
@@ -228,23 +246,6 @@ impl State {
     }
 }
 
-/// What an entry says.
-pub(super) fn data_entry(layout: &Layout, entry: u64) -> io::Result<Entry> {
-    if entry & COMPRESSED != 0 {
-        return Ok(Entry::Compressed);
-    }
-    let at = entry & OFFSET;
-    if !at.is_multiple_of(layout.cluster()) {
-        return Err(layout.corrupt("a cluster is not aligned"));
-    }
-    Ok(match (layout.version >= 3 && entry & ZERO != 0, at) {
-        (true, 0) => Entry::Zeros(None),
-        (true, at) => Entry::Zeros(Some(at)),
-        (false, 0) => Entry::Absent,
-        (false, at) => Entry::Data(at),
-    })
-}
-
 /// Position and length in the file of a compressed cluster ("Compressed Clusters Descriptor").
 pub(super) fn compressed_range(layout: &Layout, entry: u64) -> (u64, u64) {
     let split = 62 - (layout.cluster_bits - 8);
@@ -253,7 +254,7 @@ pub(super) fn compressed_range(layout: &Layout, entry: u64) -> (u64, u64) {
     (at, sectors * 512 - at % 512)
 }
 
-pub(super) fn l2_index(layout: &Layout, offset: u64) -> usize {
+fn l2_index(layout: &Layout, offset: u64) -> usize {
     (offset >> layout.cluster_bits & ((1 << layout.l2_bits()) - 1)) as usize
 }
 
@@ -279,12 +280,12 @@ fn read_table(layout: &Layout, at: u64, length: u64) -> io::Result<Vec<u64>> {
 }
 
 /// The big-endian number with this index.
-pub(super) fn be64(bytes: &[u8], index: usize) -> u64 {
+fn be64(bytes: &[u8], index: usize) -> u64 {
     bytes.get(index * 8..).and_then(|rest| rest.first_chunk()).map_or(0, |word| u64::from_be_bytes(*word))
 }
 
 /// Sets it.
-pub(super) fn set_be64(bytes: &mut [u8], index: usize, value: u64) {
+fn set_be64(bytes: &mut [u8], index: usize, value: u64) {
     if let Some(word) = bytes.get_mut(index * 8..).and_then(|rest| rest.first_chunk_mut()) {
         *word = value.to_be_bytes();
     }

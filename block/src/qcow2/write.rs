@@ -1,57 +1,72 @@
 //! Making places for data, and taking them away.
 
 use std::io;
+use std::ops::Range;
 
-use super::state::{Entry, State, aligned, be64, compressed_range, data_entry, l2_index, set_be64};
-use super::{COMPRESSED, COPIED, Layout, OFFSET, ZERO};
+use super::entry::{Cluster, Plain, Raw, bits};
+use super::state::{State, aligned, compressed_range};
+use super::{COMPRESSED, COPIED, Layout, OFFSET};
 
 impl State {
-    /// Makes a place for the cluster around `offset`; returns where it begins in the file.
-    pub(super) fn make_place(&mut self, layout: &Layout, offset: u64) -> io::Result<u64> {
+    /// Makes a place for the bytes from `offset` on, as far as they are in one cluster; returns where the cluster begins in the file.
+    pub(super) fn make_place(&mut self, layout: &Layout, offset: u64, length: u64) -> io::Result<u64> {
         self.make_room(layout)?;
         let table = self.writable_l2(layout, offset)?;
-        let index = l2_index(layout, offset);
-        let entry = be64(self.l2.get(&layout.storage, table)?, index);
-        let cluster = layout.cluster();
-        let start = offset & !(cluster - 1);
-        let found = data_entry(layout, entry)?;
-        let place = match found {
-            Entry::Data(at) if entry & COPIED != 0 => {
+        let entry = self.entry(layout, offset)?;
+        let start = offset & !(layout.cluster() - 1);
+        let wanted = layout.parts_of(offset, length);
+        let found = entry.decode(layout)?;
+        let (place, plain) = match found {
+            Cluster::Plain(plain @ Plain { at: Some(at), own: true, .. }) => {
                 self.check_data(layout, at)?;
-                return Ok(at);
-            }
-            Entry::Zeros(Some(at)) if entry & COPIED != 0 => {
-                self.check_data(layout, at)?;
-                layout.storage.zero_at(at, cluster)?;
-                self.unsettled = true;
-                at
+                let missing = wanted & !plain.data;
+                if missing == 0 {
+                    return Ok(at);
+                }
+                // Whatever is there from before is not to be seen.
+                for part in runs(missing & plain.zeros) {
+                    let (from, length) = extent(layout, &part);
+                    layout.storage.zero_at(at + from, length)?;
+                    self.unsettled = true;
+                }
+                self.copy(layout, start, at, missing & !plain.zeros, false)?;
+                (at, plain)
             }
             _ => {
                 let place = self.allocate(layout)?;
-                let has_content = match found {
-                    Entry::Compressed | Entry::Data(_) => true,
-                    Entry::Zeros(_) => false,
-                    Entry::Absent => layout.is_backed(start),
+                let (plain, content) = match found {
+                    Cluster::Compressed => {
+                        let all = layout.all_parts();
+                        (Plain { data: all, ..Plain::default() }, all)
+                    }
+                    Cluster::Plain(plain) => (plain, plain.data | wanted & plain.filled(layout, start)),
                 };
-                if has_content {
-                    self.copy(layout, start, place)
-                        .inspect_err(|_| self.freed[0].push(place >> layout.cluster_bits))?;
-                }
+                self.copy(layout, start, place, content, true)
+                    .inspect_err(|_| self.freed[0].push(place >> layout.cluster_bits))?;
                 self.release(layout, entry)?;
-                place
+                (place, plain)
             }
         };
-        set_be64(self.l2.change(&layout.storage, table)?, index, place | COPIED);
+        let (data, zeros) = (plain.data | wanted, plain.zeros & !wanted);
+        let entry = Plain { at: Some(place), own: true, data, zeros }.encode(layout);
+        self.set_entry(layout, table, offset, entry)?;
         Ok(place)
     }
 
-    /// Copies what a cluster reads as to another place.
-    fn copy(&mut self, layout: &Layout, start: u64, place: u64) -> io::Result<()> {
-        let mut bytes = vec![0; layout.cluster() as usize];
-        self.read(layout, start, &mut bytes)?;
-        self.unsettled = true;
-        // The place is zero already.
-        if bytes.iter().any(|byte| *byte != 0) { layout.storage.write_at(place, &bytes) } else { Ok(()) }
+    /// Copies what these parts of a cluster read as to another place, which has zeros if it is `fresh`.
+    fn copy(&mut self, layout: &Layout, start: u64, place: u64, parts: u32, fresh: bool) -> io::Result<()> {
+        for part in runs(parts) {
+            let (from, length) = extent(layout, &part);
+            let mut bytes = vec![0; length as usize];
+            self.read(layout, start + from, &mut bytes)?;
+            self.unsettled = true;
+            if bytes.iter().any(|byte| *byte != 0) {
+                layout.storage.write_at(place + from, &bytes)?;
+            } else if !fresh {
+                layout.storage.zero_at(place + from, length)?;
+            }
+        }
+        Ok(())
     }
 
     /// Has a range within one cluster read as zeros.
@@ -62,41 +77,85 @@ impl State {
         length: u64,
         may_free: bool,
     ) -> io::Result<()> {
-        let cluster = layout.cluster();
-        let start = offset & !(cluster - 1);
-        let whole = length >= cluster.min(self.size - start) && offset == start;
-        let entry = self.entry(layout, offset)?;
-        let found = data_entry(layout, entry)?;
-        match found {
-            Entry::Absent if !layout.is_backed(start) => return Ok(()),
-            Entry::Zeros(None) => return Ok(()),
-            Entry::Zeros(Some(_)) if !(whole && may_free) => return Ok(()),
-            _ => {}
-        }
+        let unit = layout.subcluster();
+        let start = offset & !(layout.cluster() - 1);
+        let end = offset + length;
+        // The last part may reach past the end of the disk.
+        let past = if end >= self.size { end.next_multiple_of(unit) } else { end };
+        let (from, to) = (offset.next_multiple_of(unit), past & !(unit - 1));
         // Version 2 has no way to say that there are zeros where the backing image has something else.
-        if !whole || (layout.version < 3 && layout.is_backed(start)) {
-            let place = self.make_place(layout, offset)?;
-            return layout.storage.zero_at(place + (offset - start), length);
+        if from >= to || (layout.version < 3 && layout.is_backed(start)) {
+            return self.overwrite(layout, offset..end);
+        }
+        self.overwrite(layout, offset..from)?;
+        self.zero_parts(layout, start, bits(parts(unit, from - start), parts(unit, to - start)), may_free)?;
+        self.overwrite(layout, to..end)
+    }
+
+    /// Writes zeros over a range within one cluster, where there is something else.
+    fn overwrite(&mut self, layout: &Layout, range: Range<u64>) -> io::Result<()> {
+        if range.is_empty() {
+            return Ok(());
+        }
+        let (offset, length) = (range.start, range.end - range.start);
+        let start = offset & !(layout.cluster() - 1);
+        if let Cluster::Plain(plain) = self.entry(layout, offset)?.decode(layout)?
+            && plain.filled(layout, start) & layout.parts_of(offset, length) == 0
+        {
+            return Ok(());
+        }
+        let place = self.make_place(layout, offset, length)?;
+        layout.storage.zero_at(place + (offset - start), length)
+    }
+
+    /// Has whole parts of a cluster read as zeros.
+    fn zero_parts(&mut self, layout: &Layout, start: u64, wanted: u32, may_free: bool) -> io::Result<()> {
+        let entry = self.entry(layout, start)?;
+        let all = layout.all_parts();
+        let plain = match entry.decode(layout)? {
+            Cluster::Plain(plain) => plain,
+            Cluster::Compressed if wanted == all => Plain::default(),
+            Cluster::Compressed => {
+                self.make_place(layout, start, layout.cluster())?;
+                return self.zero_parts(layout, start, wanted, may_free);
+            }
+        };
+        let compressed = entry.descriptor & COMPRESSED != 0;
+        let nothing = plain.filled(layout, start) & wanted == 0;
+        // What reads as zeros already is of interest only if a place can be given back.
+        if !compressed && nothing && (plain.at.is_none() || !may_free || plain.data != 0) {
+            return Ok(());
         }
         self.make_room(layout)?;
-        let table = self.writable_l2(layout, offset)?;
-        let keep = match found {
-            Entry::Data(at) | Entry::Zeros(Some(at))
-                if !may_free && entry & COPIED != 0 && layout.version >= 3 =>
-            {
-                self.check_data(layout, at)?;
-                at | COPIED
-            }
-            _ => 0,
+        let table = self.writable_l2(layout, start)?;
+        let data = plain.data & !wanted;
+        let keeps = match plain.at {
+            Some(at) if data != 0 || (!may_free && plain.own && layout.version >= 3) => Some(at),
+            _ => None,
         };
-        let flag = if layout.version >= 3 && (keep != 0 || layout.is_backed(start)) { ZERO } else { 0 };
-        let index = l2_index(layout, offset);
-        set_be64(self.l2.change(&layout.storage, table)?, index, keep | flag);
-        if keep == 0 { self.release(layout, entry) } else { Ok(()) }
+        let mut zeros = plain.zeros | wanted;
+        if let Some(at) = keeps {
+            if plain.own {
+                self.check_data(layout, at)?;
+                if may_free {
+                    for part in runs(wanted & plain.data) {
+                        let (from, length) = extent(layout, &part);
+                        // Its space goes back to the host; that it cannot is nothing wrong.
+                        let _ = layout.storage.punch_at(at + from, length);
+                    }
+                }
+            }
+        } else if layout.version < 3 || !layout.is_backed(start) {
+            zeros = 0;
+        }
+        let changed = Plain { at: keeps, own: plain.own && keeps.is_some(), data, zeros };
+        self.set_entry(layout, table, start, changed.encode(layout))?;
+        if keeps.is_none() { self.release(layout, entry) } else { Ok(()) }
     }
 
     /// The clusters that an entry refers to are used once less, as soon as that is in the file.
-    fn release(&mut self, layout: &Layout, entry: u64) -> io::Result<()> {
+    fn release(&mut self, layout: &Layout, entry: Raw) -> io::Result<()> {
+        let entry = entry.descriptor;
         if entry & COMPRESSED != 0 {
             let (at, length) = compressed_range(layout, entry);
             let bits = layout.cluster_bits;
@@ -144,4 +203,32 @@ impl State {
         }
         Ok(at)
     }
+}
+
+/// Runs of bits that are set, as ranges of parts.
+fn runs(mut bits: u32) -> impl Iterator<Item = Range<u32>> {
+    let mut at = 0;
+    std::iter::from_fn(move || {
+        if bits == 0 {
+            return None;
+        }
+        let skip = bits.trailing_zeros();
+        let length = (bits >> skip).trailing_ones();
+        let run = at + skip..at + skip + length;
+        at = run.end;
+        // A shift by 32 takes two steps.
+        bits = bits >> skip >> (length - 1) >> 1;
+        Some(run)
+    })
+}
+
+/// Where parts begin in their cluster, and how many bytes they have.
+fn extent(layout: &Layout, part: &Range<u32>) -> (u64, u64) {
+    let unit = layout.subcluster();
+    (u64::from(part.start) * unit, u64::from(part.end - part.start) * unit)
+}
+
+/// How many parts these bytes are; at most 32.
+fn parts(unit: u64, bytes: u64) -> u32 {
+    (bytes / unit) as u32
 }

@@ -68,7 +68,7 @@ const CRC_TABLE: [u32; 256] = {
 };
 
 /// CRC-32 as in zlib, continued from `crc` (0 to begin).
-fn crc32(crc: u32, bytes: Region) -> u32 {
+pub(super) fn crc32(crc: u32, bytes: Region) -> u32 {
     let mut crc = !crc;
     for i in 0..bytes.len() {
         crc = crc >> 8 ^ CRC_TABLE[((crc ^ u32::from(bytes.read8(i))) & 0xff) as usize];

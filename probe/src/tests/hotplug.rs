@@ -2,7 +2,7 @@
 //! power button is pressed.
 //!
 //! A disk that comes is read, compared with the pattern 7, and the pattern `probe.seed` written to its second half; a card that
-//! comes sends a frame. Meanwhile the disk that was there at the start is written and read back without a pause. With
+//! comes sends a frame; memory that comes is used as a disk is. Meanwhile the disk that was there at the start is written and read back without a pause. With
 //! `probe.own` the guest ejects what came at once, without being asked; with `probe.hostile` it first ejects everything that there
 //! is, and only disks go.
 
@@ -13,6 +13,7 @@ use crate::pci::{Bdf, Function};
 use crate::verdict::{Outcome, Stop};
 use crate::virtio::blk::{self, Disk, SECTOR, pattern};
 use crate::virtio::net::{Card, ethernet};
+use crate::virtio::pmem::{self, Memory};
 use crate::virtio::{self, Device, NO_VECTOR, kind};
 
 /// Offsets of the controller's registers.
@@ -162,6 +163,17 @@ fn take(machine: &mut Machine, function: Function) -> Result<Device, Stop> {
             println!("# taken {bdf} card bar={:#x}", bar.address);
             Ok(card.device)
         }
+        Some(kind::PMEM) => {
+            let mut memory = Memory::on(device, arena, clock).map_err(Stop::Fail)?;
+            let (content, half) = (memory.content, memory.content.len() / 2);
+            verify(content, 7, 0)?;
+            let seed = machine.start.number("seed").unwrap_or(1);
+            fill(content.part(half, half), seed, half / SECTOR);
+            let answer = memory.flush().map_err(Stop::Fail)?;
+            check!(answer == pmem::OK, "{bdf}: a flush is answered with {answer:#x}");
+            println!("# taken {bdf} memory at={:#x} bar={:#x}", content.base(), bar.address);
+            Ok(memory.device)
+        }
         other => fail!("{bdf}: a device of type {other:?} came"),
     }
 }
@@ -184,13 +196,13 @@ fn use_disk(machine: &mut Machine, disk: &mut Disk) -> Result<(), Stop> {
     Ok(())
 }
 
-fn fill(data: Region, seed: u64, sector: u64) {
+pub(super) fn fill(data: Region, seed: u64, sector: u64) {
     for i in 0..data.len() / 8 {
         data.write64(i * 8, pattern(seed, sector + i / 64, i % 64));
     }
 }
 
-fn verify(data: Region, seed: u64, sector: u64) -> Result<(), Stop> {
+pub(super) fn verify(data: Region, seed: u64, sector: u64) -> Result<(), Stop> {
     for i in 0..data.len() / 8 {
         let (is, wanted) = (data.read64(i * 8), pattern(seed, sector + i / 64, i % 64));
         check!(is == wanted, "word {i} from sector {sector}: {is:#x}, not {wanted:#x}");

@@ -24,6 +24,7 @@ mod load;
 mod net;
 mod pci;
 mod platform;
+mod pmem;
 mod ports;
 mod streams;
 
@@ -120,6 +121,12 @@ static TESTS: &[Entry] = &[
     test("net-checksum", net::checksum),
     test("net-control", net::control),
     test("net-hostile", net::hostile),
+    test("pmem-read", pmem::read),
+    test("pmem-hostile", pmem::hostile),
+    // These write to the memory.
+    on_demand("pmem-write", pmem::write),
+    on_demand("pmem-readonly", pmem::read_only),
+    on_demand("pmem-live", pmem::live),
     test("rng", streams::rng),
     test("rng-hostile", streams::rng_hostile),
     test("console-out", streams::console_out),

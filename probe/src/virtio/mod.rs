@@ -5,6 +5,7 @@
 
 pub(crate) mod blk;
 pub(crate) mod net;
+pub(crate) mod pmem;
 pub(crate) mod queue;
 
 use crate::arena::Arena;
@@ -36,6 +37,7 @@ pub(crate) mod kind {
     pub(crate) const BLOCK: u16 = 2;
     pub(crate) const CONSOLE: u16 = 3;
     pub(crate) const RNG: u16 = 4;
+    pub(crate) const PMEM: u16 = 27;
 }
 
 /// Offsets in the common configuration (4.1.4.3).

@@ -13,7 +13,7 @@ MODULES = "virtio_pci virtio_blk virtio_net virtio_console virtio_rng virtio_bal
 # There to be loaded by a test: modprobe NAME.
 SPARE = """
     virtio_mem virtio_pmem virtio_vsock vsock nd_virtio nvme e1000e virtiofs overlay vfat pvpanic_pci
-    virtio_iommu tpm_crb af_packet loop
+    nd_pmem ext4 virtio_iommu tpm_crb af_packet loop
 """.split()
 
 

@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+pub(crate) use tests::permissions::heeding_permissions;
 use tests::programs;
 use tests::scratch::Scratch;
 use tests::terminal::Terminal;
@@ -181,20 +181,6 @@ pub(crate) fn until(what: &str, mut so: impl FnMut() -> bool) {
 
 pub(crate) fn read(path: &Path) -> String {
     String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).into_owned()
-}
-
-/// Drops privileges that let root read and write what its permissions forbid, so that they count in the program too.
-pub(crate) fn heeding_permissions(command: &mut Command) -> &mut Command {
-    const CAP_DAC_OVERRIDE: libc::c_ulong = 1;
-    const CAP_DAC_READ_SEARCH: libc::c_ulong = 2;
-    // SAFETY: prctl is a plain system call, safe between fork and exec. It fails only for those who have no privileges to drop.
-    unsafe {
-        command.pre_exec(|| {
-            libc::prctl(libc::PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, 0, 0, 0);
-            libc::prctl(libc::PR_CAPBSET_DROP, CAP_DAC_READ_SEARCH, 0, 0, 0);
-            Ok(())
-        })
-    }
 }
 
 /// What is in a directory: names, kinds and permissions, and every byte of the files.

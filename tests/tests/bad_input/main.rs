@@ -23,6 +23,7 @@ mod mutation;
 mod namespace;
 mod network;
 mod options;
+mod pmem;
 mod restore;
 mod restore_devices;
 mod saved;

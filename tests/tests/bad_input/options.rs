@@ -120,7 +120,6 @@ fn what_is_not_offered_yet_is_refused_by_name() {
         ("landlock", None),
         ("memory-zone", Some("id=z")),
         ("numa", Some("guest_numa_id=0")),
-        ("pmem", Some("file=f")),
         ("pvpanic", None),
         ("rtc", None),
         ("tpm", Some("socket=s")),

@@ -11,5 +11,6 @@ mod hotplug;
 mod lifecycle;
 mod machine;
 mod network;
+mod pmem;
 mod vhost_user;
 mod vsock;

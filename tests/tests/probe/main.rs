@@ -11,5 +11,6 @@ mod loaded;
 mod machine;
 mod network;
 mod pause;
+mod pmem;
 mod reboot;
 mod restore;

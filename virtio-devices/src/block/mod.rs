@@ -32,6 +32,8 @@ use wire::{CONFIG_LENGTH, Config, WRITEBACK, feature};
 
 use crate::rate::{Limiter, Throttle};
 
+pub(crate) use self::spec::fault;
+
 pub use self::request::MAX_PIECES;
 pub use self::spec::{Affinity, DiskSpec, DiskType, ImageType, LockGranularity, QueueAffinity};
 pub use self::wire::{MAX_SEGMENTS, SERIAL_LENGTH};

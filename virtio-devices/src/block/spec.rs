@@ -226,7 +226,7 @@ fn kind(format: Format) -> ImageType {
 }
 
 /// Who is at fault when an image cannot be opened or resized.
-pub(super) fn fault(error: &Error) -> Kind {
+pub(crate) fn fault(error: &Error) -> Kind {
     match error {
         Error::Open { source, .. } if source.kind() == std::io::ErrorKind::NotFound => Kind::Invalid,
         Error::Directory { .. }

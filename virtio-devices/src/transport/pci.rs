@@ -108,7 +108,10 @@ impl VirtioPci {
         if config_length > layout::DEVICE.length as usize {
             return Err(TransportError::Config { id, length: config_length });
         }
-        let needs = layout::needs(device.kind(), sizes.len(), config_length > 0, bar);
+        let mut needs = layout::needs(device.kind(), sizes.len(), config_length > 0, bar);
+        if let Some(pci) = &mut needs.pci {
+            pci.apertures = device.apertures();
+        }
         Ok(VirtioPci { id, device, needs, config_length, wired: None })
     }
 
@@ -358,6 +361,7 @@ impl Device for VirtioPci {
             workers: grant.workers,
             events: grant.events.clone(),
         });
+        self.device.fill(grant.apertures)?;
         let capability = self.needs.pci.iter().flat_map(|p| &p.capabilities).find(|c| c.live);
         let window = Window::new(capability.map_or(&[], |c| &c.body));
         let life = Life::new(Supplies {

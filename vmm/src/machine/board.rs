@@ -26,6 +26,7 @@ use platform::ioapic::{self, Ioapic};
 use spec::{Facts, Kind, Refusal};
 use virtio_devices::transport::pci::{VirtioPci, bar_kind};
 
+use super::apertures::Apertures;
 use super::glue::{VmDoorbells, VmInterrupts};
 use super::names::Names;
 use super::saved::{SavedBoard, SavedDevice};
@@ -116,6 +117,7 @@ pub(super) struct Board {
     ioapic: Arc<Ioapic>,
     config_ports: Arc<ConfigPorts>,
     area: PlatformArea,
+    apertures: Arc<Apertures>,
     ram: Ram,
     workers: Workers,
     events: Arc<dyn Events>,
@@ -174,6 +176,7 @@ impl Board {
             .map_err(|e| bug("Cannot set up PCI configuration ports", e))?;
         let workers = Workers::new(events.clone());
         let area = PlatformArea::new(map);
+        let apertures = Apertures::new(vm, capabilities.ram_slots);
         let mut board = Board {
             attached: Vec::new(),
             segments,
@@ -183,6 +186,7 @@ impl Board {
             ioapic,
             config_ports,
             area,
+            apertures,
             ram,
             workers,
             events,
@@ -329,11 +333,14 @@ impl Board {
             None => (Vec::new(), Vec::new()),
         };
         let lines = needs.lines.iter().map(|l| -> Arc<dyn Line> { self.ioapic.line(l.pin) }).collect();
+        let apertures = placed.pci.iter().flat_map(|pci| &pci.apertures);
+        let apertures = apertures.map(|span| self.apertures.open(*span)).collect();
         let grant = Grant {
             ram: self.ram.clone(),
             vectors,
             lines,
             doorbells,
+            apertures,
             workers: self.workers.clone(),
             events: self.events.clone(),
         };
@@ -536,6 +543,8 @@ fn not_plugged(id: &str, e: PciError) -> Refusal {
     let kind = match e {
         PciError::SlotTaken { .. } | PciError::SlotsExhausted { .. } => Kind::Conflict,
         PciError::State { .. }
+        | PciError::ApertureLength { .. }
+        | PciError::ApertureReplay { .. }
         | PciError::Foreign { .. }
         | PciError::Replay { .. }
         | PciError::NoSlot { .. }

@@ -3,6 +3,7 @@
 //! The order of fields is the order of taking apart: vCPUs end first, then devices with their threads, then memory, then the
 //! hypervisor's VM.
 
+mod apertures;
 mod board;
 mod clock;
 mod exits;

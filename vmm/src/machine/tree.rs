@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use api::info::BarType;
 use api::{DeviceNode, Resource};
-use device::{BarKind, PlacedPci, Space};
+use device::{BarKind, PlacedPci, Space, Span};
 
 use super::board::Attached;
 
@@ -28,6 +28,8 @@ pub(super) fn build(attached: &[Attached]) -> BTreeMap<String, DeviceNode> {
             if *virtio {
                 let function = format!("{FUNCTION}{id}");
                 node.parent = Some(function.clone());
+                let memory = |span: &Span| Resource::MmioAddressRange { base: span.base, size: span.length };
+                node.resources.extend(pci.apertures.iter().map(memory));
                 let mut parent = pci_node(&function, pci);
                 parent.children.push(id.clone());
                 tree.insert(function, parent);
@@ -41,7 +43,7 @@ pub(super) fn build(attached: &[Attached]) -> BTreeMap<String, DeviceNode> {
 }
 
 fn pci_node(id: &str, pci: &PlacedPci) -> DeviceNode {
-    let bar = |(index, kind, span): &(u8, BarKind, device::Span)| {
+    let bar = |(index, kind, span): &(u8, BarKind, Span)| {
         let (type_, prefetchable) = match kind {
             BarKind::Memory32 => (BarType::Mmio32, false),
             BarKind::Memory64 { prefetchable } => (BarType::Mmio64, *prefetchable),

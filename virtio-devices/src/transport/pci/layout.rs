@@ -118,6 +118,7 @@ pub(super) fn needs(kind: VirtioKind, queues: usize, has_config: bool, bar: BarK
             table: MSIX_TABLE,
             pending: MSIX_PENDING,
         }),
+        apertures: Vec::new(),
     };
     let doorbells = (0..queues).map(doorbell).collect();
     Needs { pci: Some(pci), doorbells, ..Needs::default() }

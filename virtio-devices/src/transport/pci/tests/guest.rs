@@ -241,6 +241,7 @@ impl Guest {
                 vectors: place.vectors(),
                 lines: Vec::new(),
                 doorbells: place.doorbells().unwrap(),
+                apertures: Vec::new(),
                 workers: Workers::new(events.clone()),
                 events: events.clone(),
             })
