@@ -57,6 +57,12 @@ pub trait DriverLink: Send + Sync {
     /// Interrupts for a queue. Whether the driver wants it was decided before ([`LiveQueue::signal`]).
     fn queue_used(&self, queue: u16);
 
+    /// An eventfd that interrupts for a queue as [`DriverLink::queue_used`] does, for whoever serves the queue in another process;
+    /// none where only a call does. It is another one once the driver changed the queue's vector ([`Virtio::vector_changed`]).
+    fn queue_event(&self, _queue: u16) -> Option<EventFd> {
+        None
+    }
+
     /// The configuration space changed; interrupts for it.
     fn config_changed(&self);
 
@@ -122,6 +128,9 @@ pub trait Virtio: Send + Sync {
     /// Stops a queue and returns its state; returns only when none of its requests is outstanding and nothing it did will touch
     /// guest memory any more. `None` if the queue was not started.
     fn stop_queue(&self, index: usize) -> Option<QueueState>;
+
+    /// The driver chose another interrupt for a queue, which may be running: matters to those who use [`DriverLink::queue_event`].
+    fn vector_changed(&self, _index: usize) {}
 
     /// Forgets what a driver negotiated; all queues are stopped.
     fn reset(&self);

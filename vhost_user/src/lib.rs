@@ -1,4 +1,7 @@
-//! A host of virtio devices: each is served over a socket to a front end in another process, which runs the guest.
+//! Virtio devices and their drivers in two processes, with a socket between them.
+//!
+//! [`front`] is a device whose rings another process serves. The rest is a host of devices: each is served over a socket to a front end
+//! in another process, which runs the guest.
 //!
 //! Written from the vhost-user protocol (QEMU, `docs/interop/vhost-user.rst`). A [`Server`] has a thread that talks to one front end
 //! after the other; the device ([`device::Virtio`]) serves the rings on threads of its own, as it does under the PCI transport.
@@ -18,6 +21,7 @@ mod channel;
 pub mod daemon;
 mod error;
 mod fault;
+pub mod front;
 mod inflight;
 mod link;
 mod memory;
@@ -28,5 +32,6 @@ mod session;
 mod wire;
 
 pub use error::PeerError;
+pub use front::BackError;
 pub use server::Server;
 pub use wire::MAX_QUEUES;

@@ -7,6 +7,7 @@ pub mod buffers;
 pub mod console;
 pub mod net;
 mod rate;
+mod remote;
 pub mod rng;
 pub mod transport;
 pub mod vsock;
