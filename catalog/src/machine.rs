@@ -390,6 +390,7 @@ impl VmSpec {
         Facts {
             boot_vcpus: self.cpus.boot_vcpus,
             shared_memory: self.memory.is_shared(),
+            running: false,
             pci_segments: self.platform.as_ref().map_or(1, |p| p.num_pci_segments),
             iommu_segments: Vec::new(),
             rate_limit_groups: self.rate_limit_groups.clone().unwrap_or_default(),

@@ -17,6 +17,8 @@ pub trait Plug {
     fn common(&self) -> Option<&PciCommon>;
     /// See [`Build::common_mut`].
     fn common_mut(&mut self) -> Option<&mut PciCommon>;
+    /// See [`Build::shares_memory`].
+    fn shares_memory(&self) -> bool;
     /// Everything about this device that can be checked without the host.
     ///
     /// # Errors
@@ -60,6 +62,10 @@ impl<T: Build + Listed> Plug for T {
 
     fn common_mut(&mut self) -> Option<&mut PciCommon> {
         Build::common_mut(self)
+    }
+
+    fn shares_memory(&self) -> bool {
+        Build::shares_memory(self)
     }
 
     fn check(&self, facts: &Facts) -> Result<(), Refusal> {

@@ -47,6 +47,11 @@ pub trait Build: Spec {
         None
     }
 
+    /// Whether another process works on guest memory for this device: such memory must be shared, and all there.
+    fn shares_memory(&self) -> bool {
+        false
+    }
+
     /// Takes descriptors that came with a request for this device, in their order. A device that has no use for them closes them.
     ///
     /// # Errors

@@ -4,6 +4,7 @@ pub mod aperture;
 pub mod random;
 pub mod state;
 
+use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -85,6 +86,10 @@ impl Line for FakeIrq {
 impl Vector for FakeIrq {
     fn signal(&self) {
         self.count.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn event(&self) -> io::Result<EventFd> {
+        Err(io::ErrorKind::Unsupported.into())
     }
 }
 

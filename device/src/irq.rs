@@ -17,6 +17,12 @@ pub trait Line: Send + Sync {
 pub trait Vector: Send + Sync {
     /// Signals the vector.
     fn signal(&self);
+
+    /// An eventfd by which another process signals the vector without us; masking applies to it all the same.
+    ///
+    /// # Errors
+    /// None could be had.
+    fn event(&self) -> io::Result<EventFd>;
 }
 
 /// What a message-signalled interrupt writes, and where (PCI Local Bus 3.0 §6.8).

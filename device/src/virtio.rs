@@ -58,6 +58,12 @@ pub trait DriverLink: Send + Sync {
     /// Interrupts for a queue. Whether the driver wants it was decided before ([`LiveQueue::signal`]).
     fn queue_used(&self, queue: u16);
 
+    /// An eventfd that interrupts for a queue as [`DriverLink::queue_used`] does, for whoever serves the queue in another process;
+    /// none where only a call does. It is another one once the driver changed the queue's vector ([`Virtio::vector_changed`]).
+    fn queue_event(&self, _queue: u16) -> Option<EventFd> {
+        None
+    }
+
     /// The configuration space changed; interrupts for it.
     fn config_changed(&self);
 
@@ -147,6 +153,9 @@ pub trait Virtio: Send + Sync {
     /// Tells whether the driver uses a queue, for hosts that hear of that themselves and not the device by a command (vhost-user,
     /// `SET_VRING_ENABLE`). A queue that is stopped only for a moment stays in use.
     fn use_queue(&self, _index: usize, _used: bool) {}
+
+    /// The driver chose another interrupt for a queue, which may be running: matters to those who use [`DriverLink::queue_event`].
+    fn vector_changed(&self, _index: usize) {}
 
     /// Forgets what a driver negotiated; all queues are stopped.
     fn reset(&self);

@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use device::limit::LogLimit;
 use device::{MsiMessage, MsiRoute, MsixNeed, StateError, Vector, guest_warn};
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::regs::msix::{CONTROL_ENABLE, CONTROL_MASK, ENTRY, VECTOR_MASKED};
 use crate::state::{MsixEntry, MsixState};
@@ -44,7 +45,7 @@ pub trait MsiSource: Send + Sync {
 pub struct Msix {
     need: MsixNeed,
     source: Arc<dyn MsiSource>,
-    vectors: Vec<Arc<MsixVector>>,
+    vectors: Vec<MsixVector>,
     table: Mutex<Table>,
 }
 
@@ -97,7 +98,24 @@ struct MsixVector {
     early: AtomicBool,
 }
 
-impl Vector for MsixVector {
+/// A vector as its device has it.
+struct Handle {
+    msix: Arc<Msix>,
+    vector: u16,
+}
+
+impl Vector for Handle {
+    fn signal(&self) {
+        // It was made for one that exists.
+        self.msix.vectors[usize::from(self.vector)].signal();
+    }
+
+    fn event(&self) -> io::Result<EventFd> {
+        self.msix.route(self.vector)?.event().try_clone()
+    }
+}
+
+impl MsixVector {
     fn signal(&self) {
         if let Some(route) = self.route.get() {
             return deliver(&**route);
@@ -108,9 +126,7 @@ impl Vector for MsixVector {
             self.flush();
         }
     }
-}
 
-impl MsixVector {
     /// Passes an early signal on to the route; of those who find it, one does.
     fn flush(&self) {
         if let Some(route) = self.route.get()
@@ -152,14 +168,15 @@ impl Msix {
             Entry { bytes, told: None }
         };
         let entries = (0..need.vectors).map(|_| masked()).collect();
-        let vectors = (0..need.vectors).map(|_| Arc::default()).collect();
+        let vectors = (0..need.vectors).map(|_| MsixVector::default()).collect();
         let table = Mutex::new(Table { enabled: false, masked: false, entries });
         Msix { need, source, vectors, table }
     }
 
     /// The vectors, for the device.
-    pub fn vectors(&self) -> Vec<Arc<dyn Vector>> {
-        self.vectors.iter().map(|v| v.clone() as Arc<dyn Vector>).collect()
+    pub fn vectors(self: &Arc<Self>) -> Vec<Arc<dyn Vector>> {
+        let handle = |vector| Arc::new(Handle { msix: self.clone(), vector }) as Arc<dyn Vector>;
+        (0..self.need.vectors).map(handle).collect()
     }
 
     /// The source of a vector, made if there is none: its eventfd may be given to whoever shall interrupt directly. Masking applies

@@ -9,6 +9,8 @@ pub struct Facts {
     pub boot_vcpus: u32,
     /// Whether guest memory can be shared with other processes (vhost-user).
     pub shared_memory: bool,
+    /// Whether the machine runs already: a device that is added to it must not be waited for as long as one at boot.
+    pub running: bool,
     /// PCI segments, 1 or more.
     pub pci_segments: u16,
     /// Segments whose devices sit behind the virtual IOMMU.
@@ -22,6 +24,7 @@ impl Default for Facts {
         Facts {
             boot_vcpus: 1,
             shared_memory: false,
+            running: false,
             pci_segments: 1,
             iommu_segments: Vec::new(),
             rate_limit_groups: Vec::new(),

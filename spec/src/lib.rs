@@ -15,6 +15,7 @@ pub mod queues;
 pub mod rate;
 pub mod refusal;
 pub mod value;
+pub mod vhost_user;
 
 pub use facts::Facts;
 pub use grammar::{Key, Options, ParseError};

@@ -4,6 +4,7 @@
 
 pub mod ask;
 pub mod cpio;
+pub mod daemon;
 pub mod image;
 pub mod linux;
 pub mod living;

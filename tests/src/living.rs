@@ -211,6 +211,10 @@ impl Living {
     /// If one of them stands still for a minute, or there are errors.
     #[track_caller]
     pub fn progress(&mut self, disk: u64, net: u64) -> Beat {
+        // Signs from before say nothing of now.
+        while self.wire.unseen().contains("LOAD ") {
+            self.beat();
+        }
         let first = self.beat();
         let begun = Instant::now();
         loop {
@@ -255,6 +259,17 @@ impl Living {
     pub fn shut_down(self) -> Report {
         self.put("vmm.shutdown", &Value::Null);
         self.finish()
+    }
+
+    /// Waits for the end of a VMM that refuses what it was told.
+    ///
+    /// # Panics
+    /// If it does not end in time, or well.
+    #[track_caller]
+    pub fn refused(self) -> Report {
+        let report = self.finish();
+        assert!(!report.status.success(), "it was not refused:\n{report}");
+        report
     }
 
     #[track_caller]

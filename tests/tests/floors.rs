@@ -16,15 +16,15 @@ const FLOORS: &[(&str, u8)] = &[
     ("migration", 2),
     ("pci", 2),
     ("platform", 3),
-    ("virtio-devices", 3),
     ("vhost_user", 3),
     ("arch", 3),
-    ("catalog", 4),
-    ("api", 5),
-    ("vmm", 6),
-    ("ch-remote", 6),
-    ("vhost_user_block", 6),
-    ("vhost_user_net", 6),
+    ("virtio-devices", 4),
+    ("catalog", 5),
+    ("api", 6),
+    ("vmm", 7),
+    ("ch-remote", 7),
+    ("vhost_user_block", 7),
+    ("vhost_user_net", 7),
 ];
 const ASIDE: &[&str] = &["tests", "bare-kvm", "bench", "docs-gen"];
 

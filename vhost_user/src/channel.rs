@@ -1,9 +1,10 @@
-//! The connection to a front end: whole messages in, replies out, and never a wait.
+//! A connection to the other side: whole messages in and out, and never a wait.
 //!
 //! A message is gathered as it comes, so that one that never comes to its end holds nobody up. The kernel hands descriptors over
 //! with the first byte that they were sent with, and reads are never longer than the present message, so they are always those of this message.
 
 use std::io;
+use std::net::Shutdown;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
@@ -19,6 +20,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// See the module.
 pub(crate) struct Channel {
     stream: UnixStream,
+    /// What comes are answers, not requests.
+    answers: bool,
     bytes: Vec<u8>,
     descriptors: Vec<OwnedFd>,
     /// Bytes that the present message has in all, as far as that is known.
@@ -28,9 +31,20 @@ pub(crate) struct Channel {
 }
 
 impl Channel {
+    /// A channel to one that asks.
     pub(crate) fn new(stream: UnixStream) -> io::Result<Self> {
+        Channel::of(stream, false)
+    }
+
+    /// A channel to one that answers.
+    pub(crate) fn to_back_end(stream: UnixStream) -> io::Result<Self> {
+        Channel::of(stream, true)
+    }
+
+    fn of(stream: UnixStream, answers: bool) -> io::Result<Self> {
         stream.set_nonblocking(true)?;
-        Ok(Channel { stream, bytes: Vec::new(), descriptors: Vec::new(), whole: HEADER, begun: None })
+        let (bytes, descriptors) = (Vec::new(), Vec::new());
+        Ok(Channel { stream, answers, bytes, descriptors, whole: HEADER, begun: None })
     }
 
     pub(crate) fn fd(&self) -> RawFd {
@@ -47,7 +61,8 @@ impl Channel {
                 }
                 let [_, flags, size] = self.header();
                 let length = usize::try_from(size).unwrap_or(usize::MAX);
-                let ours = flags & flag::VERSION_MASK == flag::VERSION && flags & flag::REPLY == 0;
+                let answer = flags & flag::REPLY != 0;
+                let ours = flags & flag::VERSION_MASK == flag::VERSION && answer == self.answers;
                 if !ours || length > MAX_BODY {
                     return Err(PeerError::Header { flags, size });
                 }
@@ -75,9 +90,32 @@ impl Channel {
         body: &[u8],
         descriptor: Option<RawFd>,
     ) -> Result<(), PeerError> {
-        let mut bytes = header(request, flag::REPLY, body.len()).to_vec();
+        self.send(request, flag::REPLY, body, descriptor.as_slice())
+    }
+
+    /// Sends a message.
+    pub(crate) fn send(
+        &self,
+        request: u32,
+        flags: u32,
+        body: &[u8],
+        descriptors: &[RawFd],
+    ) -> Result<(), PeerError> {
+        let mut bytes = header(request, flags, body.len()).to_vec();
         bytes.extend_from_slice(body);
-        send(&self.stream, &bytes, descriptor).map_err(PeerError::Socket)
+        send(&self.stream, &bytes, descriptors).map_err(PeerError::Socket)
+    }
+
+    /// The connection, once more.
+    pub(crate) fn stream(&self) -> io::Result<UnixStream> {
+        self.stream.try_clone()
+    }
+
+    /// Ends the connection, whoever else holds it.
+    pub(crate) fn hang_up(&self) {
+        if let Err(e) = self.stream.shutdown(Shutdown::Both) {
+            log::debug!("cannot shut a connection down: {e}");
+        }
     }
 
     /// Reads once; 0 if there is nothing now.
@@ -134,7 +172,7 @@ impl Channel {
 }
 
 /// Sends all of the bytes at once. A peer that does not read what it asked for is not waited for.
-pub(crate) fn send(stream: &UnixStream, bytes: &[u8], descriptor: Option<RawFd>) -> io::Result<()> {
-    let sent = stream.send_with_fds(&[bytes], descriptor.as_slice())?;
+pub(crate) fn send(stream: &UnixStream, bytes: &[u8], descriptors: &[RawFd]) -> io::Result<()> {
+    let sent = stream.send_with_fds(&[bytes], descriptors)?;
     if sent == bytes.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
 }

@@ -1,4 +1,4 @@
-//! What a front end did wrong, or what went wrong on its behalf.
+//! What the other side did wrong, or what went wrong on its behalf.
 
 use std::io;
 
@@ -7,17 +7,17 @@ use thiserror::Error;
 
 use crate::wire;
 
-/// Why a request of a front end failed, or why its connection ended.
+/// Why a message of the other side is of no use, why a request of a front end failed, or why a connection ended.
 #[derive(Debug, Error)]
 pub enum PeerError {
     /// It hung up between two messages, which is how connections end.
-    #[error("the front end hung up")]
+    #[error("it hung up")]
     HungUp,
     /// It hung up within a message.
-    #[error("the front end hung up in the middle of a message")]
+    #[error("it hung up in the middle of a message")]
     Cut,
     /// The rest of a message did not come.
-    #[error("the front end stopped in the middle of a message")]
+    #[error("it stopped in the middle of a message")]
     Slow,
     /// The socket failed.
     #[error("the socket failed")]

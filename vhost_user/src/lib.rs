@@ -1,4 +1,7 @@
-//! A host of virtio devices: each is served over a socket to a front end in another process, which runs the guest.
+//! Virtio devices and their drivers in two processes, with a socket between them.
+//!
+//! [`front`] is a device whose rings another process serves. The rest is a host of devices: each is served over a socket to a front end
+//! in another process, which runs the guest.
 //!
 //! Written from the vhost-user protocol (QEMU, `docs/interop/vhost-user.rst`). A [`Server`] has a thread that talks to one front end
 //! after the other; the device ([`device::Virtio`]) serves the rings on threads of its own, as it does under the PCI transport.
@@ -19,6 +22,7 @@ pub mod daemon;
 mod door;
 mod error;
 mod fault;
+pub mod front;
 mod inflight;
 mod link;
 mod memory;
@@ -32,5 +36,6 @@ mod wire;
 
 pub use door::Door;
 pub use error::PeerError;
+pub use front::BackError;
 pub use server::Server;
 pub use wire::MAX_QUEUES;

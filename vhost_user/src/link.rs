@@ -107,7 +107,7 @@ impl DriverLink for Link {
 
     fn config_changed(&self) {
         if let Some(channel) = &*lock(&self.channel)
-            && let Err(e) = send(channel, &header(CONFIG_CHANGE, 0, 0), None)
+            && let Err(e) = send(channel, &header(CONFIG_CHANGE, 0, 0), &[])
         {
             guest_warn!(LIMIT, "{}: cannot tell of a changed configuration: {e}", self.name);
         }

@@ -37,6 +37,19 @@ pub(crate) mod protocol {
     pub(crate) const RESET_DEVICE: u64 = 1 << 13;
     pub(crate) const CONFIGURE_MEM_SLOTS: u64 = 1 << 15;
 
+    /// Those that a front end makes use of.
+    pub(crate) const WANTED: u64 = MQ | REPLY_ACK | BACKEND_REQ | CONFIG | INFLIGHT_SHMFD | RESET_DEVICE;
+
+    /// Their names.
+    pub(crate) const NAMES: &[(u64, &str)] = &[
+        (MQ, "VHOST_USER_PROTOCOL_F_MQ"),
+        (REPLY_ACK, "VHOST_USER_PROTOCOL_F_REPLY_ACK"),
+        (BACKEND_REQ, "VHOST_USER_PROTOCOL_F_BACKEND_REQ"),
+        (CONFIG, "VHOST_USER_PROTOCOL_F_CONFIG"),
+        (INFLIGHT_SHMFD, "VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD"),
+        (RESET_DEVICE, "VHOST_USER_PROTOCOL_F_RESET_DEVICE"),
+    ];
+
     /// Those that are offered whatever the device; [`CONFIG`] and [`INFLIGHT_SHMFD`] depend on it.
     pub(crate) const OFFERED: u64 = MQ | REPLY_ACK | BACKEND_REQ | RESET_DEVICE | CONFIGURE_MEM_SLOTS;
 }
@@ -86,7 +99,7 @@ requests! {
     REM_MEM_REG = 38,
 }
 
-/// What we ask of a front end: to look at the configuration space again.
+/// What a back end asks of a front end: to look at the configuration space again.
 pub(crate) const CONFIG_CHANGE: u32 = 2;
 
 /// In place of a descriptor: there is none.
@@ -174,6 +187,17 @@ pub(crate) struct RegionBody {
 }
 
 impl RegionBody {
+    /// Bytes of one.
+    const SIZE: usize = 32;
+
+    pub(crate) fn bytes(&self) -> [u8; Self::SIZE] {
+        let mut bytes = [0; Self::SIZE];
+        for (to, from) in bytes.chunks_exact_mut(8).zip([self.guest, self.size, self.user, self.offset]) {
+            to.copy_from_slice(&from.to_ne_bytes());
+        }
+        bytes
+    }
+
     pub(crate) fn read(fields: &mut Fields<'_>) -> Result<Self, PeerError> {
         Ok(RegionBody {
             guest: fields.u64()?,
@@ -198,6 +222,9 @@ pub(crate) struct InflightBody {
 }
 
 impl InflightBody {
+    /// Bytes of one as a structure of C.
+    pub(crate) const SIZE: usize = 24;
+
     /// Reads it; front ends that send a structure of C pad it to a multiple of eight.
     pub(crate) fn read(mut fields: Fields<'_>) -> Result<Self, PeerError> {
         let body = InflightBody {

@@ -8,6 +8,7 @@ pub mod console;
 pub mod net;
 pub mod pmem;
 mod rate;
+mod remote;
 pub mod rng;
 pub mod transport;
 pub mod vsock;

@@ -1,61 +1,12 @@
 //! Disks that our daemon serves, as a stock kernel under QEMU sees them.
 
 use std::fs::File;
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Command;
+use std::time::Duration;
 
-use tests::linux::{BzImage, Linux, PATIENCE};
-use tests::{image, place, programs};
-
-/// `vhost_user_block` at work; killed on drop.
-struct Daemon {
-    child: Child,
-    line: String,
-    socket: PathBuf,
-}
-
-impl Daemon {
-    fn start(image: &Path, socket: &Path, keys: &str) -> Daemon {
-        let line = format!("path={},socket={}{keys}", image.display(), socket.display());
-        Daemon::go(line, socket.to_path_buf())
-    }
-
-    fn go(line: String, socket: PathBuf) -> Daemon {
-        let mut command = Command::new(programs::vhost_user_block());
-        command.args(["--block-backend", &line]).stdin(Stdio::null());
-        let child = command.spawn().expect("the daemon starts");
-        let mut daemon = Daemon { child, line, socket };
-        let begun = Instant::now();
-        while UnixStream::connect(&daemon.socket).is_err() {
-            let ended = daemon.child.try_wait().expect("a child can be waited for");
-            assert!(ended.is_none() && begun.elapsed() < PATIENCE, "the daemon does not listen: {ended:?}");
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        daemon
-    }
-
-    /// Killed, and another one in its place.
-    fn die_and_rise(mut self) -> Daemon {
-        self.child.kill().expect("the daemon runs");
-        self.child.wait().expect("a child can be waited for");
-        Daemon::go(self.line.clone(), self.socket.clone())
-    }
-
-    fn signal(&self, signal: i32) {
-        // SAFETY: a signal to our own child, which has not been waited for.
-        assert_eq!(unsafe { libc::kill(self.child.id() as libc::pid_t, signal) }, 0);
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        // Both fail only if it has ended meanwhile.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
+use tests::daemon::Daemon;
+use tests::linux::{BzImage, Linux};
+use tests::{image, place};
 
 #[test]
 fn qemu_loses_nothing_when_the_daemon_is_killed() {

@@ -14,7 +14,7 @@ use crate::formats::{qemu_img, text};
 const MAC: &str = "52:54:00:10:ad:01";
 const MAC_BYTES: [u8; 6] = [0x52, 0x54, 0, 0x10, 0xad, 1];
 /// Sectors of a disk.
-const SECTORS: u64 = 8192;
+pub(crate) const SECTORS: u64 = 8192;
 
 /// The surroundings of a machine. The thread that makes it is in a network namespace of its own from then on.
 #[derive(Debug)]

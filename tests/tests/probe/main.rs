@@ -14,3 +14,4 @@ mod pause;
 mod pmem;
 mod reboot;
 mod restore;
+mod vhost_user;

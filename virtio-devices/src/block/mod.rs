@@ -7,6 +7,7 @@
 //! whose type was not stated.
 
 mod queue;
+mod remote;
 mod request;
 mod spec;
 mod state;

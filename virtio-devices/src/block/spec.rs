@@ -59,8 +59,11 @@ spec::spec! {
             "num_queues" => num_queues: usize = 1,
             /// Size of each queue: a power of two greater than 2.
             "queue_size" => queue_size: u16 = 128,
-            /// Use a vhost-user back end (not supported yet).
+            /// Have another process serve the disk (vhost-user): it decides on everything but queues, name and place. Needs socket
+            /// and --memory shared=on.
             "vhost_user" => vhost_user: bool = false,
+            /// The socket of that process.
+            "socket" => vhost_socket: Option<PathBuf> = None,
             /// The --rate-limit-group whose limit this disk shares, instead of a limit of its own.
             "rate_limit_group" => rate_limit_group: Option<String> = None,
             /// Host CPUs for the thread of each queue, such as [0@[2,3],1@[4-7]].
@@ -81,9 +84,7 @@ spec::spec! {
             #[doc = ""]
             "_disable_aio" => disable_aio: bool = false,
         }
-        unsupported {
-            "socket" => vhost_socket,
-        }
+        unsupported {}
     }
 }
 
@@ -96,16 +97,16 @@ impl Spec for DiskSpec {
 
     fn check(&self, facts: &Facts) -> Result<(), Refusal> {
         let refuse = |text: String| Err(Refusal::invalid(text));
-        if self.path.is_some() && self.vhost_socket.0 {
+        if self.path.is_some() && self.vhost_socket.is_some() {
             return refuse("Disk path and vhost socket both provided".into());
         }
         if let Some(key) = self.unsupported() {
             return Err(Refusal::unsupported(format!("--disk {key}")));
         }
         if self.vhost_user {
-            return Err(Refusal::unsupported("--disk vhost_user"));
-        }
-        if self.path.is_none() {
+            let limited = self.limits.is_active() || self.rate_limit_group.is_some();
+            spec::vhost_user::check(self.vhost_socket.as_deref(), limited, facts)?;
+        } else if self.path.is_none() {
             return refuse("Disk path missing".into());
         }
         spec::rate::check(&self.limits, self.rate_limit_group.as_deref(), facts)?;
@@ -138,6 +139,7 @@ impl Build for DiskSpec {
     const NAMING: Naming = Naming::Counted("disk");
     const REPLACEABLE: &'static [&'static str] = &[
         "path",
+        "vhost_socket",
         "direct",
         "rate_limiter_config",
         "rate_limit_group",
@@ -155,8 +157,16 @@ impl Build for DiskSpec {
         Some(&mut self.pci)
     }
 
+    fn shares_memory(&self) -> bool {
+        self.vhost_user
+    }
+
     fn build(&mut self, host: &Host<'_>) -> Result<Built, Refusal> {
-        self.make(host).map(|disk| Built::Virtio(Box::new(disk)))
+        Ok(Built::Virtio(if self.vhost_user {
+            Box::new(self.find(host)?)
+        } else {
+            Box::new(self.make(host)?)
+        }))
     }
 }
 

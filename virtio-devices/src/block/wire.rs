@@ -1,10 +1,14 @@
 //! What driver and block device exchange, byte by byte (virtio 1.3 §5.2).
 
+use std::ops::Range;
+
 use block::{SECTOR, Topology};
 
 /// Feature bits of this device type (§5.2.3).
 pub(super) mod feature {
+    pub(crate) const SIZE_MAX: u64 = 1 << 1;
     pub(crate) const SEG_MAX: u64 = 1 << 2;
+    pub(crate) const GEOMETRY: u64 = 1 << 4;
     pub(crate) const RO: u64 = 1 << 5;
     pub(crate) const BLK_SIZE: u64 = 1 << 6;
     pub(crate) const FLUSH: u64 = 1 << 9;
@@ -16,7 +20,9 @@ pub(super) mod feature {
 
     /// Their names.
     pub(crate) const NAMES: &[(u64, &str)] = &[
+        (SIZE_MAX, "VIRTIO_BLK_F_SIZE_MAX"),
         (SEG_MAX, "VIRTIO_BLK_F_SEG_MAX"),
+        (GEOMETRY, "VIRTIO_BLK_F_GEOMETRY"),
         (RO, "VIRTIO_BLK_F_RO"),
         (BLK_SIZE, "VIRTIO_BLK_F_BLK_SIZE"),
         (FLUSH, "VIRTIO_BLK_F_FLUSH"),
@@ -68,8 +74,21 @@ pub const MAX_SEGMENTS: u16 = 1022;
 /// Length of the configuration space: up to and with `unused1` (§5.2.4).
 pub(super) const CONFIG_LENGTH: usize = 60;
 
-/// Where `writeback` is in it.
+/// Where `capacity` is in it, in sectors,
+pub(super) const CAPACITY: Range<usize> = 0..8;
+/// `seg_max`,
+pub(super) const SEGMENTS: Range<usize> = 12..16;
+/// `blk_size`,
+pub(super) const BLOCK: Range<usize> = 20..24;
+/// `writeback`,
 pub(super) const WRITEBACK: usize = 32;
+/// and `num_queues`.
+pub(super) const QUEUES: Range<usize> = 34..36;
+
+/// Buffers of a request in a queue of this size, as far as the driver is told: a chain is no longer than its queue.
+pub(super) fn segments(queue_size: u16) -> u32 {
+    queue_size.saturating_sub(2).clamp(1, MAX_SEGMENTS).into()
+}
 
 /// What the configuration space tells.
 pub(super) struct Config {
@@ -91,16 +110,16 @@ impl Config {
         let Topology { logical_block, physical_block, min_io, opt_io } = self.topology;
         let mut out = [0; CONFIG_LENGTH];
         let mut put = |at: usize, bytes: &[u8]| out[at..at + bytes.len()].copy_from_slice(bytes);
-        put(0, &(self.size / SECTOR).to_le_bytes());
-        put(12, &u32::from(self.queue_size.saturating_sub(2).clamp(1, MAX_SEGMENTS)).to_le_bytes());
-        put(20, &logical_block.to_le_bytes());
+        put(CAPACITY.start, &(self.size / SECTOR).to_le_bytes());
+        put(SEGMENTS.start, &segments(self.queue_size).to_le_bytes());
+        put(BLOCK.start, &logical_block.to_le_bytes());
         // Both are powers of two, and the physical block is not the smaller one.
         let exponent = physical_block.trailing_zeros() - logical_block.trailing_zeros();
         put(24, &[exponent as u8, 0]);
         put(26, &u16::try_from(min_io / logical_block).unwrap_or(u16::MAX).to_le_bytes());
         put(28, &(opt_io / logical_block).to_le_bytes());
         put(WRITEBACK, &[u8::from(self.writeback)]);
-        put(34, &self.queues.to_le_bytes());
+        put(QUEUES.start, &self.queues.to_le_bytes());
         if self.discard {
             put(36, &u32::MAX.to_le_bytes());
             put(40, &MAX_RANGES.to_le_bytes());

@@ -142,6 +142,12 @@ impl VirtioPci {
     fn write_common(&self, wired: &Wired, offset: usize, data: &[u8]) {
         let outcome = match common::field_written(offset, data) {
             Some((Field::DeviceStatus, _, value)) => return self.write_status(wired, value as u8),
+            Some((Field::QueueMsixVector, _, value)) => {
+                let queue = wired.setup().selected();
+                wired.link.set_queue_vector(queue, value as u16);
+                self.device.vector_changed(queue.into());
+                Outcome::Done
+            }
             Some((field, part, value)) => wired.write_field(field, part, value),
             None => Outcome::Dropped,
         };
@@ -253,10 +259,6 @@ impl Wired {
     fn write_field(&self, field: Field, part: Part, value: u64) -> Outcome {
         match field {
             Field::ConfigMsixVector => self.link.set_config_vector(value as u16),
-            Field::QueueMsixVector => {
-                let setup = self.setup();
-                self.link.set_queue_vector(setup.selected(), value as u16);
-            }
             _ => return self.setup().write(field, part, value, &self.ram.map()),
         }
         Outcome::Done

@@ -6,7 +6,7 @@ use api::bodies::{RemoveDevice, ResizeDisk};
 use api::{PciDeviceInfo, Reply};
 use catalog::Addition;
 use device::Naming;
-use spec::{Kind, Refusal};
+use spec::{Facts, Kind, Refusal};
 
 use super::{Control, Running, done, json, no_vm, state};
 
@@ -28,7 +28,7 @@ impl Control {
     pub(super) fn add(&mut self, addition: Addition) -> Result<Reply, Refusal> {
         let mut spec = self.spec.clone().ok_or_else(no_vm)?;
         self.refuse_paused()?;
-        let facts = spec.facts();
+        let facts = Facts { running: self.running.is_some(), ..spec.facts() };
         let last = addition.add(&mut spec)?;
         spec.check().map_err(|e| e.within("Failed to validate config"))?;
         let Some(running) = &mut self.running else {
@@ -37,6 +37,12 @@ impl Control {
         };
         let plug = last(&mut spec)
             .ok_or_else(|| Refusal::new(Kind::Bug, "The description lost the device that was added"))?;
+        if plug.shares_memory() && running.behind.pager.as_ref().is_some_and(|pager| !pager.done()) {
+            return Err(Refusal::new(
+                Kind::Busy,
+                "Memory is still on its way from the snapshot, and no other process can work on it until it is there",
+            ));
+        }
         let info = running.machine.add(plug, &facts, &self.kept, &mut self.names)?;
         self.spec = Some(spec);
         self.record("device-added", &info);

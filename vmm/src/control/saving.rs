@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use api::info::Progress;
 use api::{Action, Reply};
 use catalog::restore::fd_backed_nets;
-use catalog::{RestoreRequest, SnapshotSpec, VmSpec};
+use catalog::{MemoryRestoreMode, RestoreRequest, RestoreSpec, SnapshotSpec, VmSpec};
 use device::Node;
 use migration::{Directory, Pager, Source};
 use spec::{Kind, Refusal};
@@ -152,6 +152,7 @@ impl Control {
         let source = Source::open(&restore.directory()?).map_err(unreadable)?;
         let mut spec = description(&source, request)?;
         spec.check().map_err(|e| e.within("Failed to validate config"))?;
+        refuse_late_pages(restore, &spec)?;
         let node: Node = source.machine().map_err(unreadable)?;
 
         self.generation += 1;
@@ -187,6 +188,18 @@ fn description(source: &Source, request: &RestoreRequest) -> Result<VmSpec, Refu
     spec.replace(&request.overrides)?;
     request.give_taps(&mut spec, &with_fds)?;
     Ok(spec)
+}
+
+/// Refuses memory on demand where another process works on it, whose accesses to pages that are not there yet nobody would see.
+fn refuse_late_pages(restore: &RestoreSpec, spec: &VmSpec) -> Result<(), Refusal> {
+    let late = restore.memory_restore_mode == Some(MemoryRestoreMode::OnDemand);
+    match spec.devices().iter().find(|device| late && device.shares_memory()) {
+        Some(device) => Err(Refusal::invalid(format!(
+            "memory_restore_mode=ondemand cannot be used with a --{} that another process serves: use copy",
+            device.flag()
+        ))),
+        None => Ok(()),
+    }
 }
 
 fn not_saved(e: Refusal) -> Refusal {

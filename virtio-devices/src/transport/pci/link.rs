@@ -5,8 +5,12 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU16, Ordering};
 
-use device::{DriverLink, Vector};
+use device::limit::LogLimit;
+use device::{DriverLink, Vector, guest_warn};
 use serde::{Deserialize, Serialize};
+use vmm_sys_util::eventfd::EventFd;
+
+static NO_EVENT: LogLimit = LogLimit::new();
 
 /// Device status bits (virtio 1.3 §2.1).
 pub(super) mod status {
@@ -168,6 +172,18 @@ impl Link {
 impl DriverLink for Link {
     fn queue_used(&self, queue: u16) {
         self.interrupt(self.queue_vector(queue), isr::QUEUE);
+    }
+
+    fn queue_event(&self, queue: u16) -> Option<EventFd> {
+        let vector = self.vectors.get(usize::from(self.queue_vector(queue)))?;
+        match vector.event() {
+            Ok(event) => Some(event),
+            // The way by a call is there all the same.
+            Err(e) => {
+                guest_warn!(NO_EVENT, "no eventfd for the interrupt of queue {queue}: {e}");
+                None
+            }
+        }
     }
 
     fn config_changed(&self) {

@@ -1,0 +1,134 @@
+//! Requests to a back end and its answers, one after the other, each within a time.
+//!
+//! The crate `vhost` is not used for this: its receiver tries again whenever a read says "not now", a read's timeout included, so a back
+//! end that does not answer would hold up the machine for ever.
+
+use std::os::fd::RawFd;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::BackError;
+use crate::channel::Channel;
+use crate::wire::{Message, flag, request};
+
+/// How long an answer may take.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long a ring may take to come to rest: what it has begun is finished first, on a disk that may be slow.
+const REST: Duration = Duration::from_secs(20);
+
+/// How often somebody who waits looks whether the device is still there.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// See the module.
+pub(super) struct Client {
+    channel: Channel,
+    /// The device is being dropped.
+    gone: Arc<AtomicBool>,
+    /// What is told is acknowledged.
+    pub(super) acknowledges: bool,
+}
+
+impl Client {
+    pub(super) fn new(stream: UnixStream, gone: Arc<AtomicBool>) -> Result<Self, BackError> {
+        let channel = Channel::to_back_end(stream);
+        let channel =
+            channel.map_err(|source| BackError::Host { what: "set up the connection", source })?;
+        Ok(Client { channel, gone, acknowledges: false })
+    }
+
+    /// The connection once more, to watch it.
+    pub(super) fn stream(&self) -> std::io::Result<UnixStream> {
+        self.channel.stream()
+    }
+
+    /// Ends the connection.
+    pub(super) fn hang_up(&self) {
+        self.channel.hang_up();
+    }
+
+    /// Asks something.
+    pub(super) fn ask(&mut self, number: u32, body: &[u8]) -> Result<Message, BackError> {
+        self.channel.send(number, 0, body, &[])?;
+        self.answer(number)
+    }
+
+    /// Asks for a number.
+    pub(super) fn number(&mut self, number: u32) -> Result<u64, BackError> {
+        let answer = self.ask(number, &[])?;
+        one(&answer)
+    }
+
+    /// Says something, with descriptors.
+    pub(super) fn tell(&mut self, number: u32, body: &[u8], with: &[RawFd]) -> Result<(), BackError> {
+        let flags = if self.acknowledges { flag::NEED_REPLY } else { 0 };
+        self.channel.send(number, flags, body, with)?;
+        if self.acknowledges && one(&self.answer(number)?)? != 0 {
+            return Err(BackError::Refused(number));
+        }
+        Ok(())
+    }
+
+    /// Says a ring's number and a value.
+    pub(super) fn tell_ring(&mut self, number: u32, index: usize, value: u32) -> Result<(), BackError> {
+        self.tell(number, &ring_value(index, value), &[])
+    }
+
+    /// Brings a ring to rest; where it would go on.
+    pub(super) fn rest(&mut self, index: usize) -> Result<u16, BackError> {
+        let answer = self.ask(request::GET_VRING_BASE, &ring_value(index, 0))?;
+        let mut fields = answer.fields();
+        let (of, base) = (fields.u32()?, fields.u32()?);
+        fields.end()?;
+        u16::try_from(base).ok().filter(|_| of as usize == index).ok_or_else(|| BackError::Answer {
+            request: request::GET_VRING_BASE,
+            what: format!("ring {of} goes on at {base}"),
+        })
+    }
+
+    fn answer(&mut self, number: u32) -> Result<Message, BackError> {
+        let patience = if number == request::GET_VRING_BASE { REST } else { PATIENCE };
+        let until = Instant::now() + patience;
+        loop {
+            if let Some(message) = self.channel.receive()? {
+                if message.request != number {
+                    return Err(BackError::Other { request: number, answer: message.request });
+                }
+                return Ok(message);
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(BackError::Silent { request: number, after: patience });
+            }
+            if self.gone.load(Ordering::Relaxed) {
+                return Err(BackError::Gone);
+            }
+            readable(self.channel.fd(), left.min(LOOK));
+        }
+    }
+}
+
+/// The number that an answer consists of.
+fn one(answer: &Message) -> Result<u64, BackError> {
+    let mut fields = answer.fields();
+    let value = fields.u64()?;
+    fields.end()?;
+    Ok(value)
+}
+
+fn ring_value(index: usize, value: u32) -> [u8; 8] {
+    let mut bytes = [0; 8];
+    // Rings are counted in eight bits.
+    bytes[..4].copy_from_slice(&(index as u32).to_ne_bytes());
+    bytes[4..].copy_from_slice(&value.to_ne_bytes());
+    bytes
+}
+
+/// Waits until there is something to read, or for so long.
+fn readable(fd: RawFd, at_most: Duration) {
+    let mut poll = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+    // SAFETY: one valid structure for the call. Whatever comes of it, the caller looks and comes back.
+    unsafe { libc::poll(&raw mut poll, 1, at_most.as_millis() as i32 + 1) };
+}

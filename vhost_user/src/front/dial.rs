@@ -1,0 +1,231 @@
+//! From a socket to a back end that can be worked with: connecting, and finding out what it offers.
+
+use std::io;
+use std::ops::Range;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
+
+use device::VirtioKind;
+use device::virtio::feature;
+
+use super::client::Client;
+use crate::BackError;
+use crate::wire::{F_PROTOCOL_FEATURES, MAX_BODY, protocol, request};
+
+/// How often a socket is tried at which nobody answers yet.
+pub(super) const AGAIN: Duration = Duration::from_millis(100);
+
+/// Features of rings that are passed on.
+const RINGS: u64 =
+    feature::VERSION_1 | feature::RING_INDIRECT_DESC | feature::RING_EVENT_IDX | feature::IN_ORDER;
+
+/// A device that another process is to serve.
+pub struct Wish {
+    /// Its name.
+    pub id: String,
+    /// The back end's socket.
+    pub socket: PathBuf,
+    /// The type.
+    pub kind: VirtioKind,
+    /// Features of the type that the driver may be offered if the back end has them.
+    pub features: u64,
+    /// Names of the type's features.
+    pub names: &'static [(u64, &'static str)],
+    /// Size of each queue.
+    pub sizes: Vec<u16>,
+    /// Queues that a back end serves which does not say how many.
+    pub few_queues: usize,
+    /// Chains come back in the order in which they were taken, whatever was negotiated: so a back end's death leaves no doubt about
+    /// which of them are done.
+    pub in_order: bool,
+    /// The configuration space.
+    pub config: ConfigWish,
+}
+
+/// Where the configuration space comes from, and who may change it.
+pub struct ConfigWish {
+    /// Its bytes where the back end does not tell them; otherwise what they are before it does.
+    pub bytes: Vec<u8>,
+    /// Whether the back end tells them.
+    pub told: bool,
+    /// What of them is ours to say.
+    pub adjust: Box<dyn Fn(&mut [u8]) + Send + Sync>,
+    /// What the back end may change while the driver looks on.
+    pub changes: Range<usize>,
+    /// Whether a driver that knows the first can go on with a back end that tells the second; says what is in the way.
+    pub fits: fn(&[u8], &[u8]) -> Result<(), String>,
+    /// What the driver may write,
+    pub writable: Range<usize>,
+    /// and the features that it must have accepted for that.
+    pub writable_with: u64,
+}
+
+/// What a back end offers.
+pub(super) struct Offer {
+    /// Features for the driver.
+    pub(super) features: u64,
+    /// Protocol features that were agreed on.
+    pub(super) protocol: u64,
+    /// The configuration space.
+    pub(super) config: Vec<u8>,
+    /// Where the back end asks us.
+    pub(super) back: Option<UnixStream>,
+}
+
+/// Connects, and if nobody answers tries again for so long.
+pub(super) fn wait(
+    wish: &Wish,
+    gone: &Arc<AtomicBool>,
+    patience: Duration,
+) -> Result<(Client, Offer), BackError> {
+    let until = Instant::now() + patience;
+    let mut told = false;
+    loop {
+        match dial(wish, gone) {
+            Err(BackError::Connect { source, .. }) if absent(&source) && Instant::now() < until => {
+                if !told {
+                    log::warn!(
+                        "{}: nobody answers at {} yet ({source}); waiting up to {} seconds",
+                        wish.id,
+                        wish.socket.display(),
+                        patience.as_secs()
+                    );
+                }
+                told = true;
+                std::thread::sleep(AGAIN);
+            }
+            other => return other,
+        }
+    }
+}
+
+/// Whether a back end may still come.
+pub(super) fn absent(e: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionRefused, NotFound, WouldBlock};
+    matches!(e.kind(), NotFound | ConnectionRefused | WouldBlock)
+}
+
+/// Connects and asks what there is.
+pub(super) fn dial(wish: &Wish, gone: &Arc<AtomicBool>) -> Result<(Client, Offer), BackError> {
+    let path = &wish.socket;
+    // The kernel says the same of a file that is no socket as of a socket that nobody listens on.
+    if std::fs::metadata(path).is_ok_and(|found| !found.file_type().is_socket()) {
+        return Err(BackError::NoSocket(path.clone()));
+    }
+    let stream = connect(path).map_err(|source| BackError::Connect { path: path.clone(), source })?;
+    let mut client = Client::new(stream, gone.clone())?;
+    let offer = negotiate(&mut client, wish)?;
+    Ok((client, offer))
+}
+
+/// Connects without waiting for somebody who lets callers queue.
+fn connect(path: &Path) -> io::Result<UnixStream> {
+    // SAFETY: all zeros are an address.
+    let mut address: libc::sockaddr_un = unsafe { std::mem::zeroed() };
+    address.sun_family = libc::AF_UNIX as libc::sa_family_t;
+    let bytes = path.as_os_str().as_bytes();
+    // One byte stays zero.
+    if bytes.is_empty() || bytes.len() >= address.sun_path.len() || bytes.contains(&0) {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "no path for a socket"));
+    }
+    for (to, from) in address.sun_path.iter_mut().zip(bytes) {
+        *to = from.cast_signed();
+    }
+    let kind = libc::SOCK_STREAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+    // SAFETY: plain numbers.
+    let socket = unsafe { libc::socket(libc::AF_UNIX, kind, 0) };
+    if socket < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor is new and ours.
+    let socket = unsafe { OwnedFd::from_raw_fd(socket) };
+    let length = size_of_val(&address) as libc::socklen_t;
+    // SAFETY: the address is valid for its length.
+    if unsafe { libc::connect(socket.as_raw_fd(), (&raw const address).cast(), length) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(socket.into())
+}
+
+fn negotiate(client: &mut Client, wish: &Wish) -> Result<Offer, BackError> {
+    client.tell(request::SET_OWNER, &[], &[])?;
+    let features = client.number(request::GET_FEATURES)?;
+    for (bit, name) in
+        [(F_PROTOCOL_FEATURES, "VHOST_USER_F_PROTOCOL_FEATURES"), (feature::VERSION_1, "VIRTIO_F_VERSION_1")]
+    {
+        if features & bit == 0 {
+            return Err(BackError::Lacks(name.to_owned()));
+        }
+    }
+    let config = if wish.config.told { protocol::CONFIG } else { 0 };
+    let wanted = protocol::WANTED & !protocol::CONFIG | config;
+    let agreed = client.number(request::GET_PROTOCOL_FEATURES)? & wanted;
+    if agreed & config != config {
+        return Err(BackError::Lacks(names(config)));
+    }
+    client.tell(request::SET_PROTOCOL_FEATURES, &agreed.to_ne_bytes(), &[])?;
+    client.acknowledges = agreed & protocol::REPLY_ACK != 0;
+
+    let (wanted, mut offered) = (wish.sizes.len(), wish.few_queues as u64);
+    if agreed & protocol::MQ != 0 {
+        offered = client.number(request::GET_QUEUE_NUM)?;
+    }
+    if offered < wanted as u64 {
+        return Err(BackError::Queues { offered, wanted });
+    }
+    let mut back = None;
+    if agreed & protocol::BACKEND_REQ != 0 {
+        let failed = |source| BackError::Host { what: "make a socket for its requests", source };
+        let (ours, theirs) = UnixStream::pair().map_err(failed)?;
+        client.tell(request::SET_BACKEND_REQ_FD, &[], &[theirs.as_raw_fd()])?;
+        back = Some(ours);
+    }
+    let config = config_of(client, wish)?;
+    Ok(Offer { features: features & (RINGS | wish.features), protocol: agreed, config, back })
+}
+
+/// The configuration space as the driver is to see it.
+pub(super) fn config_of(client: &mut Client, wish: &Wish) -> Result<Vec<u8>, BackError> {
+    let mut bytes = wish.config.bytes.clone();
+    if wish.config.told {
+        let length = bytes.len().min(MAX_BODY - CONFIG_HEADER);
+        let answer = client.ask(request::GET_CONFIG, &config_body(0, &bytes[..length]))?;
+        let mut fields = answer.fields();
+        let (offset, size) = (fields.u32()?, fields.u32()?);
+        fields.u32()?;
+        let told = fields.rest();
+        if offset != 0 || size as usize != length || told.len() != length {
+            let what = format!("{} bytes at {offset}, of {length} at 0", told.len());
+            return Err(BackError::Answer { request: request::GET_CONFIG, what });
+        }
+        bytes[..length].copy_from_slice(told);
+    }
+    (wish.config.adjust)(&mut bytes);
+    Ok(bytes)
+}
+
+/// Bytes before those of the configuration space: offset, size, flags.
+const CONFIG_HEADER: usize = 12;
+
+/// Part of the configuration space, as both sides send it.
+pub(super) fn config_body(offset: u32, bytes: &[u8]) -> Vec<u8> {
+    let mut body = Vec::with_capacity(CONFIG_HEADER + bytes.len());
+    // The bytes are few: see `Virtio::config_length`. No flags: it is the driver who asks.
+    for number in [offset, bytes.len() as u32, 0] {
+        body.extend_from_slice(&number.to_ne_bytes());
+    }
+    body.extend_from_slice(bytes);
+    body
+}
+
+/// Names of protocol features.
+pub(super) fn names(features: u64) -> String {
+    let names: Vec<_> = protocol::NAMES.iter().filter(|(bit, _)| features & bit != 0).collect();
+    names.iter().map(|(_, name)| *name).collect::<Vec<_>>().join(", ")
+}

@@ -1,0 +1,471 @@
+//! A virtio device that another process serves (vhost-user): this side has the driver, the other one has the rings.
+//!
+//! Nothing of ours is on the way of data: the driver's kicks and the other side's interrupts are eventfds which both sides of the
+//! kernel know. A task on the thread of quiet devices watches the connection ([`watch`]). When it ends, the guest goes on; its
+//! requests wait in the rings until somebody serves the socket again and is told all of it anew ([`rings`]), by a thread that is
+//! there only meanwhile.
+//!
+//! ```text
+//!   dial ─► negotiate ─► [ activate: features, memory ─ start_queue ⇄ stop_queue ] ─► hang-up ─► dial again, and tell all of it ─┐
+//!                         ▲                                                                                                      │
+//!                         └──────────────────────────────────────────────────────────────────────────────────────────────────────┘
+//! ```
+//!
+//! The other side is not trusted with anything but guest memory: each answer is waited for within a time and checked. One that goes
+//! away is waited for; one that does what it must not is hung up on, and the driver finds a device that needs a reset.
+//!
+//! Locks, in order: `talk` (one conversation at a time), then `shown`, which is a leaf: reading the configuration space never waits
+//! for the other side.
+
+mod client;
+mod dial;
+mod error;
+mod rings;
+mod state;
+mod watch;
+
+use std::collections::BTreeMap;
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+use device::limit::LogLimit;
+use device::state::{self as saved, Node, StateError};
+use device::{
+    Attached, DeviceError, DriverLink, LiveQueue, Virtio, VirtioGrant, VirtioKind, guest_warn,
+};
+use virtio_queue::{QueueState, QueueT};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use client::Client;
+use dial::{Offer, config_body};
+use rings::{Driver, Progress, Ring, progress, tell_event};
+use watch::Watching;
+
+pub use dial::{ConfigWish, Wish};
+pub use error::BackError;
+
+use crate::wire::{protocol, request};
+
+/// The conversation with a back end.
+struct Talk {
+    /// None while there is no back end.
+    client: Option<Client>,
+    /// Protocol features.
+    agreed: u64,
+    /// Where the back end asks us, until somebody listens there.
+    back: Option<UnixStream>,
+    driver: Driver,
+    /// A ring was stopped without the back end, which had taken chains from it.
+    unsure: bool,
+}
+
+/// The configuration space.
+struct Shown {
+    bytes: Vec<u8>,
+    /// What the driver wrote.
+    written: BTreeMap<usize, u8>,
+}
+
+impl Shown {
+    fn byte(&self, at: usize) -> u8 {
+        self.written.get(&at).or_else(|| self.bytes.get(at)).copied().unwrap_or(0)
+    }
+}
+
+struct Shared {
+    wish: Wish,
+    offered: u64,
+    /// The device is being dropped.
+    gone: Arc<AtomicBool>,
+    grant: OnceLock<VirtioGrant>,
+    talk: Mutex<Talk>,
+    shown: Mutex<Shown>,
+    /// Rung in place of interrupts that have no vector.
+    bell: EventFd,
+    /// Rung when a back end gives a ring up.
+    error: EventFd,
+    /// Rung when there is a back end again.
+    wake: EventFd,
+    limit: LogLimit,
+}
+
+/// See the module.
+pub struct Remote {
+    shared: Arc<Shared>,
+    watching: OnceLock<Attached<Watching>>,
+}
+
+impl Remote {
+    /// Finds the back end, waiting so long for it to come.
+    ///
+    /// # Errors
+    /// Nobody answers at the socket, or nobody that can be worked with.
+    pub fn find(wish: Wish, patience: Duration) -> Result<Self, BackError> {
+        let gone = Arc::new(AtomicBool::new(false));
+        let (client, offer) = dial::wait(&wish, &gone, patience)?;
+        let Offer { features: offered, protocol: agreed, config, back } = offer;
+        let event = || {
+            EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)
+                .map_err(|source| BackError::Host { what: "make an eventfd", source })
+        };
+        let rings = wish.sizes.iter().map(|_| None).collect();
+        let driver = Driver { rings, ..Driver::default() };
+        let shared = Shared {
+            wish,
+            offered,
+            gone,
+            grant: OnceLock::new(),
+            talk: Mutex::new(Talk { client: Some(client), agreed, back, driver, unsure: false }),
+            shown: Mutex::new(Shown { bytes: config, written: BTreeMap::new() }),
+            bell: event()?,
+            error: event()?,
+            wake: event()?,
+            limit: LogLimit::new(),
+        };
+        Ok(Remote { shared: Arc::new(shared), watching: OnceLock::new() })
+    }
+}
+
+impl Drop for Remote {
+    fn drop(&mut self) {
+        self.shared.gone.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Shared {
+    fn talk(&self) -> MutexGuard<'_, Talk> {
+        self.talk.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn shown(&self) -> MutexGuard<'_, Shown> {
+        self.shown.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn link(&self) -> Option<&dyn DriverLink> {
+        self.grant.get().map(|grant| &*grant.link)
+    }
+
+    fn error(&self, what: String) -> DeviceError {
+        DeviceError { what: format!("\"{}\": {what}", self.wish.id), source: None }
+    }
+
+    /// Ends the conversation.
+    fn lose(&self, talk: &mut Talk, why: &BackError) {
+        let Some(client) = talk.client.take() else { return };
+        client.hang_up();
+        guest_warn!(
+            self.limit,
+            "{}: lost the back end at {}: {}; requests wait until it is back",
+            self.wish.id,
+            self.wish.socket.display(),
+            why.line()
+        );
+    }
+
+    /// Says something to the back end, if there is one. One that went is no error.
+    fn say<R>(
+        &self,
+        talk: &mut Talk,
+        work: impl FnOnce(&mut Client, &mut Driver) -> Result<R, BackError>,
+    ) -> Result<Option<R>, BackError> {
+        let Some(client) = &mut talk.client else { return Ok(None) };
+        match work(client, &mut talk.driver) {
+            Ok(answer) => Ok(Some(answer)),
+            Err(why) => {
+                self.lose(talk, &why);
+                if why.is_loss() { Ok(None) } else { Err(why) }
+            }
+        }
+    }
+
+    /// The same where nobody can be told of an error but the driver.
+    fn say_or_break<R>(
+        &self,
+        talk: &mut Talk,
+        work: impl FnOnce(&mut Client, &mut Driver) -> Result<R, BackError>,
+    ) -> Option<R> {
+        self.say(talk, work).unwrap_or_else(|_| {
+            self.link().inspect(|link| link.needs_reset());
+            None
+        })
+    }
+
+    /// What interrupts for a queue.
+    fn call(&self, index: usize) -> Result<EventFd, BackError> {
+        let event = self.link().and_then(|link| link.queue_event(index as u16));
+        event.map_or_else(|| self.bell.try_clone(), Ok).map_err(|source| BackError::Host {
+            what: "pass an interrupt on",
+            source,
+        })
+    }
+
+    /// Where a ring that ran goes on with a new back end, if that can be known.
+    fn base(&self, driver: &Driver, ring: &Ring) -> Option<u16> {
+        if ring.base.is_some() {
+            return ring.base;
+        }
+        let Progress { available, used } = progress(&ring.live.ram.map(), &ring.live.queue.state())?;
+        let known = driver.inflight.is_some() || self.wish.in_order || available == used;
+        known.then_some(used)
+    }
+
+    /// Goes on with a new back end.
+    fn adopt(&self, mut client: Client, offer: Offer) -> Result<(), BackError> {
+        let Offer { features, protocol: agreed, config, back } = offer;
+        let missing = self.offered & !features;
+        if missing != 0 {
+            let known = |(bit, name): &(u64, &'static str)| (missing & bit != 0).then_some(*name);
+            let names: Vec<_> = self.wish.names.iter().filter_map(known).collect();
+            let what = format!("features {missing:#x} ({}), which it did before", names.join(", "));
+            return Err(BackError::Lacks(what));
+        }
+        let mut talk = self.talk();
+        if self.gone.load(Ordering::Relaxed) {
+            return Err(BackError::Gone);
+        }
+        if talk.driver.inflight.is_some() && agreed & protocol::INFLIGHT_SHMFD == 0 {
+            return Err(BackError::Lacks(dial::names(protocol::INFLIGHT_SHMFD)));
+        }
+        let mut lost = Vec::new();
+        if let Some(grant) = self.grant.get() {
+            talk.driver.begin(&mut client, agreed, &self.wish.sizes, &grant.ram.map())?;
+            self.tell_written(&talk, &mut client)?;
+            for index in 0..self.wish.sizes.len() {
+                let driver = &mut talk.driver;
+                let Some(ring) = driver.rings.get(index).and_then(Option::as_ref) else { continue };
+                let Some(base) = self.base(driver, ring) else {
+                    lost.push(index);
+                    continue;
+                };
+                driver.serve(&mut client, index, base, &self.call(index)?, &self.error)?;
+            }
+        }
+        (talk.client, talk.agreed, talk.back) = (Some(client), agreed, back);
+        let running: Vec<_> =
+            talk.driver.rings.iter().enumerate().filter(|(_, ring)| ring.is_some()).map(|(n, _)| n).collect();
+        drop(talk);
+        log::info!("{}: the back end at {} is back", self.wish.id, self.wish.socket.display());
+        let Some(link) = self.link() else { return Ok(()) };
+        if !lost.is_empty() {
+            guest_warn!(
+                self.limit,
+                "{}: queues {lost:?} had requests under way, and the back end does not offer {}: what became of them is not known",
+                self.wish.id,
+                dial::names(protocol::INFLIGHT_SHMFD)
+            );
+            link.needs_reset();
+        }
+        for index in running {
+            // An interrupt may have died with the other one. One too many does no harm.
+            link.queue_used(index as u16);
+        }
+        self.show(&config);
+        Ok(())
+    }
+
+    /// Tells a new back end what the driver wrote into the configuration space.
+    fn tell_written(&self, talk: &Talk, client: &mut Client) -> Result<(), BackError> {
+        if talk.driver.features.is_none() {
+            return Ok(());
+        }
+        let written = self.shown().written.clone();
+        for (at, byte) in written {
+            client.tell(request::SET_CONFIG, &config_body(at as u32, &[byte]), &[])?;
+        }
+        Ok(())
+    }
+
+    /// Shows the driver what changed of the configuration space.
+    fn show(&self, config: &[u8]) {
+        let changes = self.wish.config.changes.clone();
+        let mut shown = self.shown();
+        let Some((now, then)) = config.get(changes.clone()).zip(shown.bytes.get_mut(changes)) else { return };
+        if now == then {
+            return;
+        }
+        then.copy_from_slice(now);
+        drop(shown);
+        self.link().inspect(|link| link.config_changed());
+    }
+}
+
+impl Virtio for Remote {
+    fn kind(&self) -> VirtioKind {
+        self.shared.wish.kind
+    }
+
+    fn features(&self) -> u64 {
+        self.shared.offered
+    }
+
+    fn feature_names(&self) -> &'static [(u64, &'static str)] {
+        self.shared.wish.names
+    }
+
+    fn queue_sizes(&self) -> Vec<u16> {
+        self.shared.wish.sizes.clone()
+    }
+
+    fn config_length(&self) -> usize {
+        self.shared.wish.config.bytes.len()
+    }
+
+    fn read_config(&self, offset: usize, data: &mut [u8]) {
+        let shown = self.shared.shown();
+        for (at, byte) in (offset..).zip(data) {
+            *byte = shown.byte(at);
+        }
+    }
+
+    fn write_config(&self, offset: usize, data: &[u8]) {
+        let shared = &*self.shared;
+        let config = &shared.wish.config;
+        let mut talk = shared.talk();
+        if talk.driver.features.is_none_or(|f| f & config.writable_with != config.writable_with) {
+            return;
+        }
+        for (at, byte) in (offset..).zip(data).filter(|(at, _)| config.writable.contains(at)) {
+            shared.shown().written.insert(at, *byte);
+            let body = config_body(at as u32, &[*byte]);
+            shared.say_or_break(&mut talk, |client, _| client.tell(request::SET_CONFIG, &body, &[]));
+        }
+    }
+
+    fn connect(&mut self, grant: VirtioGrant) {
+        let id = &self.shared.wish.id;
+        let worker = grant.workers.shared();
+        if self.shared.grant.set(grant).is_err() {
+            log::warn!("{id}: connected twice");
+            return;
+        }
+        let task = Watching::new(self.shared.clone());
+        match worker.map_err(std::io::Error::other).and_then(|worker| worker.attach(task)) {
+            // Only the first call comes this far.
+            Ok(attached) => drop(self.watching.set(attached)),
+            Err(e) => log::error!("{id}: cannot watch its back end: {e}"),
+        }
+    }
+
+    fn activate(&self, features: u64) -> Result<(), DeviceError> {
+        let shared = &*self.shared;
+        let Some(grant) = shared.grant.get().filter(|_| self.watching.get().is_some()) else {
+            return Err(shared.error("not connected".to_owned()));
+        };
+        let mut talk = shared.talk();
+        talk.driver.features = Some(features);
+        talk.driver.inflight = None;
+        talk.unsure = false;
+        let agreed = talk.agreed;
+        let begun = shared.say(&mut talk, |client, driver| {
+            driver.begin(client, agreed, &shared.wish.sizes, &grant.ram.map())
+        });
+        let begun = begun.and_then(|_| {
+            let Some(mut client) = talk.client.take() else { return Ok(()) };
+            let told = shared.tell_written(&talk, &mut client);
+            talk.client = Some(client);
+            shared.say(&mut talk, |_, _| told).map(|_| ())
+        });
+        begun.map_err(|e| shared.error(format!("the back end at {}: {}", shared.wish.socket.display(), e.line())))
+    }
+
+    fn start_queue(&self, index: usize, queue: LiveQueue) -> Result<(), DeviceError> {
+        let shared = &*self.shared;
+        let mut talk = shared.talk();
+        let Some(place) = talk.driver.rings.get_mut(index) else {
+            return Err(shared.error(format!("there is no queue {index}")));
+        };
+        if place.is_some() {
+            return Err(shared.error(format!("queue {index} is started already")));
+        }
+        let base = queue.queue.next_avail();
+        *place = Some(Ring { live: queue, base: Some(base) });
+        shared.say_or_break(&mut talk, |client, driver| {
+            driver.serve(client, index, base, &shared.call(index)?, &shared.error)
+        });
+        Ok(())
+    }
+
+    fn stop_queue(&self, index: usize) -> Option<QueueState> {
+        let shared = &*self.shared;
+        let mut talk = shared.talk();
+        let ring = talk.driver.rings.get_mut(index)?.take()?;
+        let queue = ring.live.queue.state();
+        let Some(Progress { available, used }) = progress(&ring.live.ram.map(), &queue) else {
+            // Its place was in memory when it was enabled, and memory stays.
+            log::error!("{}: queue {index} is no longer in memory", shared.wish.id);
+            return None;
+        };
+        let rested = ring.base.or_else(|| {
+            let rested = shared.say(&mut talk, |client, _| {
+                let base = client.rest(index)?;
+                let taken = base.wrapping_sub(used_now(&ring).unwrap_or(used));
+                if taken > queue.size {
+                    let what = format!("ring {index} of {} goes on {taken} chains ahead", queue.size);
+                    return Err(BackError::Answer { request: request::GET_VRING_BASE, what });
+                }
+                Ok(base)
+            });
+            rested.ok().flatten()
+        });
+        if rested.is_none() && available != used && !shared.wish.in_order {
+            talk.unsure = true;
+            if talk.driver.inflight.is_none() {
+                guest_warn!(
+                    shared.limit,
+                    "{}: queue {index} had requests under way when the back end went: what became of them is not known",
+                    shared.wish.id
+                );
+                ring.live.link.needs_reset();
+            }
+        }
+        let used = used_now(&ring).unwrap_or(used);
+        Some(QueueState { next_avail: rested.unwrap_or(used), next_used: used, ..queue })
+    }
+
+    fn vector_changed(&self, index: usize) {
+        let shared = &*self.shared;
+        let mut talk = shared.talk();
+        if talk.driver.rings.get(index).is_some_and(Option::is_some) {
+            shared.say_or_break(&mut talk, |client, _| {
+                tell_event(client, request::SET_VRING_CALL, index, &shared.call(index)?)
+            });
+        }
+    }
+
+    fn reset(&self) {
+        let shared = &*self.shared;
+        let mut talk = shared.talk();
+        talk.driver.features = None;
+        talk.driver.inflight = None;
+        talk.unsure = false;
+        let mut shown = shared.shown();
+        let written = std::mem::take(&mut shown.written);
+        let before: Vec<_> = written.into_keys().map(|at| (at, shown.byte(at))).collect();
+        drop(shown);
+        let agreed = talk.agreed;
+        shared.say_or_break(&mut talk, |client, _| {
+            for (at, byte) in before {
+                client.tell(request::SET_CONFIG, &config_body(at as u32, &[byte]), &[])?;
+            }
+            if agreed & protocol::RESET_DEVICE != 0 {
+                client.tell(request::RESET_DEVICE, &[], &[])?;
+            }
+            Ok(())
+        });
+    }
+
+    fn save(&self) -> Result<Option<Node>, DeviceError> {
+        self.shared.save().map(Some)
+    }
+
+    fn load(&self, node: Option<Node>) -> Result<(), StateError> {
+        self.shared.load(saved::some(node)?)
+    }
+}
+
+/// How many chains of a ring were given back by now.
+fn used_now(ring: &Ring) -> Option<u16> {
+    progress(&ring.live.ram.map(), &ring.live.queue.state()).map(|progress| progress.used)
+}

@@ -1,0 +1,37 @@
+//! Devices that other processes serve: how long they are waited for, and what is said of those that are of no use.
+
+use std::time::Duration;
+
+use device::Host;
+use spec::{Kind, Refusal};
+use vhost_user::BackError;
+use vhost_user::front::{Remote, Wish};
+
+/// How long a back end may take to come when the machine starts: other programs are on their way as well.
+const AT_BOOT: Duration = Duration::from_secs(60);
+
+/// The same for a device that is added to a machine at work, which cannot be asked anything meanwhile.
+const RUNNING: Duration = Duration::from_secs(2);
+
+/// Finds the back end of a device.
+///
+/// # Errors
+/// Nobody answers at its socket, or nobody that can be worked with.
+pub(crate) fn find(wish: Wish, host: &Host<'_>) -> Result<Remote, Refusal> {
+    let socket = wish.socket.display().to_string();
+    let patience = if host.facts.running { RUNNING } else { AT_BOOT };
+    Remote::find(wish, patience).map_err(|e| match e {
+        BackError::Connect { .. } | BackError::NoSocket(_) => Refusal::new(fault(&e), "no vhost-user back end"),
+        _ => Refusal::new(fault(&e), format!("vhost-user back end at {socket}")),
+    }
+    .because(e))
+}
+
+/// Who is at fault.
+fn fault(e: &BackError) -> Kind {
+    match e {
+        BackError::NoSocket(_) | BackError::Lacks(_) | BackError::Queues { .. } => Kind::Invalid,
+        BackError::Connect { source, .. } if source.kind() == std::io::ErrorKind::NotFound => Kind::Invalid,
+        _ => Kind::Host,
+    }
+}
