@@ -215,7 +215,7 @@ impl Image {
     }
 
     /// One full of noise.
-    fn new(directory: &Path) -> Result<Image, Error> {
+    pub(crate) fn new(directory: &Path) -> Result<Image, Error> {
         let (image, mut file) = Image::create(directory)?;
         let mut noise = vec![0; 1 << 20];
         File::open("/dev/urandom")?.read_exact(&mut noise)?;

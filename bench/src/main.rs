@@ -15,6 +15,7 @@ mod start;
 mod stats;
 mod subject;
 mod targets;
+mod vhost;
 
 use std::io::Error;
 use std::path::{Path, PathBuf};
@@ -24,13 +25,14 @@ use std::time::Duration;
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use serde_json::json;
 
+use crate::vhost::Storage;
 use load::Setting;
 use rows::{Row, Rows};
 use subject::{Dialect, Subject};
 use targets::{BARE, OURS, QEMU};
 
-const SECTIONS: [&str; 10] =
-    ["start", "rate", "exits", "block", "network", "pause", "snapshot", "restore", "many", "boot"];
+const SECTIONS: [&str; 11] =
+    ["start", "rate", "exits", "block", "vhost", "network", "pause", "snapshot", "restore", "many", "boot"];
 
 fn command() -> Command {
     let path = |name: &'static str, help: &'static str| {
@@ -64,8 +66,9 @@ fn command() -> Command {
                 .long("only")
                 .value_delimiter(',')
                 .value_parser(SECTIONS)
-                .default_value("start,rate,exits,block,network,pause,snapshot,restore,many"),
+                .default_value("start,rate,exits,block,vhost,network,pause,snapshot,restore,many"),
         )
+        .arg(path("storage-daemon", "A qemu-storage-daemon for the section vhost").action(ArgAction::Append))
         .arg(path("kernel", "Stock kernel (vmlinux) for the section boot"))
         .arg(path("initramfs", "Its initramfs, which says \"guest: begin\""))
         .arg(path("json", "Writes the figures to this file"))
@@ -125,6 +128,7 @@ fn run(matches: &ArgMatches) -> Result<bool, Error> {
             "restore" => restore::measure(&setting, &mut rows, &subjects, &first_byte),
             "many" => restore::measure_many(&setting, &mut rows, &subjects, &first_byte),
             "block" => setting.block(&mut rows, &subjects)?,
+            "vhost" => vhost::measure(&setting, &mut rows, &storages(matches, &programs))?,
             "network" => {
                 // On a thread of its own: it does not come back from its network namespace.
                 let done = std::thread::scope(|scope| {
@@ -178,6 +182,15 @@ fn subjects(matches: &ArgMatches, programs: &Path) -> Vec<Subject> {
         subjects.push(Subject { name, program: other.clone(), dialect: Dialect::CloudHypervisor });
     }
     subjects
+}
+
+/// The programs that serve disks: ours, and QEMU's if there is one.
+fn storages(matches: &ArgMatches, programs: &Path) -> Vec<Storage> {
+    let ours = Storage { name: OURS.into(), program: programs.join("vhost_user_block"), qemu: false };
+    let theirs = matches.get_one::<PathBuf>("storage-daemon");
+    let theirs =
+        theirs.map(|p| Storage { name: "qemu-storage-daemon".into(), program: p.clone(), qemu: true });
+    std::iter::once(ours).chain(theirs).collect()
 }
 
 fn load_average() -> String {

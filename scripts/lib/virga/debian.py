@@ -12,15 +12,16 @@ import re
 
 from .common import Failure, building, cache_dir, locked, run, say, step
 
-SUITE = "bookworm"
-BACKPORTS = "bookworm-backports"
+# What the guests run.
+GUESTS = "bookworm"
+# What the lab itself runs: its QEMU has to emulate nested virtualisation well, which older ones do not; see docs/lab.md.
+PROGRAMS = "trixie"
 MIRROR = os.environ.get("VIRGA_DEBIAN_MIRROR", "http://deb.debian.org/debian")
 SECURITY = os.environ.get("VIRGA_DEBIAN_SECURITY_MIRROR", "http://security.debian.org/debian-security")
 KEYRING = pathlib.Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 
-# Backports first where the release's own version is known not to do: see docs/lab.md.
 TOOLS = (
-    [f"{name}/{BACKPORTS}" for name in ("qemu-system-x86", "qemu-system-common", "qemu-system-data", "seabios")]
+    [f"{name}/{PROGRAMS}-backports" for name in ("qemu-system-x86", "qemu-system-common", "qemu-system-data", "qemu-utils", "seabios")]
     + ["dropbear-bin", "busybox-static", "kmod", "openssh-client", "zstd", "lz4", "xz-utils", "dmsetup"]
     + ["iproute2", "iputils-ping", "iperf3", "socat", "pciutils", "strace"]
 )
@@ -40,25 +41,26 @@ def keyring():
     return found
 
 
-def sources():
-    """The lines of a sources.list for everything used here."""
+def sources(suite):
+    """The lines of a sources.list for a release with its backports."""
     signed = f"[signed-by={keyring()} arch=amd64]"
     return "".join(
         f"deb {signed} {line}\n"
         for line in (
-            f"{MIRROR} {SUITE} main",
-            f"{MIRROR} {SUITE}-updates main",
-            f"{MIRROR} {BACKPORTS} main",
-            f"{SECURITY} {SUITE}-security main",
+            f"{MIRROR} {suite} main",
+            f"{MIRROR} {suite}-updates main",
+            f"{MIRROR} {suite}-backports main",
+            f"{SECURITY} {suite}-security main",
         )
     )
 
 
 class Apt:
-    """A private apt: own sources, own lists, an empty dpkg database."""
+    """A private apt for one release: own sources, own lists, an empty dpkg database."""
 
-    def __init__(self):
-        self.root = cache_dir() / "apt"
+    def __init__(self, suite):
+        self.suite = suite
+        self.root = cache_dir() / f"apt-{suite}"
         self.archives = self.root / "cache/archives"
 
     def argv(self, program, *words):
@@ -89,8 +91,8 @@ class Apt:
         for name in ("lists/partial", "cache/archives/partial"):
             (self.root / name).mkdir(parents=True, exist_ok=True)
         (self.root / "status").touch()
-        (self.root / "sources.list").write_text(sources(), encoding="ascii")
-        with step(f"reading the package lists of {SUITE} and {BACKPORTS}"):
+        (self.root / "sources.list").write_text(sources(self.suite), encoding="ascii")
+        with step(f"reading the package lists of Debian {self.suite}"):
             run(self.argv("apt-get", "update", "--error-on=any"))
 
     def uris(self, *words):
@@ -130,6 +132,8 @@ class Tools:
 
     def __init__(self, root):
         self.root = root
+        # Nobody has merged lib64 into usr/lib64 in here.
+        self.loader = root / "usr/lib64/ld-linux-x86-64.so.2"
 
     def find(self, name):
         """The path of an unpacked program."""
@@ -144,8 +148,7 @@ class Tools:
     def argv(self, name, *words):
         """The command line that runs an unpacked program with its own libraries."""
         libraries = ":".join(str(self.root / directory) for directory in self.LIBRARIES)
-        loader = self.root / "lib64/ld-linux-x86-64.so.2"
-        argv = [loader, "--argv0", name, "--library-path", libraries, self.find(name), *words]
+        argv = [self.loader, "--argv0", name, "--library-path", libraries, self.find(name), *words]
         return [str(word) for word in argv]
 
     def libraries(self, name):
@@ -162,7 +165,7 @@ def tools():
     if not root.exists():
         with locked(cache_dir() / "tools.lock", "it is fetching packages"):
             if not root.exists():
-                apt = Apt()
+                apt = Apt(PROGRAMS)
                 apt.update()
                 with step("fetching QEMU and the lab's other programs (50 MB of packages, not installed)"):
                     debs = apt.fetch_closure(TOOLS)
@@ -180,15 +183,15 @@ def write_wrappers(tree, final):
     directory.mkdir()
     libraries = ":".join(str(final / name) for name in tree.LIBRARIES)
     for name in ("ip", "bridge", "tc", "ss", "ping", "iperf3", "socat", "lspci", "dmsetup", "modprobe", "insmod",
-                 "lsmod", "strace", "qemu-system-x86_64"):
+                 "lsmod", "strace", "qemu-system-x86_64", "qemu-img", "qemu-storage-daemon"):
         try:
             program = final / tree.find(name).relative_to(tree.root)
         except Failure as failure:
             say(f"no {name}: {failure}")
             continue
-        data = f' -L "{final}/usr/share/qemu" -L "{final}/usr/share/seabios"' if name.startswith("qemu") else ""
+        data = f' -L "{final}/usr/share/qemu" -L "{final}/usr/share/seabios"' if name.startswith("qemu-system") else ""
         script = directory / name
         script.write_text(
-            f'#!/bin/sh\nexec "{final}/lib64/ld-linux-x86-64.so.2" --argv0 "{name}" --library-path "{libraries}" '
+            f'#!/bin/sh\nexec "{final / tree.loader.relative_to(tree.root)}" --argv0 "{name}" --library-path "{libraries}" '
             f'"{program}"{data} "$@"\n', encoding="ascii")
         script.chmod(0o755)

@@ -59,7 +59,7 @@ def build(path):
     mode = "root" if as_root else "unshare"
     enter = [] if as_root else ["mmdebstrap", "--unshare-helper"]
     try:
-        listing.write_text(debian.sources(), encoding="ascii")
+        listing.write_text(debian.sources(debian.GUESTS), encoding="ascii")
         with step("building a Debian root file system (about 100 MB of packages, a minute or two)"):
             run([
                 "mmdebstrap", f"--mode={mode}", "--variant=minbase", "--architectures=amd64", "--quiet",
@@ -67,7 +67,7 @@ def build(path):
                 "--aptopt=Apt::Install-Recommends \"false\"",
                 "--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-exclude=/usr/share/man/*",
                 "--dpkgopt=path-exclude=/usr/share/locale/*", "--dpkgopt=path-exclude=/usr/share/info/*",
-                *hooks(), debian.SUITE, root, listing,
+                *hooks(), debian.GUESTS, root, listing,
             ], limit=1800)
         # After mmdebstrap, which removes it: without one, systemd would preset every unit at the first boot.
         run([*enter, "sh", "-c", 'echo 5669726761207465737420677565737f > "$1/etc/machine-id"', "sh", root])

@@ -9,13 +9,13 @@ import struct
 import subprocess
 
 from .common import Failure, building, cache_dir, locked, remove, run, step
-from .debian import BACKPORTS, SUITE, Apt, tools, unpack
+from .debian import GUESTS, Apt, tools, unpack
 
 # Name here, the Debian meta package, the suite it is taken from.
 KERNELS = {
-    "6.1": ("linux-image-cloud-amd64", f"{SUITE}-security"),
-    "6.12": ("linux-image-cloud-amd64", BACKPORTS),
-    "outer": ("linux-image-amd64", BACKPORTS),
+    "6.1": ("linux-image-cloud-amd64", f"{GUESTS}-security"),
+    "6.12": ("linux-image-cloud-amd64", f"{GUESTS}-backports"),
+    "outer": ("linux-image-amd64", f"{GUESTS}-backports"),
 }
 GUEST_KERNELS = ("6.1", "6.12")
 
@@ -117,7 +117,7 @@ def fetch(name):
 def build(name, root):
     """Downloads the package that the meta package names today, and prepares it."""
     meta, suite = KERNELS[name]
-    apt = Apt()
+    apt = Apt(GUESTS)
     if not any(apt.root.glob("lists/*_Packages*")):
         apt.update()
     with step(f"fetching Debian's {name} kernel"):

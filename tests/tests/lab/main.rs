@@ -12,5 +12,6 @@ mod lifecycle;
 mod machine;
 mod network;
 mod pmem;
+mod storage;
 mod vhost_user;
 mod vsock;

@@ -48,7 +48,8 @@ fn what_a_guest_writes_is_in_the_image_of_the_daemon_and_nothing_else_changed() 
     let content = fs::read(path).expect("the image is there");
     running.finish().all_passed();
     let mut wanted = image::pattern(7, 0, SECTORS);
-    wanted[(1000 * SECTOR) as usize..(4001 * SECTOR) as usize].copy_from_slice(&image::pattern(99, 1000, 3001));
+    wanted[(1000 * SECTOR) as usize..(4001 * SECTOR) as usize]
+        .copy_from_slice(&image::pattern(99, 1000, 3001));
     assert!(content == wanted, "the image is not what the guest made of it");
 }
 

@@ -161,7 +161,7 @@ impl Queue {
             let place = self.base + 16 * u64::from(index);
             memory.put(place, &Memory::guest(*at).to_le_bytes());
             memory.put(place + 8, &length.to_le_bytes());
-            memory.put(place + 12, &(2 * u16::from(*write) | next).to_le_bytes());
+            memory.put(place + 12, &((2 * u16::from(*write)) | next).to_le_bytes());
             memory.put(place + 14, &(index + 1).to_le_bytes());
         }
         let ring = self.base + AVAILABLE;
@@ -176,6 +176,20 @@ impl Queue {
     /// Tells the device.
     pub fn kick(&self) {
         self.kick.write(1).unwrap();
+    }
+
+    /// With EVENT_IDX: tells the device of what was offered since `before` chains were, if it wants to hear of that (virtio 1.3 §2.7.10).
+    pub fn kick_if_wanted(&self, memory: &Memory, before: u16) {
+        let event = memory.word(self.base + USED + 4 + 8 * u64::from(self.size)).load(Ordering::SeqCst);
+        if self.offered.wrapping_sub(event).wrapping_sub(1) < self.offered.wrapping_sub(before) {
+            self.kick();
+        }
+    }
+
+    /// With EVENT_IDX: the driver polls, and is not to be rung for any of the next 32,767 chains.
+    pub fn call_never(&self, memory: &Memory) {
+        let place = self.base + AVAILABLE + 4 + 2 * u64::from(self.size);
+        memory.word(place).store(self.seen.wrapping_sub(1), Ordering::SeqCst);
     }
 
     /// The next chain that came back, with the bytes written to it, if one did.
@@ -248,9 +262,9 @@ impl Front {
     }
 
     /// Shares memory and starts the queues from where they are.
-    pub fn start(&mut self, memory: &Memory, queues: &[Queue]) {
+    pub fn start<'a>(&mut self, memory: &Memory, queues: impl IntoIterator<Item = &'a Queue>) {
         self.socket.set_mem_table(&memory.regions()).unwrap();
-        for (i, queue) in queues.iter().enumerate() {
+        for (i, queue) in queues.into_iter().enumerate() {
             self.start_queue(memory, i, queue, queue.seen);
         }
     }
