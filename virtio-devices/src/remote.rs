@@ -20,11 +20,15 @@ const RUNNING: Duration = Duration::from_secs(2);
 pub(crate) fn find(wish: Wish, host: &Host<'_>) -> Result<Remote, Refusal> {
     let socket = wish.socket.display().to_string();
     let patience = if host.facts.running { RUNNING } else { AT_BOOT };
-    Remote::find(wish, patience).map_err(|e| match e {
-        BackError::Connect { .. } | BackError::NoSocket(_) => Refusal::new(fault(&e), "no vhost-user back end"),
-        _ => Refusal::new(fault(&e), format!("vhost-user back end at {socket}")),
-    }
-    .because(e))
+    Remote::find(wish, patience).map_err(|e| {
+        match e {
+            BackError::Connect { .. } | BackError::NoSocket(_) => {
+                Refusal::new(fault(&e), "no vhost-user back end")
+            }
+            _ => Refusal::new(fault(&e), format!("vhost-user back end at {socket}")),
+        }
+        .because(e)
+    })
 }
 
 /// Who is at fault.

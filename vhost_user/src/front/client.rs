@@ -34,8 +34,7 @@ pub(super) struct Client {
 impl Client {
     pub(super) fn new(stream: UnixStream, gone: Arc<AtomicBool>) -> Result<Self, BackError> {
         let channel = Channel::to_back_end(stream);
-        let channel =
-            channel.map_err(|source| BackError::Host { what: "set up the connection", source })?;
+        let channel = channel.map_err(|source| BackError::Host { what: "set up the connection", source })?;
         Ok(Client { channel, gone, acknowledges: false })
     }
 

@@ -32,9 +32,7 @@ use std::time::Duration;
 
 use device::limit::LogLimit;
 use device::state::{self as saved, Node, StateError};
-use device::{
-    Attached, DeviceError, DriverLink, LiveQueue, Virtio, VirtioGrant, VirtioKind, guest_warn,
-};
+use device::{Attached, DeviceError, DriverLink, LiveQueue, Virtio, VirtioGrant, VirtioKind, guest_warn};
 use virtio_queue::{QueueState, QueueT};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -43,7 +41,7 @@ use dial::{Offer, config_body};
 use rings::{Driver, Progress, Ring, progress, tell_event};
 use watch::Watching;
 
-pub use dial::{ConfigWish, Wish};
+pub use dial::{Adjust, ConfigWish, Wish};
 pub use error::BackError;
 
 use crate::wire::{protocol, request};
@@ -195,10 +193,9 @@ impl Shared {
     /// What interrupts for a queue.
     fn call(&self, index: usize) -> Result<EventFd, BackError> {
         let event = self.link().and_then(|link| link.queue_event(index as u16));
-        event.map_or_else(|| self.bell.try_clone(), Ok).map_err(|source| BackError::Host {
-            what: "pass an interrupt on",
-            source,
-        })
+        event
+            .map_or_else(|| self.bell.try_clone(), Ok)
+            .map_err(|source| BackError::Host { what: "pass an interrupt on", source })
     }
 
     /// Where a ring that ran goes on with a new back end, if that can be known.
@@ -367,7 +364,9 @@ impl Virtio for Remote {
             talk.client = Some(client);
             shared.say(&mut talk, |_, _| told).map(|_| ())
         });
-        begun.map_err(|e| shared.error(format!("the back end at {}: {}", shared.wish.socket.display(), e.line())))
+        begun.map_err(|e| {
+            shared.error(format!("the back end at {}: {}", shared.wish.socket.display(), e.line()))
+        })
     }
 
     fn start_queue(&self, index: usize, queue: LiveQueue) -> Result<(), DeviceError> {
@@ -469,3 +468,6 @@ impl Virtio for Remote {
 fn used_now(ring: &Ring) -> Option<u16> {
     progress(&ring.live.ram.map(), &ring.live.queue.state()).map(|progress| progress.used)
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,8 +1,8 @@
 //! What is saved of a device that another process serves: what its driver was told of it, and what the driver wrote. What the other
 //! process knows is its own business; it is at rest when this is saved, and has nothing under way.
 
-use device::state::{Node, State, StateError};
 use device::DeviceError;
+use device::state::{Node, State, StateError};
 use serde::{Deserialize, Serialize};
 
 use super::Shared;
@@ -27,7 +27,9 @@ impl Shared {
     pub(super) fn save(&self) -> Result<Node, DeviceError> {
         let (id, socket) = (&self.wish.id, self.wish.socket.display());
         if self.talk().unsure {
-            let what = format!("the back end of {id:?} at {socket} went away with requests under way, and is not back");
+            let what = format!(
+                "the back end of {id:?} at {socket} went away with requests under way, and is not back"
+            );
             return Err(DeviceError { what, source: None });
         }
         let shown = self.shown();
@@ -55,7 +57,8 @@ impl Shared {
         if let Err(what) = (self.wish.config.fits)(&saved.config, &shown.bytes) {
             return refuse(format!("{id:?} with the back end at {socket}: {what}"));
         }
-        if let Some((at, _)) = saved.written.iter().find(|(at, _)| !self.wish.config.writable.contains(&usize::from(*at)))
+        if let Some((at, _)) =
+            saved.written.iter().find(|(at, _)| !self.wish.config.writable.contains(&usize::from(*at)))
         {
             return refuse(format!("no driver writes to offset {at} of the configuration"));
         }

@@ -49,7 +49,8 @@ impl DiskSpec {
         let what = || format!("cannot add disk \"{}\"", host.id);
         let disk = crate::remote::find(wish, host).map_err(|e| e.within(what()))?;
         if self.readonly && disk.features() & feature::RO == 0 {
-            let refusal = Refusal::invalid("readonly=on, and the vhost-user back end serves the disk for writing");
+            let refusal =
+                Refusal::invalid("readonly=on, and the vhost-user back end serves the disk for writing");
             return Err(refusal.within(what()));
         }
         Ok(disk)
