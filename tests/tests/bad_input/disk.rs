@@ -159,6 +159,5 @@ fn settings_of_a_disk_that_cannot_work() {
         "",
         "PCI device ID 9 on segment 0 is given to two devices",
     );
-    invalid(&["path=image,vhost_user=on"], "", "--disk vhost_user is not supported yet");
     invalid(&["path=image,rate_limit_group=none"], first, "Invalid rate-limiter group");
 }

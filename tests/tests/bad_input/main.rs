@@ -31,4 +31,5 @@ mod server;
 mod snapshot;
 mod socket;
 mod streams;
+mod vhost_user;
 mod vsock;

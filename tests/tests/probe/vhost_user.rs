@@ -59,6 +59,18 @@ fn requests_of_every_shape_are_answered_by_the_daemon() {
     guest.run().all_passed();
 }
 
+#[test]
+fn a_machine_waits_for_a_daemon_that_is_started_later() {
+    let guest = Guest::new("blk-info,blk-read").memory(SHARED);
+    let (path, socket) = (image::make(&guest.file("disk"), 7, SECTORS), guest.file("socket"));
+    let running = guest.with(&["--disk", &disk(&socket, "")]).start();
+    std::thread::sleep(Duration::from_millis(500));
+    let _daemon = Daemon::start(&path, &socket, "");
+    let report = running.finish();
+    report.all_passed();
+    assert!(report.messages.contains("nobody answers at"), "{report}");
+}
+
 /// The surroundings of a machine under load whose disk a daemon serves.
 struct Loaded {
     scratch: Scratch,
@@ -312,4 +324,72 @@ fn peers_at_the_socket_that_are_none_are_told_of_and_outlived() {
     report.all_passed();
     let lost = report.messages.matches("lost the back end").count();
     assert!((1..4).contains(&lost) && report.messages.contains("trying again"), "{report}");
+}
+
+/// QEMU's program that serves disks; killed on drop.
+struct Other(std::process::Child);
+
+impl Other {
+    fn start(image: &Path, socket: &Path) -> Other {
+        let _ = fs::remove_file(socket);
+        let mut command = std::process::Command::new("qemu-storage-daemon");
+        let place = format!("driver=file,node-name=disk,filename={}", image.display());
+        let export = format!(
+            "type=vhost-user-blk,id=disk,node-name=disk,writable=on,num-queues=2,addr.type=unix,addr.path={}",
+            socket.display()
+        );
+        let child = command.args(["--blockdev", &place, "--export", &export]).spawn().expect("it starts");
+        let begun = Instant::now();
+        while !socket.exists() {
+            assert!(begun.elapsed() < Duration::from_secs(30), "qemu-storage-daemon does not listen");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Other(child)
+    }
+}
+
+impl Drop for Other {
+    fn drop(&mut self) {
+        // Both fail only if it has ended meanwhile.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn the_daemon_of_qemu_serves_a_disk_and_pauses_lose_nothing() {
+    let (loaded, daemon) = Loaded::new();
+    drop(daemon);
+    let _daemon = Other::start(&loaded.image, &loaded.socket);
+    let disk = disk(&loaded.socket, ",id=data,num_queues=2");
+    let arguments = ["--memory", SHARED, "--cpus", "boot=2", "--disk", &disk];
+    let cmdline = "probe.run=load probe.interrupts=on";
+    let mut machine = Living::boot(loaded.scratch.path(), "qemu", cmdline, &arguments);
+    assert_eq!(machine.wait_for("# loading "), "disks=1 cards=0");
+    machine.progress(4000, 0);
+    for round in 0..50u64 {
+        machine.pause_and_resume(Duration::from_millis(round % 3));
+        std::thread::sleep(Duration::from_micros(round * 7919 % 9000));
+    }
+    machine.progress(2000, 0);
+    loaded.end(machine);
+}
+
+#[test]
+fn a_daemon_that_keeps_no_account_leaves_a_disk_that_needs_a_reset_when_it_dies() {
+    let (loaded, daemon) = Loaded::new();
+    drop(daemon);
+    let daemon = Other::start(&loaded.image, &loaded.socket);
+    let mut machine = loaded.boot("probe.interrupts=on");
+    machine.progress(4000, 0);
+    drop(daemon);
+    let _daemon = Other::start(&loaded.image, &loaded.socket);
+    let messages = || fs::read_to_string(loaded.scratch.file("boot.messages")).unwrap_or_default();
+    let begun = Instant::now();
+    while !messages().contains("what became of them is not known") {
+        assert!(begun.elapsed() < Duration::from_secs(30), "{}", messages());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(machine.info()["state"], "Running");
+    machine.shut_down().ended_well();
 }

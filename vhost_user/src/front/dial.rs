@@ -2,11 +2,10 @@
 
 use std::io;
 use std::ops::Range;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
@@ -48,6 +47,9 @@ pub struct Wish {
     pub config: ConfigWish,
 }
 
+/// Puts our own into a configuration space.
+pub type Adjust = Box<dyn Fn(&mut [u8]) + Send + Sync>;
+
 /// Where the configuration space comes from, and who may change it.
 pub struct ConfigWish {
     /// Its bytes where the back end does not tell them; otherwise what they are before it does.
@@ -55,7 +57,7 @@ pub struct ConfigWish {
     /// Whether the back end tells them.
     pub told: bool,
     /// What of them is ours to say.
-    pub adjust: Box<dyn Fn(&mut [u8]) + Send + Sync>,
+    pub adjust: Adjust,
     /// What the back end may change while the driver looks on.
     pub changes: Range<usize>,
     /// Whether a driver that knows the first can go on with a back end that tells the second; says what is in the way.
@@ -98,10 +100,25 @@ pub(super) fn wait(
                     );
                 }
                 told = true;
+                if told_to_end() {
+                    return Err(BackError::Gone);
+                }
                 std::thread::sleep(AGAIN);
             }
             other => return other,
         }
+    }
+}
+
+/// Whether somebody wants the program to end: who waits here keeps the signal from being read.
+fn told_to_end() -> bool {
+    // SAFETY: a set of zeros is one to be written to; the calls only read and write it.
+    unsafe {
+        let mut pending: libc::sigset_t = std::mem::zeroed();
+        libc::sigpending(&raw mut pending) == 0
+            && [libc::SIGTERM, libc::SIGINT]
+                .iter()
+                .any(|signal| libc::sigismember(&raw const pending, *signal) == 1)
     }
 }
 
@@ -118,39 +135,11 @@ pub(super) fn dial(wish: &Wish, gone: &Arc<AtomicBool>) -> Result<(Client, Offer
     if std::fs::metadata(path).is_ok_and(|found| !found.file_type().is_socket()) {
         return Err(BackError::NoSocket(path.clone()));
     }
-    let stream = connect(path).map_err(|source| BackError::Connect { path: path.clone(), source })?;
+    let stream = terminal::socket::connect(path)
+        .map_err(|source| BackError::Connect { path: path.clone(), source })?;
     let mut client = Client::new(stream, gone.clone())?;
     let offer = negotiate(&mut client, wish)?;
     Ok((client, offer))
-}
-
-/// Connects without waiting for somebody who lets callers queue.
-fn connect(path: &Path) -> io::Result<UnixStream> {
-    // SAFETY: all zeros are an address.
-    let mut address: libc::sockaddr_un = unsafe { std::mem::zeroed() };
-    address.sun_family = libc::AF_UNIX as libc::sa_family_t;
-    let bytes = path.as_os_str().as_bytes();
-    // One byte stays zero.
-    if bytes.is_empty() || bytes.len() >= address.sun_path.len() || bytes.contains(&0) {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "no path for a socket"));
-    }
-    for (to, from) in address.sun_path.iter_mut().zip(bytes) {
-        *to = from.cast_signed();
-    }
-    let kind = libc::SOCK_STREAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
-    // SAFETY: plain numbers.
-    let socket = unsafe { libc::socket(libc::AF_UNIX, kind, 0) };
-    if socket < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the descriptor is new and ours.
-    let socket = unsafe { OwnedFd::from_raw_fd(socket) };
-    let length = size_of_val(&address) as libc::socklen_t;
-    // SAFETY: the address is valid for its length.
-    if unsafe { libc::connect(socket.as_raw_fd(), (&raw const address).cast(), length) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(socket.into())
 }
 
 fn negotiate(client: &mut Client, wish: &Wish) -> Result<Offer, BackError> {

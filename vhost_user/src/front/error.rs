@@ -34,8 +34,8 @@ pub enum BackError {
         /// How long was waited.
         after: Duration,
     },
-    /// The device is being dropped.
-    #[error("the device is gone")]
+    /// The device is being dropped, or the program is to end.
+    #[error("it is not needed any more")]
     Gone,
     /// An answer to another request.
     #[error("it answered {} with {}", wire::name(*request), wire::name(*answer))]

@@ -41,7 +41,7 @@ use dial::{Offer, config_body};
 use rings::{Driver, Progress, Ring, progress, tell_event};
 use watch::Watching;
 
-pub use dial::{ConfigWish, Wish};
+pub use dial::{Adjust, ConfigWish, Wish};
 pub use error::BackError;
 
 use crate::wire::{protocol, request};
@@ -468,3 +468,6 @@ impl Virtio for Remote {
 fn used_now(ring: &Ring) -> Option<u16> {
     progress(&ring.live.ram.map(), &ring.live.queue.state()).map(|progress| progress.used)
 }
+
+#[cfg(test)]
+mod tests;

@@ -45,15 +45,39 @@ fn wrong_combinations_are_refused_in_the_words_of_the_contract() {
             "Block device serial length (21) exceeds maximum allowed length (20)",
         ),
         ("path=/a,queue_affinity=[1@2]", "queue_affinity names queue 1, which does not exist"),
-        ("path=/a,vhost_user=on", "--disk vhost_user is not supported yet"),
+        ("path=/a,socket=/s", "Disk path and vhost socket both provided"),
+        ("path=/a,vhost_user=on,socket=/s", "Disk path and vhost socket both provided"),
+        ("socket=/s", "Disk path missing"),
+        (
+            "vhost_user=on,socket=/s",
+            "Using vhost-user requires using shared memory or huge pages (--memory shared=on or hugepages=on)",
+        ),
         ("path=/a,rate_limit_group=none", "Invalid rate-limiter group"),
         ("path=/a,id=__x", "Identifier __x is not valid"),
     ] {
         assert_eq!(refusal(text), want, "{text}");
     }
-    assert!(refusal("path=/a,socket=/s").ends_with(" is not supported yet"));
     for text in ["path=/a,nonsense=1", "path=/a,direct=maybe", "path=/a,image_type=iso"] {
         assert!(refusal(text).starts_with("Error parsing --disk: "), "{text}");
+    }
+}
+
+#[test]
+fn a_disk_that_another_process_serves_needs_a_socket_and_has_no_limits_here() {
+    let facts = Facts { shared_memory: true, ..Facts::default() };
+    let check = |text: &str| DiskSpec::parse(text).unwrap().check(&facts).map_err(|e| e.chain().join(": "));
+    assert_eq!(check("vhost_user=on,socket=/s,queue_size=256"), Ok(()));
+    for (text, want) in [
+        ("vhost_user=on", "No socket provided when using vhost-user"),
+        (
+            "vhost_user=on,socket=/s,bw_size=1,bw_refill_time=1",
+            "Rate limiting is not supported with vhost-user",
+        ),
+        ("vhost_user=on,socket=/s,rate_limit_group=g", "Rate limiting is not supported with vhost-user"),
+        ("vhost_user=on,socket=/s,num_queues=2", "Queue count (2) must not exceed boot vCPUs (1)"),
+        ("vhost_user=on,socket=/s,queue_size=2", "Block queue size must be greater than 2: 2"),
+    ] {
+        assert_eq!(check(text), Err(want.to_owned()), "{text}");
     }
 }
 
