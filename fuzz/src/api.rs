@@ -60,7 +60,7 @@ fn server() {
     SERVER.get_or_init(|| {
         let listener = UnixListener::bind(scratch::file("api")).unwrap();
         let (caller, inbox) = api::calls::queue().unwrap();
-        std::thread::spawn(move || {
+        let answer = move || {
             loop {
                 let mut fd = libc::pollfd { fd: inbox.fd(), events: libc::POLLIN, revents: 0 };
                 // SAFETY: one valid entry.
@@ -74,7 +74,8 @@ fn server() {
                     let _gone = call.answer.send(reply);
                 }
             }
-        });
+        };
+        std::thread::Builder::new().name("answers".into()).spawn(answer).unwrap();
         Server::start(listener, caller).unwrap()
     });
 }

@@ -280,7 +280,8 @@ impl Disk {
                 byte
             }
             7 => {
-                let size = input.value();
+                // Mostly sizes whose tables are not all that there is time for.
+                let size = if kind >= 0xf0 { input.value() } else { input.value() & 0x3f_ffff };
                 let grown = self.image.resize(size.saturating_mul(if kind & 8 == 0 { SECTOR } else { 1 }));
                 if grown.is_ok()
                     && let Some(model) = &mut self.model

@@ -94,7 +94,8 @@ fn prepare(target: &Target, directory: &Path) {
         let bytes: String = word.bytes().map(|byte| format!("\\x{byte:02x}")).collect();
         format!("\"{bytes}\"\n")
     };
-    let mut options = vec![format!("-max_len={}", target.length)];
+    // Programs are not worth more for being short.
+    let mut options = vec![format!("-max_len={}", target.length), "-len_control=0".to_owned()];
     let words: String = (target.words)().iter().map(quoted).collect();
     if !words.is_empty() {
         let dictionary = directory.join("dictionary");
@@ -105,6 +106,11 @@ fn prepare(target: &Target, directory: &Path) {
     fs::write(directory.join("options"), options.join("\n")).unwrap();
 }
 
+/// Before the first input. libFuzzer has no other way to be told that there will be none than the end of the process.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "there is no `main` to return from, and nothing that a destructor would restore"
+)]
 fn begin() {
     let all = targets();
     if std::env::var_os("VIRGA_FUZZ_LIST").is_some() {
@@ -122,6 +128,9 @@ fn begin() {
         prepare(&target, Path::new(&directory));
         process::exit(0);
     }
+    // As Rust's own start does, which is not ours here.
+    // SAFETY: no handler is installed.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
     log::set_logger(&Sink).unwrap();
     log::set_max_level(log::LevelFilter::Info);
     assert!(CHOSEN.set(target).is_ok());

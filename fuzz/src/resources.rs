@@ -24,7 +24,7 @@ fn count() -> [usize; 2] {
 pub fn check() {
     let runs = RUNS.get() + 1;
     RUNS.set(runs);
-    if runs % PERIOD != 0 {
+    if !runs.is_multiple_of(PERIOD) {
         return;
     }
     let now = count();

@@ -212,19 +212,32 @@ fn run(mut scene: impl Scene, bytes: &[u8]) {
     guest.board.assert_well();
 }
 
+/// The act of offering a chain: `request` goes into the readable buffers, if there are any.
+fn offers(queue: u8, head: u8, shape: u8, request: &[u8]) -> Vec<u8> {
+    let mut act = [&[1, queue, head, shape][..], request].concat();
+    for n in 0..shape & 3 {
+        if n + 1 != shape & 3 {
+            act.push(16);
+        }
+        act.extend([0, 8 * head + n]);
+    }
+    for n in 0..shape >> 2 & 3 {
+        act.extend([if n == 0 { 64 } else { 1 }, 0, 128 + 8 * head + 64 * n]);
+    }
+    act
+}
+
 /// Programs that set the device up, offer chains of all shapes and serve them.
-fn seeds(requests: &[&[u8]]) -> Vec<Vec<u8>> {
+fn seeds(queues: u8, requests: &[&[u8]]) -> Vec<Vec<u8>> {
     let mut all = Vec::new();
-    for (n, request) in requests.iter().enumerate() {
-        for shape in [0x05u8, 0x06, 0x41, 0x44, 0x25, 0x1a] {
-            for queue in 0..2 {
+    for request in requests {
+        for shape in [0x01u8, 0x04, 0x05, 0x06, 0x09, 0x46, 0x49, 0x25, 0x1a] {
+            for queue in 0..queues {
                 let mut seed = vec![1];
                 for head in [0, 4] {
-                    seed.extend([1, queue, head, shape]);
-                    seed.extend(*request);
-                    seed.extend([0, n as u8, 0, 8, 0, 16, 8, 0, 24, 8]);
+                    seed.extend(offers(queue, head, shape, request));
                 }
-                seed.extend([12, 16, 1, 2, 3, 4, 18, 19, 12, 7, 0, 20, 2, 0, 1, 12]);
+                seed.extend([12, 16, 1, 2, 3, 4, 18, 19, 12, 0, 1, 12]);
                 all.push(seed);
             }
         }
@@ -280,6 +293,9 @@ impl Scene for Disk {
         };
         let sector = input.value();
         let mut bytes = [&kind.to_le_bytes()[..], &[0; 4], &sector.to_le_bytes()].concat();
+        if matches!(kind, 0 | 4 | 8) {
+            return bytes;
+        }
         // Data, or the ranges of a discard.
         let (first, count, flags) = (input.value(), input.value() as u32, input.u8());
         bytes.extend(
@@ -340,8 +356,13 @@ impl Scene for Console {
 struct Net;
 
 impl Net {
-    /// Inputs cannot reach anybody: the thread is moved into a new namespace first.
     fn run(bytes: &[u8]) {
+        Net::alone();
+        run(Net, bytes);
+    }
+
+    /// Moves the thread into a network namespace of its own, once: inputs cannot reach anybody.
+    fn alone() {
         thread_local!(static ALONE: OnceCell<()> = const { OnceCell::new() });
         ALONE.with(|alone| {
             alone.get_or_init(|| {
@@ -350,7 +371,6 @@ impl Net {
                 assert_eq!(done, 0, "network namespaces need root: {}", std::io::Error::last_os_error());
             });
         });
-        run(Net, bytes);
     }
 }
 
@@ -398,6 +418,61 @@ struct Sockets {
 }
 
 impl Sockets {
+    /// Conversations: what is said on a connection once there is one, from either side.
+    fn seeds() -> Vec<Vec<u8>> {
+        const QUIET: &[u8] = &[0, 0, 0, 10];
+        let buffers = |heads: std::ops::Range<u8>| {
+            heads.flat_map(|head| offers(0, head, 0x04, QUIET)).collect::<Vec<_>>()
+        };
+        let says = |head, op, length| offers(1, head, 0x01, &[0, op, length, 20]);
+        let serve = vec![12];
+        let mut seeds = seeds(3, &[&[0, 1, 0, 20], &[0, 5, 16, 20], &[4, 1, 0, 9, 20]]);
+        // The guest connects to the host, which accepts; each says something; then one of these.
+        let ends: [Vec<u8>; 8] = [
+            says(4, 4, 0),
+            says(4, 3, 0),
+            vec![16, 3],
+            vec![16, 4, 0],
+            vec![16, 4, 1],
+            vec![19],
+            vec![0, 1],
+            [says(4, 6, 0), says(6, 7, 0), vec![16, 7, 200]].concat(),
+        ];
+        for end in ends {
+            let begin = [vec![1], buffers(0..8), says(0, 1, 0), serve.clone(), vec![16, 0]].concat();
+            let talk = [
+                says(1, 5, 40),
+                serve.clone(),
+                vec![16, 7, 4],
+                serve.clone(),
+                says(2, 5, 200),
+                vec![11, 1, 18],
+            ]
+            .concat();
+            let then = [end, serve.clone(), buffers(8..12), vec![16, 7, 9, 18, 12, 16, 0, 12]].concat();
+            seeds.push([begin, talk, then].concat());
+        }
+        // The host connects to the guest, which answers.
+        for op in [2, 3, 5, 4] {
+            let answer = |head, op, length| {
+                offers(1, head, 0x01, &[0x0c, op, length, 3, 64, 0, 0, 0, 0, 0, 0, 0, 4, 30, 20])
+            };
+            let begin =
+                [vec![1], buffers(0..8), vec![16, 1, 8], serve.clone(), vec![18], serve.clone()].concat();
+            let talk = [
+                answer(0, op, 0),
+                serve.clone(),
+                vec![16, 7, 4],
+                serve.clone(),
+                answer(1, 5, 9),
+                serve.clone(),
+            ]
+            .concat();
+            seeds.push([begin, talk, vec![16, 7, 4, 18, 12, 19, 12, 16, 3, 12]].concat());
+        }
+        seeds
+    }
+
     fn run(bytes: &[u8]) {
         let path = scratch::file("vsock_1024");
         let _absent = fs::remove_file(&path);
@@ -409,8 +484,7 @@ impl Sockets {
 
 impl Scene for Sockets {
     fn make(&self) -> Box<dyn Virtio> {
-        let text = format!("cid=52,socket={}", scratch::file("vsock").display());
-        with_kept(|kept| build::<VsockSpec>(&text, "_vsock0", kept))
+        vsock()
     }
 
     fn request(&self, input: &mut Input<'_>) -> Vec<u8> {
@@ -442,7 +516,7 @@ impl Scene for Sockets {
             0 => self.streams.extend(self.listener.accept().map(|(stream, _)| stream)),
             1 => {
                 if let Ok(mut stream) = UnixStream::connect(scratch::file("vsock")) {
-                    let _sent = write!(stream, "CONNECT {}\n", u32::from(input.u8()) * 8);
+                    let _sent = writeln!(stream, "CONNECT {}", u32::from(input.u8()) * 8);
                     self.streams.push(stream);
                 }
             }
@@ -473,42 +547,31 @@ impl Scene for Sockets {
     }
 }
 
-/// Devices by name, for those who load states.
-pub fn scenes() -> Vec<(&'static str, Box<dyn Fn() -> Box<dyn Virtio>>)> {
-    vec![
-        (
-            "block",
-            Box::new(|| {
-                let path = scratch::file("disk");
-                File::options()
-                    .write(true)
-                    .create(true)
-                    .truncate(false)
-                    .open(&path)
-                    .unwrap()
-                    .set_len(0x1_0000)
-                    .unwrap();
-                Disk(format!(
-                    "path={},_disable_io_uring=on,_disable_aio=on,image_type=raw,queue_size=64",
-                    path.display()
-                ))
-                .make()
-            }),
-        ),
-        ("rng", Box::new(|| Entropy.make())),
-        ("console", Box::new(|| Console::default().make())),
-        (
-            "vsock",
-            Box::new(|| {
-                with_kept(|kept| {
-                    build::<VsockSpec>(
-                        &format!("cid=52,socket={}", scratch::file("vsock").display()),
-                        "_vsock0",
-                        kept,
-                    )
-                })
-            }),
-        ),
+fn vsock() -> Box<dyn Virtio> {
+    let text = format!("cid=52,socket={}", scratch::file("vsock").display());
+    with_kept(|kept| build::<VsockSpec>(&text, "_vsock0", kept))
+}
+
+/// Makes a device.
+pub type Make = fn() -> Box<dyn Virtio>;
+
+/// All devices, for those who load states.
+pub fn scenes() -> [Make; 5] {
+    [
+        || {
+            let path = scratch::file("disk");
+            let file = File::options().write(true).create(true).truncate(false).open(&path).unwrap();
+            file.set_len(0x1_0000).unwrap();
+            let engine = "_disable_io_uring=on,_disable_aio=on";
+            Disk(format!("path={},{engine},image_type=raw,queue_size=64", path.display())).make()
+        },
+        || Entropy.make(),
+        || Console::default().make(),
+        vsock,
+        || {
+            Net::alone();
+            Net.make()
+        },
     ]
 }
 
@@ -528,21 +591,23 @@ pub fn targets() -> Vec<Target> {
             "a disk under a driver that lies",
             || {
                 let requests: &[&[u8]] = &[
-                    &[0, 0, 0, 0, 0, 40],
-                    &[1, 2, 0, 0, 0, 32],
-                    &[4, 0, 0, 0, 0, 0],
-                    &[8, 0, 0, 0, 8, 0, 4, 0],
-                    &[11, 0, 0, 0, 8, 0, 4, 0],
-                    &[13, 0, 0, 0, 8, 0, 4, 1, 1],
+                    &[0, 10],
+                    &[1, 12, 10, 10, 0x55, 32],
+                    &[4, 10],
+                    &[8, 10],
+                    &[11, 10, 10, 18, 0, 0],
+                    &[13, 10, 12, 18, 1, 1],
                 ];
-                seeds(requests).into_iter().map(|seed| [vec![2], seed].concat()).collect()
+                let with =
+                    |how: u8| seeds(1, requests).into_iter().map(move |seed| [vec![how], seed].concat());
+                with(0).chain(with(2).step_by(9)).collect()
             },
             Disk::run,
         ),
         target(
             "virtio_rng",
             "the entropy device under a driver that lies",
-            || seeds(&[&[0], &[4, 1, 2, 3, 4]]),
+            || seeds(1, &[&[0], &[4, 1, 2, 3, 4]]),
             |bytes| {
                 run(Entropy, bytes);
             },
@@ -550,36 +615,26 @@ pub fn targets() -> Vec<Target> {
         target(
             "virtio_console",
             "the console under a driver that lies",
-            || seeds(&[&[5, b'h', b'e', b'l', b'l', b'o'], &[0]]),
+            || seeds(2, &[&[5, b'h', b'e', b'l', b'l', b'o'], &[0]]),
             |bytes| run(Console::default(), bytes),
         ),
         target(
             "virtio_net",
             "a network card under a driver that lies",
             || {
-                seeds(&[
-                    &[1, 0, 0, 0, 0, 0, 0, 0, 20],
-                    &[3, 1, 1, 54, 34, 16, 54, 0, 200, 40],
-                    &[0, 6, 4, 0, 1, 0],
-                    &[0, 3, 0, 0, 1],
-                ])
+                seeds(
+                    3,
+                    &[
+                        &[1, 0, 0, 0, 0, 0, 0, 10, 4, 1, 2, 3, 4],
+                        &[5, 1, 1, 34, 16, 0, 54, 0, 200, 8, 0x45, 0, 0, 60, 0, 0, 0, 0],
+                        &[0, 4, 4, 0, 1, 0],
+                        &[0, 10, 5, 0, 0x83, 0, 0, 0, 0, 0, 0, 0],
+                        &[0, 8, 1, 1, 2, 0, 0, 0, 0, 9],
+                    ],
+                )
             },
             Net::run,
         ),
-        target(
-            "virtio_vsock",
-            "sockets under a driver that lies",
-            || {
-                seeds(&[
-                    &[0, 1, 0, 20],
-                    &[0, 5, 16, 20],
-                    &[0, 6, 0, 20],
-                    &[0, 4, 0, 20],
-                    &[0, 3, 0, 0],
-                    &[4, 1, 0, 9, 20],
-                ])
-            },
-            Sockets::run,
-        ),
+        target("virtio_vsock", "sockets under a driver that lies", Sockets::seeds, Sockets::run),
     ]
 }
