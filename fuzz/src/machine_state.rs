@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::guest::{Board, Guest, Saved};
 use crate::input::Input;
-use crate::{Target, json, platform_devices, virtio};
+use crate::{Target, devices, json, platform_devices};
 
 /// A function and its device as one document.
 #[derive(Serialize, Deserialize)]
@@ -42,7 +42,7 @@ fn case(what: What, good: impl Serialize) -> Case {
 
 static CASES: LazyLock<Vec<Case>> = LazyLock::new(|| {
     let mut cases = Vec::new();
-    for (number, make) in virtio::scenes().into_iter().enumerate() {
+    for (number, make) in devices::scenes().into_iter().enumerate() {
         for used in [false, true] {
             let mut guest = Guest::new(make());
             if used {
@@ -82,7 +82,7 @@ fn run(bytes: &[u8]) {
             // By way of text, as it comes from a file.
             let Ok(document) = serde_json::from_str::<Document>(&value.to_string()) else { return };
             let Document { placed, function, device } = document;
-            let made = virtio::scenes()[number]();
+            let made = devices::scenes()[number]();
             let Ok(mut guest) = Guest::load(made, Board::ram(), &placed, Saved { device, function }) else {
                 return;
             };

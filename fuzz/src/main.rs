@@ -12,6 +12,8 @@
 #![allow(clippy::unwrap_used, reason = "a target that cannot be set up is to end loudly")]
 
 mod api;
+mod damage;
+mod devices;
 mod guest;
 mod image;
 mod input;
@@ -24,6 +26,7 @@ mod platform_devices;
 mod resources;
 mod scratch;
 mod snapshot;
+mod sockets;
 mod vhost_user_peer;
 mod virtio;
 
@@ -52,7 +55,7 @@ pub struct Target {
 fn targets() -> Vec<Target> {
     [
         image::targets(),
-        virtio::targets(),
+        devices::targets(),
         vec![pci_bus::target(), platform_devices::target(), machine_state::target()],
         vec![snapshot::target(), vhost_user_peer::target(), kernel::target()],
         options::targets(),
