@@ -10,6 +10,7 @@ from . import common, debian_image, guest, kernels, toolchain
 from .common import CHECKOUT, Failure, say
 
 PROBE = ["--manifest-path", "probe/Cargo.toml", "--target-dir", "target/probe"]
+FUZZ = ["--manifest-path", "fuzz/Cargo.toml", "--target-dir", "target"]
 UNITS = ["cargo", "test", "--locked", "--no-fail-fast", "--workspace", "--exclude", "tests"]
 PROGRAMS = [["cargo", "build", "--locked", "-p", "vmm", "-p", "ch-remote", "-p", "vhost_user_block", "-p", "vhost_user_net",
              "-p", "bare-kvm"],
@@ -45,12 +46,15 @@ def lab_ready():
 
 
 STAGES = [
-    Stage("format", "rustfmt, on the project and on the probe",
+    Stage("format", "rustfmt, on the project, the probe and the fuzz targets",
           ["cargo", "fmt", "--all", "--check"],
-          ["cargo", "fmt", "--manifest-path", "probe/Cargo.toml", "--check"]),
+          ["cargo", "fmt", "--manifest-path", "probe/Cargo.toml", "--check"],
+          ["cargo", "fmt", "--manifest-path", "fuzz/Cargo.toml", "--check"]),
     Stage("lints", "clippy with warnings as errors",
           ["cargo", "clippy", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings"],
-          ["cargo", "clippy", "--locked", "--release", *PROBE, "--", "-D", "warnings"]),
+          ["cargo", "clippy", "--locked", "--release", *PROBE, "--", "-D", "warnings"],
+          ["cargo", "clippy", "--locked", *FUZZ, "--", "-D", "warnings"],
+          prepare=lambda: common.need("g++", "g++")),
     Stage("units", "each crate's own tests, on the real /dev/kvm, taps, terminals and sockets",
           UNITS, whole("floors")),
     Stage("programs", "builds the programs and the probe guest",
@@ -58,6 +62,7 @@ STAGES = [
     Stage("probe", "the machine's devices, driven by the probe guest", whole("bare_kvm"), whole("probe"), prepare=programs),
     Stage("api", "ch-remote and other clients against a running machine", whole("api"), prepare=programs),
     Stage("bad_input", "what must be refused, and how", whole("bad_input"), prepare=programs),
+    Stage("fuzz", "each fuzz target for some seconds", ["scripts/fuzz", "--smoke"]),
     Stage("lab", "stock Debian kernels, old and new, and the examples of the README",
           whole("lab"), whole("readme"), prepare=lab_ready),
 ]
