@@ -113,7 +113,9 @@ fn all_goes_on(machine: &mut Running) {
 /// Waits until something holds in the guest.
 #[track_caller]
 fn wait_for(machine: &mut Running, what: &str) {
-    machine.sh(&format!("for i in $(seq 600); do {what} && break; sleep 0.2; done; {what}"));
+    machine.sh(&format!(
+        "i=0; until {what}; do i=$((i + 1)); [ $i -lt 600 ] || break; sleep 0.2; done; [ $i -lt 600 ]"
+    ));
 }
 
 /// Waits until the guest sees a disk's size, in sectors.
