@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::LazyLock;
 
 use clap::{Arg, ArgMatches, Command};
-use device::Naming;
+use device::{Calls, Naming};
 use platform::debug_console::DebugConsoleSpec;
 use platform::serial::SerialSpec;
 use serde::{Deserialize, Serialize};
@@ -80,6 +80,10 @@ macro_rules! machine {
             $( machine!(@hot $arity all, $spec); )*
             all
         });
+
+        /// What the devices of the list ask of the kernel, by their flags.
+        pub static CALLS: &[(&str, Calls)] =
+            &[ $( (<$spec as spec::Spec>::FLAG, <$spec as device::Build>::CALLS) ),* ];
 
         impl VmSpec {
             /// The devices in the order of their PCI slots.

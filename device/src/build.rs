@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 
 use spec::{Facts, PciCommon, Refusal, Spec};
 
-use crate::{Device, Virtio};
+use crate::{Calls, Device, Virtio};
 
 /// How a device without a name given by the user is called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +36,9 @@ pub trait Build: Spec {
     /// The properties, by their names in JSON, that may have other values when a saved machine is restored: those that the guest
     /// does not see, or is told of.
     const REPLACEABLE: &'static [&'static str] = &[];
+
+    /// What such devices ask of the kernel.
+    const CALLS: Calls = Calls::NONE;
 
     /// Naming and placement, for PCI devices.
     fn common(&self) -> Option<&PciCommon> {

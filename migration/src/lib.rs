@@ -8,6 +8,7 @@
 //! the states of devices, and comes last.
 
 mod backing;
+pub mod calls;
 mod checksum;
 mod copy;
 mod directory;

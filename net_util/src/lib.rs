@@ -6,6 +6,7 @@
 //!
 //! This crate knows nothing of virtio: no features, no queues of descriptors, no guest memory.
 
+pub mod calls;
 mod error;
 mod link;
 mod mac;

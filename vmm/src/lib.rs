@@ -6,6 +6,7 @@
 pub mod api_socket;
 pub mod check_host;
 pub mod cli;
+pub mod confined;
 pub mod control;
 pub mod core_scheduling;
 pub mod gate;

@@ -11,6 +11,7 @@ use catalog::VmSpec;
 use clap::ArgMatches;
 use clap::error::ErrorKind;
 use hypervisor::kvm::Kvm;
+use sandbox::Mode;
 use spec::Refusal;
 use vmm::api_socket::ApiSocket;
 use vmm::cli;
@@ -61,7 +62,7 @@ fn run(matches: &ArgMatches) -> Result<(), Refusal> {
         text("log-format").unwrap_or(logger::DEFAULT_FORMAT),
     )
     .map_err(|e| Refusal::host("Error setting up logging", e))?;
-    refuse_seccomp(text("seccomp").unwrap_or("false"))?;
+    let mode = cli::seccomp(matches)?;
 
     // Sockets and files that we make are the owner's alone.
     // SAFETY: umask takes an integer and cannot fail.
@@ -71,8 +72,21 @@ fn run(matches: &ArgMatches) -> Result<(), Refusal> {
     std::panic::set_hook(Box::new(move |info| {
         // The message is of no use in a terminal that is still raw.
         terminal::restore_all();
-        hook(info);
+        match std::thread::current().name() {
+            Some("main") | None => hook(info),
+            // A confined thread may not open the program's file, which names of functions would need.
+            Some(name) if mode != Mode::Off => {
+                let what = info.payload_as_str().unwrap_or("something that is no text");
+                let at = info.location().map(ToString::to_string).unwrap_or_default();
+                // Nothing can be done about a standard error that takes nothing.
+                let _ = writeln!(std::io::stderr(), "thread '{name}' panicked at {at}:\n{what}");
+            }
+            Some(_) => hook(info),
+        }
     }));
+    sandbox::watch(terminal::restore_all).map_err(|e| Refusal::host("Error setting up signals", e))?;
+    sandbox::switch_on(mode);
+    vmm::confined::control()?;
 
     let monitor = Monitor::new(cli::event_monitor(matches)?)
         .map_err(|e| Refusal::host("Error opening event monitor", e))?;
@@ -131,17 +145,6 @@ fn run(matches: &ArgMatches) -> Result<(), Refusal> {
         server.finish(LAST_ANSWER);
     }
     result
-}
-
-/// Filters come with confinement; until then a filter that was asked for is refused rather than pretended.
-fn refuse_seccomp(mode: &str) -> Result<(), Refusal> {
-    match mode {
-        "false" => Ok(()),
-        "true" | "log" | "errno" => Err(Refusal::unsupported(format!("--seccomp {mode}"))),
-        other => Err(Refusal::invalid(format!(
-            "Error parsing --seccomp: expected true, false, log or errno, not {other:?}"
-        ))),
-    }
 }
 
 /// Tells why the process ended, once and in full.

@@ -132,7 +132,6 @@ fn what_is_not_offered_yet_is_refused_by_name() {
         let args: Vec<&str> = [flag.as_str()].into_iter().chain(value).collect();
         refuses(&args, &["Error parsing config", &format!("{flag} is not supported yet")]);
     }
-    refuses(&["--seccomp", "true"], &["--seccomp true is not supported yet"]);
     refuses(
         &["--seccomp", "yes"],
         &["Error parsing --seccomp: expected true, false, log or errno, not \"yes\""],

@@ -1,5 +1,6 @@
 //! The machine and its devices seen by a guest of our own: each test starts the VMM with the probe as its kernel.
 
+mod confined;
 mod devices;
 mod disk;
 mod ends;

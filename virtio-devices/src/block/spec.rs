@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use ::block::{Choice, Error, Format, Granularity, Image, Options, Type};
-use device::{Build, Built, Host, Naming};
+use device::{Build, Built, Calls, Host, Naming};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use spec::{Facts, Kind, Part, PciCommon, RateLimit, Refusal, Spec, Value};
 
@@ -136,6 +136,7 @@ impl Spec for DiskSpec {
 
 impl Build for DiskSpec {
     const NAMING: Naming = Naming::Counted("disk");
+    const CALLS: Calls = super::calls::CALLS;
     const REPLACEABLE: &'static [&'static str] = &[
         "path",
         "direct",

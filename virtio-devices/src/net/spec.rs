@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
-use device::{Build, Built, Host, Naming};
+use device::{Build, Built, Calls, Host, Naming};
 use log::warn;
 use net_util::{LinkConfig, MacAddr, TapSet};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
@@ -159,6 +159,7 @@ impl NetSpec {
 
 impl Build for NetSpec {
     const NAMING: Naming = Naming::Counted("net");
+    const CALLS: Calls = super::calls::CALLS;
     const REPLACEABLE: &'static [&'static str] =
         &["tap", "ip", "mask", "mac", "host_mac", "rate_limiter_config"];
 

@@ -108,7 +108,8 @@ impl VirtioPci {
         if config_length > layout::DEVICE.length as usize {
             return Err(TransportError::Config { id, length: config_length });
         }
-        let needs = layout::needs(device.kind(), sizes.len(), config_length > 0, bar);
+        let mut needs = layout::needs(device.kind(), sizes.len(), config_length > 0, bar);
+        needs.calls = device.calls();
         Ok(VirtioPci { id, device, needs, config_length, wired: None })
     }
 

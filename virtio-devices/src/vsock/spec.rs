@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use device::{Build, Built, Host, Naming};
+use device::{Build, Built, Calls, Host, Naming};
 use spec::{Facts, Kind, Part, PciCommon, Refusal, Spec};
 use terminal::{Listener, TerminalError};
 
@@ -56,6 +56,7 @@ fn missing(key: &str) -> Refusal {
 
 impl Build for VsockSpec {
     const NAMING: Naming = Naming::Counted("vsock");
+    const CALLS: Calls = super::calls::CALLS;
     const REPLACEABLE: &'static [&'static str] = &["socket"];
 
     fn common(&self) -> Option<&PciCommon> {
