@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::os::fd::{OwnedFd, RawFd};
 use std::sync::{Mutex, PoisonError};
 
+use sandbox::HostPath;
 use spec::{Facts, PciCommon, Refusal, Spec};
 
 use crate::{Calls, Device, Virtio};
@@ -61,6 +62,11 @@ pub trait Build: Spec {
 
     /// Takes the numbers of descriptors out of the description, for a client that sends the descriptors with a request.
     fn lend(&mut self) -> Vec<RawFd> {
+        Vec::new()
+    }
+
+    /// The paths that [`Build::build`] opens, for those who keep the process to them.
+    fn paths(&self) -> Vec<HostPath> {
         Vec::new()
     }
 

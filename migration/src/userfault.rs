@@ -82,6 +82,9 @@ pub(crate) const SETUP: &[u32] = &[
     request(_IOC_READ, 0x01, size_of::<RangeArg>()),
 ];
 
+/// The device that gives one to those who may open it.
+pub const DEVICE: &str = "/dev/userfaultfd";
+
 /// Those by which faults are served, and watching ends.
 pub(crate) const WORK: &[u32] = &[
     request(_IOC_READ, 0x01, size_of::<RangeArg>()),
@@ -143,7 +146,7 @@ impl Userfault {
             .read(true)
             .write(true)
             .custom_flags(libc::O_CLOEXEC)
-            .open("/dev/userfaultfd")
+            .open(DEVICE)
             .map_err(|_| refused)?;
         // SAFETY: a request whose argument is a number.
         let fd = check(unsafe { ioctl_with_val(&device, USERFAULTFD_IOC_NEW(), flags as libc::c_ulong) })?;

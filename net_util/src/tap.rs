@@ -15,7 +15,8 @@ use crate::{Error, IfName};
 /// The kernel neither reads nor writes the last two of them.
 pub const VNET_HDR_LEN: usize = 12;
 
-const TUN_PATH: &str = "/dev/net/tun";
+/// The device by which taps are made and opened.
+pub const TUN_PATH: &str = "/dev/net/tun";
 
 bitflags! {
     /// What the reader of a tap can take: the kernel leaves this work undone in the frames that it hands over.

@@ -6,7 +6,7 @@ use device::{
     Build, Built, Calls, Device, DeviceError, Effect, Grant, Host, Naming, Needs, Region, Registers, Space,
     WindowNeed, Workers,
 };
-use sandbox::common;
+use sandbox::{HostPath, common};
 use serde::{Deserialize, Serialize};
 use spec::{Facts, Key, Options, ParseError, Part, Refusal, Spec, Value};
 use terminal::{ConsoleMode, Input, Mode, Session, Terminal, calls};
@@ -99,6 +99,10 @@ impl Build for DebugConsoleSpec {
     };
     // All that an option text of the mode sets, although no socket is taken.
     const REPLACEABLE: &'static [&'static str] = &["mode", "file", "socket"];
+
+    fn paths(&self) -> Vec<HostPath> {
+        self.console.0.paths()
+    }
 
     fn build(&mut self, host: &Host<'_>) -> Result<Built, Refusal> {
         let port = self.iobase.unwrap_or_default().0;

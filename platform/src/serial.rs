@@ -9,7 +9,7 @@ use device::{
     Build, Built, Calls, Device, DeviceError, Effect, Grant, Host, Line, LineNeed, Naming, Needs, Placed,
     Region, Registers, Space, TableSink, WindowNeed, Workers,
 };
-use sandbox::common;
+use sandbox::{HostPath, common};
 use spec::{Facts, Refusal, Spec};
 use terminal::{ConsoleMode, Input, Mode, Session, Terminal, calls};
 
@@ -55,6 +55,10 @@ impl Build for SerialSpec {
         host: &[common::FILES, calls::OPEN],
     };
     const REPLACEABLE: &'static [&'static str] = &["mode", "file", "socket"];
+
+    fn paths(&self) -> Vec<HostPath> {
+        self.console.paths()
+    }
 
     fn build(&mut self, host: &Host<'_>) -> Result<Built, Refusal> {
         let terminal = open(host, &mut self.console, "serial port")?;

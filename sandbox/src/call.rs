@@ -90,30 +90,32 @@ pub const fn socket(families: &'static [u32]) -> Call {
 /// A list of all calls of these sets for people, by name and each once: `read mmap(2 without 0x4) ioctl(1: 3)`, where the last is allowed with
 /// three different values of its argument 1.
 pub fn list(sets: &[Set]) -> String {
-    let mut calls: BTreeMap<u32, (BTreeSet<String>, BTreeMap<u8, BTreeSet<u32>>)> = BTreeMap::new();
+    let mut rules: BTreeMap<u32, BTreeSet<String>> = BTreeMap::new();
+    let mut values: BTreeMap<(u32, u8), BTreeSet<u32>> = BTreeMap::new();
     for call in sets.iter().copied().flatten() {
-        let (rules, values) = calls.entry(call.number).or_default();
-        let rule = match call.when {
+        let of = rules.entry(call.number).or_default();
+        of.insert(match call.when {
             When::Always => String::new(),
             When::OneOf(index, list) => {
-                values.entry(index).or_default().extend(list);
+                values.entry((call.number, index)).or_default().extend(list);
                 continue;
             }
             When::Without(index, bits) => format!("({index} without {bits:#x})"),
             When::With(index, bits) => format!("({index} with {bits:#x})"),
             When::Ourselves(index) => format!("({index} is us)"),
             When::Refused(error) => format!("(never: error {error})"),
-        };
-        rules.insert(rule);
+        });
     }
-    let mut list = Vec::new();
-    for (number, (rules, values)) in calls {
-        let values = values.into_iter().map(|(index, values)| format!("({index}: {})", values.len()));
+    for ((number, index), values) in values {
+        let of = rules.entry(number).or_default();
+        of.insert(format!("({index}: {})", values.len()));
+    }
+    let text = |(number, rules): (u32, BTreeSet<String>)| {
         // One that is always allowed needs no more to be said.
-        let rules: Vec<String> =
-            if rules.contains("") { vec![String::new()] } else { rules.into_iter().chain(values).collect() };
-        list.push(format!("{}{}", crate::name(number), rules.concat()));
-    }
+        let rules = if rules.contains("") { String::new() } else { rules.into_iter().collect() };
+        format!("{}{rules}", crate::name(number))
+    };
+    let mut list: Vec<String> = rules.into_iter().map(text).collect();
     list.sort_unstable();
     list.join(" ")
 }

@@ -5,14 +5,17 @@
 //! seccomp_filter.rst`), once for each role, and puts it on the calling thread, where it stays. A thread has its own filter and those of
 //! the threads that it comes from, and all of them must allow a call.
 //!
+//! Which files a process may open is said in the same way, as [`HostPath`]s, and enforced by a [`paths::Domain`].
+//!
 //! Until [`switch_on`] is called, which programs do and tests of single crates do not, roles are entered without effect. Nothing here
-//! opens a file, and nothing here knows a device.
+//! knows a device.
 
 pub mod call;
 pub mod common;
 mod filter;
 mod mode;
 mod names;
+pub mod paths;
 mod role;
 mod violation;
 
@@ -20,5 +23,6 @@ pub use call::{Call, Set, When};
 pub use filter::compile;
 pub use mode::{Mode, UnknownMode, mode, switch_on};
 pub use names::name;
+pub use paths::{HostPath, Use};
 pub use role::{Refused, Role};
 pub use violation::{also_tell, note, watch};

@@ -23,7 +23,7 @@ use device::{
     VirtioKind, Watch, guest_warn,
 };
 use log::warn;
-use sandbox::common;
+use sandbox::{HostPath, common};
 use serde::{Deserialize, Serialize};
 use spec::{Facts, Part, PciCommon, Refusal, Spec};
 use terminal::{ConsoleMode, Inbox, Input, Mode, Session, Terminal, calls};
@@ -93,6 +93,10 @@ impl Build for ConsoleSpec {
 
     fn common_mut(&mut self) -> Option<&mut PciCommon> {
         Some(&mut self.pci)
+    }
+
+    fn paths(&self) -> Vec<HostPath> {
+        self.mode.paths()
     }
 
     fn build(&mut self, host: &Host<'_>) -> Result<Built, Refusal> {

@@ -17,7 +17,7 @@ use device::{
     VirtioKind, Watch, guest_warn,
 };
 use log::warn;
-use sandbox::{Call, common};
+use sandbox::{Call, HostPath, Use, common};
 use spec::{Facts, Part, PciCommon, Refusal, Spec};
 use virtio_queue::{QueueOwnedT, QueueState};
 use vmm_sys_util::epoll::EventSet;
@@ -70,6 +70,10 @@ impl Build for RngSpec {
 
     fn common_mut(&mut self) -> Option<&mut PciCommon> {
         Some(&mut self.pci)
+    }
+
+    fn paths(&self) -> Vec<HostPath> {
+        vec![HostPath::new(&self.src, Use::Read)]
     }
 
     fn build(&mut self, host: &Host<'_>) -> Result<Built, Refusal> {

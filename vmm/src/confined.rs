@@ -35,8 +35,14 @@ fn of_devices(part: impl Fn(&Calls) -> &'static [Set]) -> impl Iterator<Item = S
 
 /// The main thread, which is the control thread. It starts all others, directly or not, so it may do what any of them does.
 fn control_sets() -> Vec<Set> {
-    let mut sets =
-        vec![common::FILES, kvm::MACHINE, migration::calls::FOLDER, migration::calls::RESTORE, CONTROL];
+    let mut sets = vec![
+        common::FILES,
+        kvm::MACHINE,
+        sandbox::paths::RESTRICT,
+        migration::calls::FOLDER,
+        migration::calls::RESTORE,
+        CONTROL,
+    ];
     sets.extend(SERVER.sets);
     sets.extend(PAGER.sets);
     sets.extend(WRITER.sets);

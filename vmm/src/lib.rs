@@ -12,6 +12,7 @@ pub mod core_scheduling;
 pub mod gate;
 pub mod logger;
 pub mod machine;
+pub mod paths;
 pub mod ram;
 pub mod ram_restore;
 pub mod reports;

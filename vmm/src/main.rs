@@ -109,31 +109,31 @@ fn run(matches: &ArgMatches) -> Result<(), Refusal> {
         Refusal::host("Failed to open hypervisor interface (is hypervisor interface available?)", e)
     })?;
 
-    let (mut server, mut inbox) = (None, None);
-    if let Some(socket) = &socket {
-        let (caller, queue) =
-            api::calls::queue().map_err(|e| Refusal::host("cannot create the API's queue", e))?;
-        let started = Server::start(socket.listener()?, caller)
-            .map_err(|e| Refusal::host("cannot start the API's thread", e))?;
-        server = Some(started);
-        inbox = Some(queue);
-    }
+    let queue = socket.as_ref().map(|_| api::calls::queue()).transpose();
+    let queue = queue.map_err(|e| Refusal::host("cannot create the API's queue", e))?;
+    let (caller, inbox) = queue.unzip();
     let mut control = Control::new(Setup {
         hypervisor: Box::new(hypervisor),
         monitor,
         inbox,
         signals,
         no_shutdown: matches.get_flag("no-shutdown"),
+        paths: socket.iter().flat_map(ApiSocket::paths).collect(),
     })?;
-    let mut started = Ok(());
-    if let Some(spec) = spec {
-        started = control
-            .create(spec)
-            .map_err(|e| e.within("Error creating VM"))
-            .and_then(|()| control.boot().map_err(|e| e.within("Error booting VM")));
-    } else if let Some(request) = restore {
-        started = control.restore(&request).map_err(|e| e.within("Error restoring VM"));
+    // Threads that are started later are kept to the machine's paths as well.
+    let create = |spec| control.create(spec).map_err(|e| e.within("Error creating VM"));
+    let created = spec.map(create).transpose();
+    let mut server = None;
+    if let (Some(socket), Some(caller)) = (&socket, caller) {
+        let serving = Server::start(socket.listener()?, caller);
+        server = Some(serving.map_err(|e| Refusal::host("cannot start the API's thread", e))?);
     }
+    let started = match (created, restore) {
+        (Err(e), _) => Err(e),
+        (Ok(Some(())), _) => control.boot().map_err(|e| e.within("Error booting VM")),
+        (Ok(None), Some(request)) => control.restore(&request).map_err(|e| e.within("Error restoring VM")),
+        (Ok(None), None) => Ok(()),
+    };
     if started.is_ok()
         && let Some(socket) = &mut socket
     {

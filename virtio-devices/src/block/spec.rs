@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use ::block::{Choice, Error, Format, Granularity, Image, Options, Type};
 use device::{Build, Built, Calls, Host, Naming};
+use sandbox::{HostPath, Use};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use spec::{Facts, Kind, Part, PciCommon, RateLimit, Refusal, Spec, Value};
 
@@ -154,6 +155,11 @@ impl Build for DiskSpec {
 
     fn common_mut(&mut self) -> Option<&mut PciCommon> {
         Some(&mut self.pci)
+    }
+
+    fn paths(&self) -> Vec<HostPath> {
+        let used = if self.readonly { Use::Read } else { Use::ReadWrite };
+        self.path.iter().map(|path| HostPath::new(path, used)).collect()
     }
 
     fn build(&mut self, host: &Host<'_>) -> Result<Built, Refusal> {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use device::{Build, Built, Calls, Host, Naming};
 use log::warn;
 use net_util::{LinkConfig, MacAddr, TapSet};
+use sandbox::{HostPath, Use};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use spec::{Facts, Kind, Part, PciCommon, RateLimit, Refusal, Spec, Value};
 
@@ -178,6 +179,11 @@ impl Build for NetSpec {
 
     fn lend(&mut self) -> Vec<RawFd> {
         std::mem::take(&mut self.fds).numbers()
+    }
+
+    fn paths(&self) -> Vec<HostPath> {
+        let opens = self.fds.numbers().is_empty();
+        opens.then(|| HostPath::new(net_util::TUN_PATH, Use::ReadWrite)).into_iter().collect()
     }
 
     fn build(&mut self, host: &Host<'_>) -> Result<Built, Refusal> {

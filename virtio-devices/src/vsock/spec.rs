@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use device::{Build, Built, Calls, Host, Naming};
+use sandbox::{HostPath, Use};
 use spec::{Facts, Kind, Part, PciCommon, Refusal, Spec};
 use terminal::{Listener, TerminalError};
 
@@ -65,6 +66,10 @@ impl Build for VsockSpec {
 
     fn common_mut(&mut self) -> Option<&mut PciCommon> {
         Some(&mut self.pci)
+    }
+
+    fn paths(&self) -> Vec<HostPath> {
+        self.socket.iter().map(|path| HostPath::new(path, Use::Listen)).collect()
     }
 
     fn build(&mut self, host: &Host<'_>) -> Result<Built, Refusal> {
