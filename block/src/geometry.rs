@@ -9,11 +9,11 @@ use crate::SECTOR;
 use crate::direct::Alignment;
 
 // From <linux/fs.h>; the request codes are the same on every architecture supported here.
-const BLKGETSIZE64: libc::c_ulong = 0x8008_1272;
-const BLKIOMIN: libc::c_ulong = 0x1278;
-const BLKIOOPT: libc::c_ulong = 0x1279;
-const BLKPBSZGET: libc::c_ulong = 0x127b;
-const BLKSSZGET: libc::c_ulong = 0x1268;
+pub(crate) const BLKGETSIZE64: libc::c_ulong = 0x8008_1272;
+pub(crate) const BLKIOMIN: libc::c_ulong = 0x1278;
+pub(crate) const BLKIOOPT: libc::c_ulong = 0x1279;
+pub(crate) const BLKPBSZGET: libc::c_ulong = 0x127b;
+pub(crate) const BLKSSZGET: libc::c_ulong = 0x1268;
 
 /// The largest physical block size that is passed on; a file system may claim megabytes.
 const MAX_PHYSICAL: u32 = 64 << 10;

@@ -8,6 +8,7 @@
 //! What this crate never does: look into guest memory, know of virtio, or guess that an image is anything but raw. A
 //! format it recognises and does not support is refused, never read as if it were raw.
 
+pub mod calls;
 mod direct;
 mod engine;
 mod error;

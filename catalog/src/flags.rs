@@ -144,8 +144,6 @@ pub const UNSUPPORTED: &[(&str, bool)] = &[
     ("host-data", true),
     ("igvm", true),
     ("ivshmem", true),
-    ("landlock", false),
-    ("landlock-rules", true),
     ("memory-zone", true),
     ("numa", true),
     ("pvmemcontrol", false),

@@ -9,6 +9,7 @@
 pub mod cpus;
 pub mod flags;
 pub mod hot;
+pub mod landlock;
 pub mod machine;
 pub mod memory;
 pub mod overrides;
@@ -21,6 +22,7 @@ pub mod restore;
 pub use cpus::CpusSpec;
 pub use flags::Flag;
 pub use hot::{Addable, Addition, Hot};
+pub use landlock::LandlockRuleSpec;
 pub use machine::VmSpec;
 pub use memory::MemorySpec;
 pub use overrides::Overrides;

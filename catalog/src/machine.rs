@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::LazyLock;
 
-use clap::{Arg, ArgMatches, Command};
-use device::Naming;
+use clap::{Arg, ArgAction, ArgMatches, Command};
+use device::{Calls, Naming};
 use platform::debug_console::DebugConsoleSpec;
 use platform::serial::SerialSpec;
+use sandbox::{HostPath, Use};
 use serde::{Deserialize, Serialize};
 use spec::{Facts, Kind, RateLimitGroupSpec, Refusal, Unsupported};
 use virtio_devices::block::DiskSpec;
@@ -24,7 +25,8 @@ use crate::payload::nothing_to_boot;
 use crate::pci_segment;
 use crate::plug::Listed;
 use crate::{
-    CpusSpec, MemorySpec, PayloadSpec, PciSegmentSpec, PlatformSpec, Plug, RestoreRequest, RestoreSpec,
+    CpusSpec, LandlockRuleSpec, MemorySpec, PayloadSpec, PciSegmentSpec, PlatformSpec, Plug, RestoreRequest,
+    RestoreSpec,
 };
 
 /// Generates [`VmSpec`] and what derives from the list of devices.
@@ -54,6 +56,11 @@ macro_rules! machine {
             /// Limits that disks may share.
             #[serde(skip_serializing_if = "Option::is_none")]
             pub rate_limit_groups: Option<Vec<RateLimitGroupSpec>>,
+            /// Keeps the process to the paths of the machine.
+            pub landlock_enable: bool,
+            /// Further paths for it.
+            #[serde(skip_serializing_if = "Option::is_none")]
+            pub landlock_rules: Option<Vec<LandlockRuleSpec>>,
             $(
                 #[doc = concat!("What `--", stringify!($field), "` or its like configures.")]
                 #[serde(skip_serializing_if = "Field::is_left_out")]
@@ -81,6 +88,10 @@ macro_rules! machine {
             $( machine!(@hot $arity all, $spec); )*
             all
         });
+
+        /// What the devices of the list ask of the kernel, by their flags.
+        pub static CALLS: &[(&str, Calls)] =
+            &[ $( (<$spec as spec::Spec>::FLAG, <$spec as device::Build>::CALLS) ),* ];
 
         impl VmSpec {
             /// The devices in the order of their PCI slots.
@@ -252,7 +263,6 @@ machine! {
         gdb,
         generic_vhost_user,
         ivshmem,
-        landlock_rules,
         numa,
         pvmemcontrol,
         rtc,
@@ -260,7 +270,7 @@ machine! {
         user_devices,
         vdpa,
     }
-    unsupported_switches { iommu, landlock_enable, pvpanic, watchdog, }
+    unsupported_switches { iommu, pvpanic, watchdog, }
 }
 
 fn absent(field: &str, id: &str) -> Refusal {
@@ -280,6 +290,9 @@ impl<T> Field for Option<T> {
     }
 }
 
+/// The switch that keeps the process to its paths.
+const LANDLOCK: &str = "landlock";
+
 /// Heading of the flags that describe a machine.
 const HEADING: &str = "The machine";
 
@@ -295,6 +308,7 @@ impl VmSpec {
             Flag::of::<PlatformSpec>(false),
             Flag::of::<PciSegmentSpec>(true),
             Flag::of::<RateLimitGroupSpec>(true),
+            Flag::of::<LandlockRuleSpec>(true),
         ];
         groups.extend(VmSpec::device_flags());
         groups.push(Flag::of::<RestoreSpec>(false));
@@ -308,6 +322,12 @@ impl VmSpec {
             .arg(text("cmdline", "text", "Kernel command line").allow_hyphen_values(true))
             .arg(text("initramfs", "path", "Initial RAM file system"))
             .args(groups.iter().map(|flag| flag.arg(purpose)))
+            .arg(
+                Arg::new(LANDLOCK)
+                    .long(LANDLOCK)
+                    .action(ArgAction::SetTrue)
+                    .help("Keeps the process to the paths of its machine (Landlock); a host that cannot do it is an error"),
+            )
             .args(flags::UNSUPPORTED.iter().map(flags::unsupported_arg))
     }
 
@@ -339,6 +359,8 @@ impl VmSpec {
         spec.platform = flags::one(matches)?;
         spec.pci_segments = flags::many(matches)?;
         spec.rate_limit_groups = flags::many(matches)?;
+        spec.landlock_enable = matches.get_flag(LANDLOCK);
+        spec.landlock_rules = flags::many(matches)?;
         spec.take_devices(matches)?;
         spec.complete();
         Ok(Some(spec))
@@ -352,6 +374,7 @@ impl VmSpec {
         flags::refuse_unsupported(matches)?;
         let Some(restore) = flags::one::<RestoreSpec>(matches)? else { return Ok(None) };
         let new = VmSpec::fixed_flags().into_iter().chain(["kernel"]).find(|flag| matches.contains_id(flag));
+        let new = new.or(matches.get_flag(LANDLOCK).then_some(LANDLOCK));
         if let Some(flag) = new {
             return Err(Refusal::invalid(format!(
                 "--{flag} describes a new machine and cannot be given with --restore, which goes on with a saved one"
@@ -362,7 +385,7 @@ impl VmSpec {
     }
 
     /// Names of the flags that describe a new machine only.
-    fn fixed_flags() -> [&'static str; 7] {
+    fn fixed_flags() -> [&'static str; 8] {
         [
             "cmdline",
             "initramfs",
@@ -371,6 +394,7 @@ impl VmSpec {
             PlatformSpec::FLAG,
             PciSegmentSpec::FLAG,
             RateLimitGroupSpec::FLAG,
+            LandlockRuleSpec::FLAG,
         ]
     }
 
@@ -395,6 +419,20 @@ impl VmSpec {
             iommu_segments: Vec::new(),
             rate_limit_groups: self.rate_limit_groups.clone().unwrap_or_default(),
         }
+    }
+
+    /// The paths of the host's that the machine is made of, and those that it may use besides.
+    ///
+    /// # Errors
+    /// A rule that cannot be understood.
+    pub fn paths(&self) -> Result<Vec<HostPath>, Refusal> {
+        let payload = self.payload.iter().flat_map(|payload| payload.kernel.iter().chain(&payload.initramfs));
+        let mut paths: Vec<HostPath> = payload.map(|path| HostPath::new(path, Use::Read)).collect();
+        paths.extend(self.devices().iter().flat_map(|device| device.paths()));
+        for rule in self.landlock_rules.iter().flatten() {
+            paths.push(rule.path()?);
+        }
+        Ok(paths)
     }
 
     /// The share of each PCI segment in the address windows, below 4 GiB and above.
@@ -423,6 +461,9 @@ impl VmSpec {
             Plugless::check(group, &facts)?;
             spec::pci::check_id(&group.id)?;
             claim(&mut ids, &group.id)?;
+        }
+        for rule in self.landlock_rules.iter().flatten() {
+            Plugless::check(rule, &facts)?;
         }
         let mut slots: Vec<(u16, u8)> = Vec::new();
         let mut counts: BTreeMap<&str, usize> = BTreeMap::new();

@@ -1,6 +1,7 @@
 //! A device's specification, whatever its type.
 
 use device::{Build, Built, Host, Naming};
+use sandbox::HostPath;
 use spec::{Facts, Part, PciCommon, Refusal, Spec};
 
 /// What the board does with every device's specification alike.
@@ -24,6 +25,8 @@ pub trait Plug {
     /// # Errors
     /// A key that is not supported yet, or what [`Spec::check`] refuses.
     fn check(&self, facts: &Facts) -> Result<(), Refusal>;
+    /// See [`Build::paths`].
+    fn paths(&self) -> Vec<HostPath>;
     /// See [`Build::build`].
     ///
     /// # Errors
@@ -76,6 +79,10 @@ impl<T: Build + Listed> Plug for T {
             common.check(facts)?;
         }
         Spec::check(self, facts)
+    }
+
+    fn paths(&self) -> Vec<HostPath> {
+        Build::paths(self)
     }
 
     fn build(&mut self, host: &Host<'_>) -> Result<Built, Refusal> {

@@ -5,9 +5,10 @@ use std::collections::HashMap;
 use std::os::fd::{OwnedFd, RawFd};
 use std::sync::{Mutex, PoisonError};
 
+use sandbox::HostPath;
 use spec::{Facts, PciCommon, Refusal, Spec};
 
-use crate::{Device, Virtio};
+use crate::{Calls, Device, Virtio};
 
 /// How a device without a name given by the user is called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +38,9 @@ pub trait Build: Spec {
     /// does not see, or is told of.
     const REPLACEABLE: &'static [&'static str] = &[];
 
+    /// What such devices ask of the kernel.
+    const CALLS: Calls = Calls::NONE;
+
     /// Naming and placement, for PCI devices.
     fn common(&self) -> Option<&PciCommon> {
         None
@@ -63,6 +67,11 @@ pub trait Build: Spec {
 
     /// Takes the numbers of descriptors out of the description, for a client that sends the descriptors with a request.
     fn lend(&mut self) -> Vec<RawFd> {
+        Vec::new()
+    }
+
+    /// The paths that [`Build::build`] opens, for those who keep the process to them.
+    fn paths(&self) -> Vec<HostPath> {
         Vec::new()
     }
 

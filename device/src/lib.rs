@@ -10,6 +10,7 @@
 pub mod aperture;
 pub mod build;
 pub mod bus;
+pub mod calls;
 pub mod fake;
 pub mod grant;
 pub mod irq;
@@ -19,12 +20,14 @@ pub mod needs;
 pub mod ram;
 pub mod state;
 pub mod table;
+pub mod threads;
 pub mod virtio;
 pub mod worker;
 
 pub use aperture::{Aperture, ApertureNeed};
 pub use build::{Build, Built, Host, Kept, Naming};
 pub use bus::{Bus, BusError, Space};
+pub use calls::Calls;
 pub use grant::{
     Counters, Device, DeviceError, Effect, Events, Grant, Placed, PlacedPci, Registers, Request,
 };
@@ -37,5 +40,6 @@ pub use needs::{
 pub use ram::Ram;
 pub use state::{Node, State, StateError};
 pub use table::{TableEntry, TableSink};
+pub use threads::Threads;
 pub use virtio::{DriverLink, Ledger, LiveQueue, Virtio, VirtioGrant, VirtioKind};
 pub use worker::{Attached, Task, Watch, Worker, Workers};

@@ -22,6 +22,8 @@ pub struct Needs {
     pub lines: Vec<LineNeed>,
     /// Registers whose writes should signal an eventfd instead of stopping the vCPU.
     pub doorbells: Vec<DoorbellNeed>,
+    /// System calls of the device's own threads, among those of its kind ([`crate::Calls::own`]).
+    pub calls: Vec<sandbox::Set>,
 }
 
 /// A range of bytes.

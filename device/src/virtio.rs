@@ -111,6 +111,11 @@ pub trait Virtio: Send + Sync {
     /// Writes configuration space; within bounds as for reads.
     fn write_config(&self, _offset: usize, _data: &[u8]) {}
 
+    /// System calls of the device's own threads: see [`crate::Needs::calls`].
+    fn calls(&self) -> Vec<sandbox::Set> {
+        Vec::new()
+    }
+
     /// Takes what the board granted; called once, before anything else.
     fn connect(&mut self, grant: VirtioGrant);
 

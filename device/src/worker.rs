@@ -13,10 +13,11 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread::JoinHandle;
 
+use sandbox::{Role, Set, common};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use crate::{DeviceError, Events, Request};
+use crate::{DeviceError, Events, Request, Threads};
 
 /// Something that runs on a worker: it waits for file descriptors and never blocks for long.
 pub trait Task: Send + 'static {
@@ -97,6 +98,8 @@ struct Loop {
     epoll: Epoll,
     tasks: HashMap<u32, Running>,
     next_slot: u32,
+    /// What the thread is for, until it is confined to that.
+    open: Option<Use>,
 }
 
 type Command = Box<dyn FnOnce(&mut Loop) + Send>;
@@ -112,21 +115,20 @@ pub struct Worker {
 
 impl Worker {
     /// Starts a thread of this name (at most 15 bytes are shown by the kernel), allowed on these CPUs if any are given.
-    ///
-    /// # Errors
-    /// No thread or descriptor could be had.
-    pub fn spawn(name: &str, cpus: &[usize], events: Arc<dyn Events>) -> io::Result<Self> {
+    fn spawn(name: &str, cpus: &[usize], source: &Workers, use_of: &Use) -> io::Result<Self> {
         let epoll = Epoll::new()?;
         let wake = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
         epoll.ctl(ControlOperation::Add, wake_fd(&wake), EpollEvent::new(EventSet::IN, WAKE))?;
         let (commands, inbox) = channel::<Command>();
         let waker = wake.try_clone()?;
         let (label, cpus) = (name.to_owned(), cpus.to_vec());
-        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+        let (events, use_of) = (source.events.clone(), use_of.clone());
+        let thread = source.threads.start(name, move || {
             if let Err(e) = set_affinity(&cpus) {
                 log::warn!("cannot bind thread {label} to CPUs {cpus:?}: {e}");
             }
-            let mut state = Loop { epoll, tasks: HashMap::new(), next_slot: 0 };
+            sandbox::note(&use_of.asked_by);
+            let mut state = Loop { epoll, tasks: HashMap::new(), next_slot: 0, open: Some(use_of) };
             let run = AssertUnwindSafe(|| state.run(&inbox, &waker));
             let ended = catch_unwind(run);
             match ended {
@@ -144,7 +146,21 @@ impl Worker {
     /// # Errors
     /// The task's own, or that the thread has ended.
     pub fn attach<T: Task>(self: &Arc<Self>, task: T) -> io::Result<Attached<T>> {
+        self.attach_made(move || task)
+    }
+
+    /// The same with a task that is made on the worker's thread. The first one on a thread is made before the thread is confined, and
+    /// may do then what it will not do once it serves a guest.
+    ///
+    /// # Errors
+    /// As for [`Worker::attach`].
+    pub fn attach_made<T: Task>(
+        self: &Arc<Self>,
+        make: impl FnOnce() -> T + Send + 'static,
+    ) -> io::Result<Attached<T>> {
         let slot = self.call(move |state| {
+            let task = make();
+            state.confine()?;
             let slot = state.next_slot;
             state.next_slot = state.next_slot.wrapping_add(1);
             let mut running = Running { task: Box::new(task), fds: Vec::new() };
@@ -234,6 +250,11 @@ impl Loop {
         }
     }
 
+    /// From now on the thread does only what it is for.
+    fn confine(&mut self) -> io::Result<()> {
+        self.open.take().map_or(Ok(()), |use_of| use_of.role().enter()).map_err(io::Error::other)
+    }
+
     fn forget(&self, fds: &[RawFd]) {
         for fd in fds {
             if let Err(e) = self.epoll.ctl(ControlOperation::Delete, *fd, EpollEvent::default()) {
@@ -289,17 +310,54 @@ impl<T: Task> Drop for Attached<T> {
     }
 }
 
+/// What a thread is for.
+#[derive(Clone)]
+struct Use {
+    asked_by: Arc<str>,
+    sets: Arc<[Set]>,
+}
+
+impl Use {
+    fn new(asked_by: String, mut sets: Vec<Set>) -> Self {
+        sets.push(common::EVERYWHERE);
+        Use { asked_by: asked_by.into(), sets: sets.into() }
+    }
+
+    fn role(&self) -> Role<'_> {
+        Role { asked_by: &self.asked_by, sets: &self.sets }
+    }
+}
+
 /// Where a device gets threads from.
 #[derive(Clone)]
 pub struct Workers {
     events: Arc<dyn Events>,
+    threads: Threads,
+    /// The thread that is shared, while there is one.
     shared: Arc<Mutex<Weak<Worker>>>,
+    /// What that one is for.
+    quiet: Use,
+    /// What the others are for.
+    own: Use,
 }
 
 impl Workers {
-    /// A source whose threads report to `events`.
+    /// A source whose threads report to `events`, are started by whoever asks, and make no system calls but those that every thread
+    /// makes: see [`Workers::of`].
     pub fn new(events: Arc<dyn Events>) -> Self {
-        Workers { events, shared: Arc::default() }
+        Workers::with(events, Threads::direct(), Vec::new())
+    }
+
+    /// The same where threads are started otherwise, and the one that quiet devices share makes the calls `shared` as well.
+    pub fn with(events: Arc<dyn Events>, threads: Threads, shared: Vec<Set>) -> Self {
+        let quiet = Use::new("quiet devices".into(), shared);
+        let own = Use::new("a device".into(), Vec::new());
+        Workers { events, threads, shared: Arc::default(), quiet, own }
+    }
+
+    /// The same for the device of this name, whose own threads make these calls as well.
+    pub fn of(&self, id: &str, calls: Vec<Set>) -> Self {
+        Workers { own: Use::new(format!("device {id}"), calls), ..self.clone() }
     }
 
     /// A thread of one's own.
@@ -307,7 +365,11 @@ impl Workers {
     /// # Errors
     /// No thread could be had.
     pub fn own(&self, name: &str, cpus: &[usize]) -> Result<Arc<Worker>, DeviceError> {
-        Worker::spawn(name, cpus, self.events.clone())
+        self.spawn(name, cpus, &self.own)
+    }
+
+    fn spawn(&self, name: &str, cpus: &[usize], use_of: &Use) -> Result<Arc<Worker>, DeviceError> {
+        Worker::spawn(name, cpus, self, use_of)
             .map(Arc::new)
             .map_err(|e| DeviceError::new(format!("cannot start thread {name}"), e))
     }
@@ -321,7 +383,7 @@ impl Workers {
         if let Some(worker) = shared.upgrade() {
             return Ok(worker);
         }
-        let worker = self.own("devices", &[])?;
+        let worker = self.spawn("devices", &[], &self.quiet)?;
         *shared = Arc::downgrade(&worker);
         Ok(worker)
     }
@@ -411,7 +473,7 @@ mod tests {
         }
         let events = Arc::new(FakeEvents::default());
         let kick = EventFd::new(EFD_NONBLOCK).unwrap();
-        let worker = Arc::new(Worker::spawn("bad", &[], events.clone()).unwrap());
+        let worker = Workers::new(events.clone()).own("bad", &[]).unwrap();
         let attached = worker.attach(Bad(kick.try_clone().unwrap())).unwrap_or_else(|e| panic!("{e}"));
         kick.write(1).unwrap();
         while events.requests().is_empty() {

@@ -8,6 +8,7 @@
 //! the states of devices, and comes last.
 
 mod backing;
+pub mod calls;
 mod checksum;
 mod copy;
 mod directory;
@@ -33,6 +34,7 @@ pub use manifest::TEXT_LIMIT;
 pub use pager::Pager;
 pub use progress::Progress;
 pub use source::Source;
+pub use userfault::DEVICE as USERFAULT_DEVICE;
 pub use write::Memory;
 
 /// What memory is made of in a snapshot, in bytes; a multiple of it on hosts with larger pages.

@@ -29,7 +29,7 @@ use crate::files::check;
 use crate::presence::host_page;
 use crate::userfault::{Filled, Userfault};
 use crate::write::next_run;
-use crate::{Error, PAGE, Progress, mapping};
+use crate::{Error, PAGE, Progress, calls, mapping};
 
 /// Bytes that are read ahead in one step; who faults meanwhile waits for it.
 const STEP: u64 = 256 << 10;
@@ -103,7 +103,11 @@ impl Pager {
             .name("pager".into())
             .spawn(move || {
                 // A panic must not close the descriptor: zeros would take the place of what is missing.
-                let ended = catch_unwind(AssertUnwindSafe(|| work.run()))
+                let run = || {
+                    calls::PAGER.enter().map_err(io::Error::other).map_err(fail("confine a thread"))?;
+                    work.run()
+                };
+                let ended = catch_unwind(AssertUnwindSafe(run))
                     .unwrap_or_else(|_| Err(fail("go on")(io::Error::other("the pager panicked"))));
                 if let Err(e) = ended {
                     work.shared.failed.store(true, Ordering::Release);

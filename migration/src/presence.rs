@@ -9,7 +9,7 @@ use std::io::{self, BufRead, BufReader};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
-use vmm_sys_util::ioctl::ioctl_with_mut_ref;
+use vmm_sys_util::ioctl::{_IOC_READ, _IOC_WRITE, ioctl_expr, ioctl_with_mut_ref};
 use vmm_sys_util::ioctl_iowr_nr;
 
 use crate::files::check;
@@ -46,6 +46,10 @@ struct PageRegion {
 }
 
 ioctl_iowr_nr!(PAGEMAP_SCAN, b'f' as u32, 16, Scan);
+
+/// Its number, for filters.
+pub(crate) const REQUEST: u32 =
+    ioctl_expr(_IOC_READ | _IOC_WRITE, b'f' as u32, 16, size_of::<Scan>() as u32) as u32;
 
 /// A stretch of our memory that may hold something other than zeros.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -6,7 +6,9 @@ use std::ops::Range;
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 
-use vmm_sys_util::ioctl::{ioctl_with_mut_ref, ioctl_with_ref, ioctl_with_val};
+use vmm_sys_util::ioctl::{
+    _IOC_NONE, _IOC_READ, _IOC_WRITE, ioctl_expr, ioctl_with_mut_ref, ioctl_with_ref, ioctl_with_val,
+};
 use vmm_sys_util::{ioctl_io_nr, ioctl_ior_nr, ioctl_iowr_nr};
 
 use crate::Error;
@@ -66,6 +68,31 @@ ioctl_iowr_nr!(UFFDIO_ZEROPAGE, 0xaa, 0x04, ZeroArg);
 // Of /dev/userfaultfd.
 ioctl_io_nr!(USERFAULTFD_IOC_NEW, 0xaa, 0x00);
 
+const fn request(direction: u32, number: u32, size: usize) -> u32 {
+    ioctl_expr(direction, 0xaa, number, size as u32) as u32
+}
+
+const BOTH: u32 = _IOC_READ | _IOC_WRITE;
+
+/// The requests by which a userfaultfd is made and told what to watch.
+pub(crate) const SETUP: &[u32] = &[
+    request(_IOC_NONE, 0x00, 0),
+    request(BOTH, 0x3f, size_of::<ApiArg>()),
+    request(BOTH, 0x00, size_of::<RegisterArg>()),
+    request(_IOC_READ, 0x01, size_of::<RangeArg>()),
+];
+
+/// The device that gives one to those who may open it.
+pub const DEVICE: &str = "/dev/userfaultfd";
+
+/// Those by which faults are served, and watching ends.
+pub(crate) const WORK: &[u32] = &[
+    request(_IOC_READ, 0x01, size_of::<RangeArg>()),
+    request(_IOC_READ, 0x02, size_of::<RangeArg>()),
+    request(BOTH, 0x03, size_of::<CopyArg>()),
+    request(BOTH, 0x04, size_of::<ZeroArg>()),
+];
+
 /// How a request to fill pages ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Filled {
@@ -119,7 +146,7 @@ impl Userfault {
             .read(true)
             .write(true)
             .custom_flags(libc::O_CLOEXEC)
-            .open("/dev/userfaultfd")
+            .open(DEVICE)
             .map_err(|_| refused)?;
         // SAFETY: a request whose argument is a number.
         let fd = check(unsafe { ioctl_with_val(&device, USERFAULTFD_IOC_NEW(), flags as libc::c_ulong) })?;

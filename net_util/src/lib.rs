@@ -6,6 +6,7 @@
 //!
 //! This crate knows nothing of virtio: no features, no queues of descriptors, no guest memory.
 
+pub mod calls;
 mod error;
 mod link;
 mod mac;
@@ -22,5 +23,5 @@ pub use error::Error;
 pub use link::LinkConfig;
 pub use mac::{MacAddr, ParseMacError};
 pub use name::IfName;
-pub use tap::{Offloads, Tap, VNET_HDR_LEN, check_tun};
+pub use tap::{Offloads, TUN_PATH, Tap, VNET_HDR_LEN, check_tun};
 pub use tap_set::{MAX_QUEUE_PAIRS, NAME_TEMPLATE, Origin, TapSet};

@@ -15,7 +15,8 @@ use crate::{Error, IfName, MacAddr};
 /// The kernel neither reads nor writes the last two of them.
 pub const VNET_HDR_LEN: usize = 12;
 
-const TUN_PATH: &str = "/dev/net/tun";
+/// The device by which taps are made and opened.
+pub const TUN_PATH: &str = "/dev/net/tun";
 
 /// Its major and minor number (`TUN_MINOR` of the misc devices).
 const TUN_DEVICE: (u32, u32) = (10, 200);

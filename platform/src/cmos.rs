@@ -3,7 +3,6 @@
 //! The time is the host's, in UTC, and cannot be set. There are no alarms and no interrupts.
 //! The namespace tells of it, without an interrupt: a guest that has to guess would take ISA interrupt 8, which is not there.
 
-use std::mem::MaybeUninit;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -82,35 +81,74 @@ impl Cmos {
     }
 }
 
-/// The calendar at a time since 1970, UTC.
-fn calendar(since: Duration) -> libc::tm {
-    let seconds = libc::time_t::try_from(since.as_secs()).unwrap_or(libc::time_t::MAX);
-    let mut tm = MaybeUninit::<libc::tm>::zeroed();
-    // SAFETY: both pointers are valid; for a year beyond what an int holds, all zeroes remain, which is a valid value.
-    unsafe {
-        libc::gmtime_r(&seconds, tm.as_mut_ptr());
-        tm.assume_init()
+/// A day and a time of it.
+struct Moment {
+    second: u64,
+    minute: u64,
+    hour: u64,
+    /// From Sunday on: 1 to 7.
+    weekday: u64,
+    day: u64,
+    month: u64,
+    year: u64,
+}
+
+const DAYS_OF_400_YEARS: u64 = 400 * 365 + 97;
+
+fn is_leap(year: u64) -> bool {
+    year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400))
+}
+
+/// The calendar at a time since 1970, UTC. The C library's would read the host's time zone, and whoever runs the guest opens no files.
+fn calendar(since: Duration) -> Moment {
+    let seconds = since.as_secs();
+    let days = seconds / 86400;
+    // The calendar repeats itself every 400 years, weekdays included.
+    let (mut year, mut day) = (1970 + days / DAYS_OF_400_YEARS * 400, days % DAYS_OF_400_YEARS);
+    loop {
+        let length = if is_leap(year) { 366 } else { 365 };
+        if day < length {
+            break;
+        }
+        (year, day) = (year + 1, day - length);
+    }
+    let february = if is_leap(year) { 29 } else { 28 };
+    let mut month = 1;
+    for length in [31, february, 31, 30, 31, 30, 31, 31, 30, 31, 30] {
+        if day < length {
+            break;
+        }
+        (month, day) = (month + 1, day - length);
+    }
+    Moment {
+        second: seconds % 60,
+        minute: seconds / 60 % 60,
+        hour: seconds / 3600 % 24,
+        // It began on a Thursday.
+        weekday: (days + 4) % 7 + 1,
+        day: day + 1,
+        month,
+        year,
     }
 }
 
-fn bcd(value: i32) -> u8 {
-    let value = value.rem_euclid(100) as u8;
+fn bcd(value: u64) -> u8 {
+    let value = (value % 100) as u8;
     ((value / 10) << 4) | (value % 10)
 }
 
 impl State {
     fn read(&self, now: Duration) -> u8 {
         let index = self.index & INDEX_MASK;
-        let tm = calendar(now);
+        let now_is = calendar(now);
         match index {
-            0x00 => bcd(tm.tm_sec),
-            0x02 => bcd(tm.tm_min),
-            0x04 => bcd(tm.tm_hour),
-            // Sunday is 1.
-            0x06 => bcd(tm.tm_wday + 1),
-            0x07 => bcd(tm.tm_mday),
-            0x08 => bcd(tm.tm_mon + 1),
-            0x09 => bcd(tm.tm_year),
+            0x00 => bcd(now_is.second),
+            0x02 => bcd(now_is.minute),
+            0x04 => bcd(now_is.hour),
+            0x06 => bcd(now_is.weekday),
+            0x07 => bcd(now_is.day),
+            0x08 => bcd(now_is.month),
+            0x09 => bcd(now_is.year),
             0x0a => {
                 let left = Duration::from_secs(1) - Duration::from_nanos(u64::from(now.subsec_nanos()));
                 STATUS_A | if left <= ANNOUNCED { UPDATING } else { 0 }
@@ -118,7 +156,7 @@ impl State {
             0x0b => STATUS_B,
             0x0c => 0,
             0x0d => STATUS_D,
-            0x32 => bcd((tm.tm_year + 1900) / 100),
+            0x32 => bcd(now_is.year / 100),
             other => self.memory[usize::from(other)],
         }
     }
@@ -220,12 +258,31 @@ mod tests {
         assert_eq!(at(1_709_251_198, 0, &TIME), [0x20, 0x24, 0x02, 0x29, 0x23, 0x59, 0x58, 0x05]);
         assert_eq!(at(1_709_251_200, 0, &TIME), [0x20, 0x24, 0x03, 0x01, 0, 0, 0, 0x06]);
         assert_eq!(at(0, 0, &TIME), [0x19, 0x70, 0x01, 0x01, 0, 0, 0, 0x05]);
-        assert_eq!(at(u64::MAX, 0, &[0x07]), [0]);
+        // Far from now there are days as well.
+        assert!((1..=0x31).contains(&at(u64::MAX, 0, &[0x07])[0]));
         // And through the ports, with the NMI bit set.
         let device = Cmos::new(0, 0);
         let _effect = outb(&device, 0, 0, 0x89);
         let year = inb(&device, 0, 1);
         assert!((0x26..=0x99).contains(&year), "{year:#x}");
+    }
+
+    #[test]
+    fn the_calendar_is_that_of_the_c_library() {
+        // Steps that meet every day of the week and time of the day, through several centuries.
+        for seconds in (0..40_000_000_000u64).step_by(86_400 * 17 + 3_607) {
+            // SAFETY: a zeroed value is a time; the call reads the one and writes the other.
+            let tm = unsafe {
+                let mut tm: libc::tm = std::mem::zeroed();
+                libc::gmtime_r(&(seconds as libc::time_t), &raw mut tm);
+                tm
+            };
+            let ours = calendar(Duration::from_secs(seconds));
+            let ours = [ours.year, ours.month, ours.day, ours.weekday, ours.hour, ours.minute, ours.second];
+            let [year, month, weekday] = [tm.tm_year + 1900, tm.tm_mon + 1, tm.tm_wday + 1];
+            let theirs = [year, month, tm.tm_mday, weekday, tm.tm_hour, tm.tm_min, tm.tm_sec];
+            assert_eq!(ours, theirs.map(|part| part as u64), "{seconds}");
+        }
     }
 
     #[test]

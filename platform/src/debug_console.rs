@@ -3,12 +3,13 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use device::{
-    Build, Built, Device, DeviceError, Effect, Grant, Host, Naming, Needs, Region, Registers, Space,
+    Build, Built, Calls, Device, DeviceError, Effect, Grant, Host, Naming, Needs, Region, Registers, Space,
     WindowNeed, Workers,
 };
+use sandbox::{HostPath, common};
 use serde::{Deserialize, Serialize};
 use spec::{Facts, Key, Options, ParseError, Part, Refusal, Spec, Value};
-use terminal::{ConsoleMode, Input, Mode, Session, Terminal};
+use terminal::{ConsoleMode, Input, Mode, Session, Terminal, calls};
 
 /// What the port reads as, here and on the emulators that had it first.
 pub(crate) const PRESENT: u8 = 0xe9;
@@ -90,8 +91,18 @@ impl Spec for DebugConsoleSpec {
 
 impl Build for DebugConsoleSpec {
     const NAMING: Naming = Naming::Single("__debug_console");
+    const CALLS: Calls = Calls {
+        own: &[],
+        shared: &[calls::SERVE],
+        registers: &[calls::WRITE],
+        host: &[common::FILES, calls::OPEN],
+    };
     // All that an option text of the mode sets, although no socket is taken.
     const REPLACEABLE: &'static [&'static str] = &["mode", "file", "socket"];
+
+    fn paths(&self) -> Vec<HostPath> {
+        self.console.0.paths()
+    }
 
     fn build(&mut self, host: &Host<'_>) -> Result<Built, Refusal> {
         let port = self.iobase.unwrap_or_default().0;

@@ -1,6 +1,7 @@
 //! Port 0x402, where OVMF and its like write their debug output: it appears on standard output.
 //!
-//! Costs nothing until it is written to: standard output is only taken then.
+//! Standard output is taken when the machine is built, because whoever runs the guest may not open anything; it is served from the first
+//! byte on.
 
 use std::error::Error;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,20 +16,22 @@ const PORT: u64 = 0x402;
 /// The port.
 #[derive(Default)]
 pub struct FirmwareDebug {
-    workers: Option<Workers>,
     output: Mutex<Output>,
 }
 
 #[derive(Default)]
 enum Output {
     #[default]
-    Unused,
+    Unavailable,
+    Unused {
+        terminal: Terminal,
+        workers: Workers,
+    },
     Open {
         terminal: Terminal,
         // Serves a standard output that is slow.
         _session: Session,
     },
-    Unavailable,
 }
 
 impl FirmwareDebug {
@@ -36,20 +39,23 @@ impl FirmwareDebug {
     pub fn new() -> Self {
         FirmwareDebug::default()
     }
+}
 
-    fn open(&self) -> Output {
-        let Some(workers) = &self.workers else { return Output::Unavailable };
-        let open = || -> Result<Output, Box<dyn Error>> {
-            let terminal = Terminal::standard_output()?;
-            let _session = terminal.serve(workers, Arc::new(Deaf))?;
-            Ok(Output::Open { terminal, _session })
-        };
-        open().unwrap_or_else(|e| {
-            // Once: it is not tried again.
-            log::warn!("firmware debug output is dropped: {e}");
-            Output::Unavailable
-        })
+impl Output {
+    /// Begins to serve what was taken.
+    fn open(self) -> Output {
+        let Output::Unused { terminal, workers } = self else { return self };
+        match terminal.serve(&workers, Arc::new(Deaf)) {
+            Ok(_session) => Output::Open { terminal, _session },
+            Err(e) => unavailable(&e),
+        }
     }
+}
+
+/// Tells once that there is no output; it is not tried again.
+fn unavailable(why: &dyn Error) -> Output {
+    log::warn!("firmware debug output is dropped: {why}");
+    Output::Unavailable
 }
 
 impl Registers for FirmwareDebug {
@@ -60,8 +66,8 @@ impl Registers for FirmwareDebug {
     fn write(&self, _region: Region, offset: u64, data: &[u8]) -> Effect {
         if let (0, [byte]) = (offset, data) {
             let mut output = self.output.lock().unwrap_or_else(PoisonError::into_inner);
-            if matches!(*output, Output::Unused) {
-                *output = self.open();
+            if matches!(*output, Output::Unused { .. }) {
+                *output = std::mem::take(&mut *output).open();
             }
             if let Output::Open { terminal, .. } = &*output {
                 terminal.write(&[*byte]);
@@ -78,7 +84,11 @@ impl Device for FirmwareDebug {
     }
 
     fn wire(&mut self, grant: Grant) -> Result<(), DeviceError> {
-        self.workers = Some(grant.workers);
+        let output = match Terminal::standard_output() {
+            Ok(terminal) => Output::Unused { terminal, workers: grant.workers },
+            Err(e) => unavailable(&e),
+        };
+        self.output = Mutex::new(output);
         Ok(())
     }
 }
@@ -93,7 +103,7 @@ mod tests {
         let mut device = FirmwareDebug::new();
         assert_eq!(inb(&device, 0, 0), 0xe9);
         device.wire(grant(Vec::new()).0).unwrap();
-        assert!(matches!(*device.output.lock().unwrap(), Output::Unused));
+        assert!(matches!(*device.output.lock().unwrap(), Output::Unused { .. }));
         assert_eq!(outb(&device, 0, 0, b'\n'), Effect::None);
         assert!(matches!(*device.output.lock().unwrap(), Output::Open { .. }));
         sweep(&FirmwareDebug::new(), 1);

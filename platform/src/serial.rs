@@ -6,11 +6,12 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use acpi_tables::aml;
 use device::state::{self, Node, StateError};
 use device::{
-    Build, Built, Device, DeviceError, Effect, Grant, Host, Line, LineNeed, Naming, Needs, Placed, Region,
-    Registers, Space, TableSink, WindowNeed, Workers,
+    Build, Built, Calls, Device, DeviceError, Effect, Grant, Host, Line, LineNeed, Naming, Needs, Placed,
+    Region, Registers, Space, TableSink, WindowNeed, Workers,
 };
+use sandbox::{HostPath, common};
 use spec::{Facts, Refusal, Spec};
-use terminal::{ConsoleMode, Input, Mode, Session, Terminal};
+use terminal::{ConsoleMode, Input, Mode, Session, Terminal, calls};
 
 use crate::addresses;
 use crate::uart::{Uart, Written};
@@ -47,7 +48,17 @@ impl Spec for SerialSpec {
 
 impl Build for SerialSpec {
     const NAMING: Naming = Naming::Single("__serial");
+    const CALLS: Calls = Calls {
+        own: &[],
+        shared: &[calls::SERVE],
+        registers: &[calls::WRITE],
+        host: &[common::FILES, calls::OPEN],
+    };
     const REPLACEABLE: &'static [&'static str] = &["mode", "file", "socket"];
+
+    fn paths(&self) -> Vec<HostPath> {
+        self.console.paths()
+    }
 
     fn build(&mut self, host: &Host<'_>) -> Result<Built, Refusal> {
         let terminal = open(host, &mut self.console, "serial port")?;

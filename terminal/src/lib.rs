@@ -11,6 +11,7 @@
 //!
 //! Nothing here knows a device, and no helper process is ever started: see [`Terminal::size`] for how sizes are followed.
 
+pub mod calls;
 pub mod error;
 pub mod input;
 pub mod mode;

@@ -1,7 +1,8 @@
 //! What a user says about a console: `off | pty | tty | null | file=<path> | socket=<path>`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use sandbox::{HostPath, Use};
 use serde::{Deserialize, Serialize};
 use spec::{Key, Kind, Options, ParseError, Part, Refusal};
 
@@ -49,6 +50,21 @@ impl Default for ConsoleMode {
 }
 
 impl ConsoleMode {
+    /// The paths that [`crate::Terminal::open`] opens.
+    pub fn paths(&self) -> Vec<HostPath> {
+        let one = |path: &Option<PathBuf>, used| path.iter().map(|path| HostPath::new(path, used)).collect();
+        match self.mode {
+            // Standard streams are open.
+            Mode::Off | Mode::Null | Mode::Tty => Vec::new(),
+            Mode::Pty => {
+                let there = crate::pty::PATHS.into_iter().filter(|path| Path::new(path).exists());
+                there.map(|path| HostPath::new(path, Use::ReadWrite)).collect()
+            }
+            Mode::File => one(&self.file, Use::Output),
+            Mode::Socket => one(&self.socket, Use::Listen),
+        }
+    }
+
     /// Checks that the mode has the path that it needs.
     ///
     /// # Errors

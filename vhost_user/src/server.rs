@@ -61,7 +61,7 @@ impl Server {
         device.connect(VirtioGrant {
             ram: ram.clone(),
             link: link.clone(),
-            workers: Workers::new(events.clone()),
+            workers: Workers::new(events.clone()).of(name, device.calls()),
             events: events.clone(),
         });
         let (commands, inbox) = channel();

@@ -19,13 +19,14 @@ use device::limit::LogLimit;
 use device::state::{self as saved, Node, State, StateError};
 use device::virtio::feature as ring;
 use device::{
-    Attached, Build, Built, DeviceError, Host, LiveQueue, Naming, Task, Virtio, VirtioGrant, VirtioKind,
-    Watch, guest_warn,
+    Attached, Build, Built, Calls, DeviceError, Host, LiveQueue, Naming, Task, Virtio, VirtioGrant,
+    VirtioKind, Watch, guest_warn,
 };
 use log::warn;
+use sandbox::{HostPath, common};
 use serde::{Deserialize, Serialize};
 use spec::{Facts, Part, PciCommon, Refusal, Spec};
-use terminal::{ConsoleMode, Inbox, Input, Mode, Session, Terminal};
+use terminal::{ConsoleMode, Inbox, Input, Mode, Session, Terminal, calls};
 use virtio_queue::QueueState;
 use vmm_sys_util::epoll::EventSet;
 
@@ -78,6 +79,12 @@ impl Spec for ConsoleSpec {
 
 impl Build for ConsoleSpec {
     const NAMING: Naming = Naming::Single("__console");
+    const CALLS: Calls = Calls {
+        own: &[],
+        shared: &[calls::SERVE],
+        registers: &[calls::WRITE],
+        host: &[common::FILES, calls::OPEN],
+    };
     const REPLACEABLE: &'static [&'static str] = &["mode", "file", "socket"];
 
     fn common(&self) -> Option<&PciCommon> {
@@ -86,6 +93,10 @@ impl Build for ConsoleSpec {
 
     fn common_mut(&mut self) -> Option<&mut PciCommon> {
         Some(&mut self.pci)
+    }
+
+    fn paths(&self) -> Vec<HostPath> {
+        self.mode.paths()
     }
 
     fn build(&mut self, host: &Host<'_>) -> Result<Built, Refusal> {

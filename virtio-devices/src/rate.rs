@@ -23,6 +23,7 @@ use std::time::{Duration, Instant};
 use device::build::Kept;
 use device::{DeviceError, Watch};
 use log::error;
+use sandbox::{Call, Set};
 use spec::{Facts, RateLimit, TokenBucket};
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::timerfd::TimerFd;
@@ -157,6 +158,12 @@ impl Limiter {
         }
     }
 }
+
+/// The system call by which a [`Throttle`] is made.
+pub(crate) const MAKE: Set = &[Call::any(libc::SYS_timerfd_create)];
+
+/// The one by which it waits.
+pub(crate) const WAIT: Set = &[Call::any(libc::SYS_timerfd_settime)];
 
 /// One thread's way to wait for a [`Limiter`].
 pub(crate) struct Throttle {

@@ -13,10 +13,11 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use device::limit::LogLimit;
 use device::virtio::feature;
 use device::{
-    Attached, Build, Built, DeviceError, Host, LiveQueue, Naming, Task, Virtio, VirtioGrant, VirtioKind,
-    Watch, guest_warn,
+    Attached, Build, Built, Calls, DeviceError, Host, LiveQueue, Naming, Task, Virtio, VirtioGrant,
+    VirtioKind, Watch, guest_warn,
 };
 use log::warn;
+use sandbox::{Call, HostPath, Use, common};
 use spec::{Facts, Part, PciCommon, Refusal, Spec};
 use virtio_queue::{QueueOwnedT, QueueState};
 use vmm_sys_util::epoll::EventSet;
@@ -59,6 +60,8 @@ impl Spec for RngSpec {
 
 impl Build for RngSpec {
     const NAMING: Naming = Naming::Single("__rng");
+    const CALLS: Calls =
+        Calls { shared: &[&[Call::any(libc::SYS_readv)]], host: &[common::FILES], ..Calls::NONE };
     const REPLACEABLE: &'static [&'static str] = &["src"];
 
     fn common(&self) -> Option<&PciCommon> {
@@ -67,6 +70,10 @@ impl Build for RngSpec {
 
     fn common_mut(&mut self) -> Option<&mut PciCommon> {
         Some(&mut self.pci)
+    }
+
+    fn paths(&self) -> Vec<HostPath> {
+        vec![HostPath::new(&self.src, Use::Read)]
     }
 
     fn build(&mut self, host: &Host<'_>) -> Result<Built, Refusal> {

@@ -7,6 +7,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
+use sandbox::{HostPath, Use};
 use spec::{Kind, Refusal};
 
 use crate::cli::{self, Place};
@@ -54,6 +55,11 @@ impl ApiSocket {
         if let Some(lock) = &mut self.lock {
             lock.made = None;
         }
+    }
+
+    /// The paths that are still needed: what was made is removed in the end.
+    pub fn paths(&self) -> Option<HostPath> {
+        self.path.as_ref().map(|path| HostPath::new(path, Use::Listen))
     }
 
     /// The listening socket.

@@ -75,8 +75,13 @@ fn command_for(purpose: Purpose) -> Command {
             "Keeps the process when the guest powers itself off; needs the API to go on",
         ))
         .arg(
-            value("seccomp", "mode", "System call filters: only false is supported yet")
-                .default_value("false"),
+            value(
+                "seccomp",
+                "mode",
+                "What becomes of a system call that a thread has no need of: true (the program says so and ends), log (the kernel \
+                 notes it), errno (it fails), or false (nothing is filtered)",
+            )
+            .default_value("true"),
         )
         .arg(switch(
             "check-host",
@@ -147,6 +152,15 @@ pub fn api_socket(matches: &ArgMatches) -> Result<Option<Place>, Refusal> {
         }
         None => Ok(Some(Place::Path(text.into()))),
     }
+}
+
+/// What `--seccomp` says.
+///
+/// # Errors
+/// Another word.
+pub fn seccomp(matches: &ArgMatches) -> Result<sandbox::Mode, Refusal> {
+    let text = matches.get_one::<String>("seccomp").map_or("true", String::as_str);
+    text.parse().map_err(|e| Refusal::invalid(format!("Error parsing --seccomp: {e}")))
 }
 
 /// The file that `--event-monitor` names.

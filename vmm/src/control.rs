@@ -19,9 +19,11 @@ use catalog::VmSpec;
 use device::{Kept, Request};
 use hypervisor::Hypervisor;
 use migration::Pager;
+use sandbox::HostPath;
 use spec::{Kind, Refusal};
 
 use crate::machine::{Machine, Names};
+use crate::paths::Confinement;
 use crate::ram_restore::Behind;
 use crate::reports::{Generation, Reports};
 use crate::signals::{Signal, Signals};
@@ -49,6 +51,8 @@ pub struct Setup {
     pub signals: Signals,
     /// Keeps the process when the guest powers itself off.
     pub no_shutdown: bool,
+    /// Paths that the process itself uses as long as it lives.
+    pub paths: Vec<HostPath>,
 }
 
 struct Running {
@@ -67,6 +71,7 @@ pub struct Control {
     running: Option<Running>,
     kept: Kept,
     names: Names,
+    paths: Confinement,
     waiting: Vec<Waiting>,
     saving: Option<Saving>,
     generation: Generation,
@@ -83,11 +88,13 @@ impl Control {
     ///
     /// # Errors
     /// No descriptor could be had.
-    pub fn new(setup: Setup) -> Result<Self, Refusal> {
+    pub fn new(mut setup: Setup) -> Result<Self, Refusal> {
         let reports = Reports::new(setup.monitor.clone())
             .map_err(|e| Refusal::host("cannot create the control thread's queue", e))?;
+        let paths = Confinement::new(std::mem::take(&mut setup.paths));
         Ok(Control {
             setup,
+            paths,
             reports,
             spec: None,
             running: None,
@@ -99,15 +106,16 @@ impl Control {
         })
     }
 
-    /// Takes a machine's description.
+    /// Takes a machine's description, and keeps the process to its paths if it says so.
     ///
     /// # Errors
-    /// There is one already.
+    /// There is one already, or the process cannot be kept to its paths.
     pub fn create(&mut self, mut spec: VmSpec) -> Result<(), Refusal> {
         if self.spec.is_some() {
             return Err(state("VM is already created"));
         }
         spec.complete();
+        self.paths.enter(&spec, Vec::new())?;
         self.spec = Some(spec);
         Ok(())
     }

@@ -7,12 +7,16 @@ use std::io;
 use std::sync::{Arc, OnceLock};
 
 use catalog::cpus::CoreScheduling;
+use sandbox::{Call, call};
 
 const PR_SCHED_CORE: libc::c_int = 62;
 const CREATE: libc::c_ulong = 1;
 const SHARE_FROM: libc::c_ulong = 3;
 /// The scope of a call: one thread.
 const THREAD: libc::c_ulong = 0;
+
+/// The system call by which a thread joins.
+pub const JOIN: Call = call::prctl(&[PR_SCHED_CORE as u32]);
 
 /// What a vCPU's thread does about its cookie.
 #[derive(Clone)]

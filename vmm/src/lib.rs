@@ -6,11 +6,13 @@
 pub mod api_socket;
 pub mod check_host;
 pub mod cli;
+pub mod confined;
 pub mod control;
 pub mod core_scheduling;
 pub mod gate;
 pub mod logger;
 pub mod machine;
+pub mod paths;
 pub mod ram;
 pub mod ram_restore;
 pub mod reports;

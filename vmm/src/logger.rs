@@ -6,13 +6,14 @@
 use std::fmt::Write as _;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
-use chrono::{DateTime, Datelike, Local, TimeZone, Timelike, Utc};
+use chrono::{DateTime, Datelike, FixedOffset, Offset, TimeZone, Timelike, Utc};
 use log::{LevelFilter, Log, Metadata, Record};
 use thiserror::Error;
 
@@ -76,6 +77,13 @@ enum Part {
 enum Piece {
     Text(String),
     Token(Token),
+}
+
+impl Piece {
+    /// Whether the host's time zone matters to it.
+    fn is_local(&self) -> bool {
+        matches!(self, Piece::Token(Token::Glog { local: true } | Token::Clock { local: true, .. }))
+    }
 }
 
 /// A parsed template.
@@ -168,9 +176,14 @@ struct Logger {
 pub fn init(verbosity: u8, file: Option<&Path>, format: &str) -> Result<(), LogError> {
     // Before the file: a bad template leaves it as it was.
     let template = Template::parse(format)?;
+    if template.0.iter().any(Piece::is_local) {
+        local(Utc::now());
+    }
     let output: Box<dyn Write + Send> = match file {
         Some(path) => {
-            Box::new(create(path).map_err(|source| LogError::File { path: path.to_owned(), source })?)
+            let file = create(path).map_err(|source| LogError::File { path: path.to_owned(), source })?;
+            sandbox::also_tell(file.as_raw_fd());
+            Box::new(file)
         }
         None => Box::new(io::stderr()),
     };
@@ -243,7 +256,7 @@ impl Logger {
             Token::WallClock => write!(out, "{}", now.format("%Y-%m-%dT%H:%M:%S%.6fZ")),
             Token::Glog { local: false } => write!(out, "{}", now.format("%m%d %H:%M:%S%.6f")),
             Token::Glog { local: true } => {
-                write!(out, "{}", now.with_timezone(&Local).format("%m%d %H:%M:%S%.6f"))
+                write!(out, "{}", local(now).format("%m%d %H:%M:%S%.6f"))
             }
             Token::Pid => write!(out, "{}", std::process::id()),
             // SAFETY: gettid has no preconditions.
@@ -257,9 +270,22 @@ impl Logger {
             },
             Token::Message => out.write_fmt(*record.args()),
             Token::Clock { part, local: false } => clock(part, &now, out),
-            Token::Clock { part, local: true } => clock(part, &now.with_timezone(&Local), out),
+            Token::Clock { part, local: true } => clock(part, &local(now), out),
         }
     }
+}
+
+/// The same moment in the host's time zone. The C library reads the zone's file when it is first asked, and remembers it: threads that may
+/// not open files are told as well.
+fn local(time: DateTime<Utc>) -> DateTime<FixedOffset> {
+    let seconds: libc::time_t = time.timestamp();
+    // SAFETY: a zeroed value is a time; the call reads the one and writes the other, and answers null if it cannot.
+    let offset = unsafe {
+        let mut parts: libc::tm = std::mem::zeroed();
+        if libc::localtime_r(&raw const seconds, &raw mut parts).is_null() { 0 } else { parts.tm_gmtoff }
+    };
+    let offset = i32::try_from(offset).ok().and_then(FixedOffset::east_opt);
+    time.with_timezone(&offset.unwrap_or_else(|| Utc.fix()))
 }
 
 fn clock<Z: TimeZone>(part: Part, time: &DateTime<Z>, out: &mut String) -> std::fmt::Result

@@ -11,6 +11,7 @@ use catalog::VmSpec;
 use clap::ArgMatches;
 use clap::error::ErrorKind;
 use hypervisor::kvm::Kvm;
+use sandbox::Mode;
 use spec::Refusal;
 use vmm::api_socket::ApiSocket;
 use vmm::cli;
@@ -61,7 +62,7 @@ fn run(matches: &ArgMatches) -> Result<(), Refusal> {
         text("log-format").unwrap_or(logger::DEFAULT_FORMAT),
     )
     .map_err(|e| Refusal::host("Error setting up logging", e))?;
-    refuse_seccomp(text("seccomp").unwrap_or("false"))?;
+    let mode = cli::seccomp(matches)?;
 
     // Sockets and files that we make are the owner's alone.
     // SAFETY: umask takes an integer and cannot fail.
@@ -71,8 +72,21 @@ fn run(matches: &ArgMatches) -> Result<(), Refusal> {
     std::panic::set_hook(Box::new(move |info| {
         // The message is of no use in a terminal that is still raw.
         terminal::restore_all();
-        hook(info);
+        match std::thread::current().name() {
+            Some("main") | None => hook(info),
+            // A confined thread may not open the program's file, which names of functions would need.
+            Some(name) if mode != Mode::Off => {
+                let what = info.payload_as_str().unwrap_or("something that is no text");
+                let at = info.location().map(ToString::to_string).unwrap_or_default();
+                // Nothing can be done about a standard error that takes nothing.
+                let _ = writeln!(std::io::stderr(), "thread '{name}' panicked at {at}:\n{what}");
+            }
+            Some(_) => hook(info),
+        }
     }));
+    sandbox::watch(terminal::restore_all).map_err(|e| Refusal::host("Error setting up signals", e))?;
+    sandbox::switch_on(mode);
+    vmm::confined::control()?;
 
     let monitor = Monitor::new(cli::event_monitor(matches)?)
         .map_err(|e| Refusal::host("Error opening event monitor", e))?;
@@ -95,31 +109,31 @@ fn run(matches: &ArgMatches) -> Result<(), Refusal> {
         Refusal::host("Failed to open hypervisor interface (is hypervisor interface available?)", e)
     })?;
 
-    let (mut server, mut inbox) = (None, None);
-    if let Some(socket) = &socket {
-        let (caller, queue) =
-            api::calls::queue().map_err(|e| Refusal::host("cannot create the API's queue", e))?;
-        let started = Server::start(socket.listener()?, caller)
-            .map_err(|e| Refusal::host("cannot start the API's thread", e))?;
-        server = Some(started);
-        inbox = Some(queue);
-    }
+    let queue = socket.as_ref().map(|_| api::calls::queue()).transpose();
+    let queue = queue.map_err(|e| Refusal::host("cannot create the API's queue", e))?;
+    let (caller, inbox) = queue.unzip();
     let mut control = Control::new(Setup {
         hypervisor: Box::new(hypervisor),
         monitor,
         inbox,
         signals,
         no_shutdown: matches.get_flag("no-shutdown"),
+        paths: socket.iter().flat_map(ApiSocket::paths).collect(),
     })?;
-    let mut started = Ok(());
-    if let Some(spec) = spec {
-        started = control
-            .create(spec)
-            .map_err(|e| e.within("Error creating VM"))
-            .and_then(|()| control.boot().map_err(|e| e.within("Error booting VM")));
-    } else if let Some(request) = restore {
-        started = control.restore(&request).map_err(|e| e.within("Error restoring VM"));
+    // Threads that are started later are kept to the machine's paths as well.
+    let create = |spec| control.create(spec).map_err(|e| e.within("Error creating VM"));
+    let created = spec.map(create).transpose();
+    let mut server = None;
+    if let (Some(socket), Some(caller)) = (&socket, caller) {
+        let serving = Server::start(socket.listener()?, caller);
+        server = Some(serving.map_err(|e| Refusal::host("cannot start the API's thread", e))?);
     }
+    let started = match (created, restore) {
+        (Err(e), _) => Err(e),
+        (Ok(Some(())), _) => control.boot().map_err(|e| e.within("Error booting VM")),
+        (Ok(None), Some(request)) => control.restore(&request).map_err(|e| e.within("Error restoring VM")),
+        (Ok(None), None) => Ok(()),
+    };
     if started.is_ok()
         && let Some(socket) = &mut socket
     {
@@ -131,17 +145,6 @@ fn run(matches: &ArgMatches) -> Result<(), Refusal> {
         server.finish(LAST_ANSWER);
     }
     result
-}
-
-/// Filters come with confinement; until then a filter that was asked for is refused rather than pretended.
-fn refuse_seccomp(mode: &str) -> Result<(), Refusal> {
-    match mode {
-        "false" => Ok(()),
-        "true" | "log" | "errno" => Err(Refusal::unsupported(format!("--seccomp {mode}"))),
-        other => Err(Refusal::invalid(format!(
-            "Error parsing --seccomp: expected true, false, log or errno, not {other:?}"
-        ))),
-    }
 }
 
 /// Tells why the process ended, once and in full.

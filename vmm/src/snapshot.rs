@@ -52,7 +52,9 @@ impl Writing {
         let thread = std::thread::Builder::new()
             .name("snapshot".into())
             .spawn(move || {
-                let result = write(job, &theirs);
+                let confined =
+                    migration::calls::WRITER.enter().map_err(|e| Refusal::host("Cannot write a snapshot", e));
+                let result = confined.and_then(|()| write(job, &theirs));
                 // Nobody waits for it any more if it was ended early.
                 let _ = answer.send(result);
                 if let Err(e) = waker.write(1) {

@@ -3,6 +3,7 @@
 //! Each thread owns its [`Vcpu`]. It runs the guest until it is kicked or the guest does something that only the control thread
 //! can decide; that is reported as a [`Request`] and the thread then stands still.
 
+use std::error::Error as _;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use device::{Events, Request};
 use hypervisor::{Exits, Kick, Stop, Vcpu};
 use thiserror::Error;
 
+use crate::confined;
 use crate::core_scheduling::Cookie;
 use crate::gate::{Gate, Pass};
 
@@ -179,6 +181,11 @@ impl Shared {
             log::warn!("cannot bind vCPU {} to host CPUs {host_cpus:?}: {e}", self.index);
         }
         self.cookie.join();
+        if let Err(e) = confined::vcpu(self.index) {
+            log::error!("{e}: {:?}", e.source());
+            self.events.request(Request::Fault);
+            return self.gate.leave();
+        }
         let work = AssertUnwindSafe(|| {
             loop {
                 match self.gate.pass() {

@@ -5,5 +5,6 @@ pub mod client;
 mod descriptors;
 mod io;
 pub mod server;
+pub mod syscalls;
 #[cfg(test)]
 mod tests;

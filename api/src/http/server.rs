@@ -5,6 +5,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
+use std::error::Error as _;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -23,6 +24,7 @@ use spec::{Kind, Refusal};
 
 use super::descriptors::{MAX_DESCRIPTORS, Received};
 use super::io::{Io, Patience, Side};
+use super::syscalls;
 use crate::action::{Action, Body, ROOT, UNSUPPORTED, Verb, routes};
 use crate::{Caller, Reply};
 
@@ -55,6 +57,9 @@ impl Server {
         let shared =
             Arc::new(Shared { caller, patience, open: AtomicUsize::new(0), unsent: server.0.clone() });
         let accept = move || {
+            if let Err(e) = syscalls::SERVER.enter() {
+                return log::error!("the API is not served: {e}: {:?}", e.source());
+            }
             for stream in listener.incoming() {
                 match stream {
                     Ok(stream) => admit(stream, &shared),
@@ -126,7 +131,8 @@ fn admit(mut stream: UnixStream, shared: &Arc<Shared>) {
         return;
     }
     let serve = move || {
-        if let Err(e) = serve(stream, &place.0) {
+        let confined = syscalls::CONNECTION.enter().map_err(io::Error::other);
+        if let Err(e) = confined.and_then(|()| serve(stream, &place.0)) {
             log::debug!("API: connection ended: {e}");
         }
     };

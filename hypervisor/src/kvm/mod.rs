@@ -7,6 +7,7 @@
 //! There is no PIC, no PIT and no in-kernel IOAPIC here, ever: the split irqchip keeps the local APICs in the kernel and
 //! creates in a fraction of the time.
 
+pub mod calls;
 mod convert;
 pub(crate) mod host;
 mod routes;

@@ -117,7 +117,6 @@ fn what_is_not_offered_yet_is_refused_by_name() {
         ("device", Some("path=/sys/x")),
         ("firmware", Some("f")),
         ("fs", Some("tag=a,socket=s")),
-        ("landlock", None),
         ("memory-zone", Some("id=z")),
         ("numa", Some("guest_numa_id=0")),
         ("pvpanic", None),
@@ -131,11 +130,30 @@ fn what_is_not_offered_yet_is_refused_by_name() {
         let args: Vec<&str> = [flag.as_str()].into_iter().chain(value).collect();
         refuses(&args, &["Error parsing config", &format!("{flag} is not supported yet")]);
     }
-    refuses(&["--seccomp", "true"], &["--seccomp true is not supported yet"]);
     refuses(
         &["--seccomp", "yes"],
         &["Error parsing --seccomp: expected true, false, log or errno, not \"yes\""],
     );
+}
+
+#[test]
+fn paths_that_cannot_be_kept_to() {
+    let invalid = |value, message| {
+        refuses(
+            &["--landlock", "--landlock-rules", value],
+            &["Error parsing config", "Failed to validate config", message],
+        );
+    };
+    invalid("path=/", "Error parsing --landlock-rules: path/access field missing");
+    invalid("path=/,access=x", "Invalid landlock access: x");
+    invalid("path=/no/such,access=r", "Path \"/no/such\" provided in landlock-rules does not exist");
+    // Nothing is run with paths that are not there: whoever could make them later is not trusted.
+    let bench = Bench::new();
+    let outcome = bench.run_unchanged(&mut bench.machine(&["--landlock", "--disk", "path=missing"]));
+    assert_eq!(outcome.status.code(), Some(1));
+    let wanted =
+        "  0: Error creating VM\n  1: Cannot confine the process by Landlock\n  2: cannot allow missing\n";
+    assert!(outcome.messages.contains(wanted), "{}", outcome.messages);
 }
 
 #[test]

@@ -11,7 +11,7 @@ use tests::tap::{self, Partner, Tap};
 use crate::formats::{qemu_img, text};
 
 /// The guest's card.
-const MAC: &str = "52:54:00:10:ad:01";
+pub(crate) const MAC: &str = "52:54:00:10:ad:01";
 const MAC_BYTES: [u8; 6] = [0x52, 0x54, 0, 0x10, 0xad, 1];
 /// Sectors of a disk.
 pub(crate) const SECTORS: u64 = 8192;

@@ -1,5 +1,6 @@
 //! The machine and its devices seen by a guest of our own: each test starts the VMM with the probe as its kernel.
 
+mod confined;
 mod devices;
 mod disk;
 mod ends;
@@ -7,6 +8,7 @@ mod formats;
 mod golden;
 mod hostile;
 mod hotplug;
+mod landlock;
 mod loaded;
 mod machine;
 mod network;

@@ -6,6 +6,7 @@
 //! What the host enforces, whatever the driver negotiated: the size, read-only images, and the first sector of an image
 //! whose type was not stated.
 
+mod calls;
 mod queue;
 mod remote;
 mod request;
@@ -25,6 +26,7 @@ use device::state::{self as saved, Node, StateError};
 use device::virtio::feature as ring;
 use device::{Attached, Counters, DeviceError, LiveQueue, Virtio, VirtioGrant, VirtioKind};
 use log::{error, warn};
+use sandbox::Set;
 use virtio_queue::{QueueState, QueueT};
 
 use queue::DiskQueue;
@@ -223,6 +225,10 @@ impl Virtio for Disk {
         }
     }
 
+    fn calls(&self) -> Vec<Set> {
+        calls::of(self.engine)
+    }
+
     fn connect(&mut self, grant: VirtioGrant) {
         if self.grant.set(grant).is_err() {
             warn!("disk {}: connected twice", self.shared.id);
@@ -250,13 +256,19 @@ impl Virtio for Disk {
         let failed = |source: Box<dyn std::error::Error + Send + Sync>| {
             DeviceError::new(format!("cannot start queue {index} of disk \"{}\"", shared.id), source)
         };
-        let depth = usize::from(queue::depth(queue.queue.size()));
-        let engine = shared.image.engine(depth, self.engine);
+        let (shared, choice) = (shared.clone(), self.engine);
         let cpus = self.cpus.get(index).map_or(&[][..], Vec::as_slice);
         let worker = grant.workers.own(&format!("{}_q{index}", shared.id), cpus)?;
         let throttle = self.limiter.clone().map(Throttle::new).transpose()?;
-        let task = DiskQueue::new(queue, engine, shared.clone(), throttle);
-        let attached = worker.attach(task).map_err(|e| failed(e.into()))?;
+        let make = {
+            let shared = shared.clone();
+            move || {
+                let depth = usize::from(queue::depth(queue.queue.size()));
+                let engine = shared.image.engine(depth, choice);
+                DiskQueue::new(queue, engine, shared, throttle)
+            }
+        };
+        let attached = worker.attach_made(make).map_err(|e| failed(e.into()))?;
         if live.len() <= index {
             live.resize_with(index + 1, || None);
         }

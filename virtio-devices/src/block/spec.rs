@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 
 use ::block::{Choice, Error, Format, Granularity, Image, Options, Type};
-use device::{Build, Built, Host, Naming};
+use device::{Build, Built, Calls, Host, Naming};
+use sandbox::{HostPath, Use};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use spec::{Facts, Kind, Part, PciCommon, RateLimit, Refusal, Spec, Value};
 
@@ -137,6 +138,7 @@ impl Spec for DiskSpec {
 
 impl Build for DiskSpec {
     const NAMING: Naming = Naming::Counted("disk");
+    const CALLS: Calls = super::calls::CALLS;
     const REPLACEABLE: &'static [&'static str] = &[
         "path",
         "vhost_socket",
@@ -159,6 +161,11 @@ impl Build for DiskSpec {
 
     fn shares_memory(&self) -> bool {
         self.vhost_user
+    }
+
+    fn paths(&self) -> Vec<HostPath> {
+        let used = if self.readonly { Use::Read } else { Use::ReadWrite };
+        self.path.iter().map(|path| HostPath::new(path, used)).collect()
     }
 
     fn build(&mut self, host: &Host<'_>) -> Result<Built, Refusal> {

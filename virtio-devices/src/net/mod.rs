@@ -17,6 +17,7 @@
 //!
 //! The link is always up. Nothing is filtered: the driver sees what the tap carries.
 
+mod calls;
 mod ctrl;
 mod pair;
 mod rx;
@@ -36,6 +37,7 @@ use device::worker::Worker;
 use device::{Attached, Counters, DeviceError, LiveQueue, Task, Virtio, VirtioGrant, VirtioKind};
 use log::{debug, warn};
 use net_util::MacAddr;
+use sandbox::Set;
 use virtio_queue::QueueState;
 
 use ctrl::Ctrl;
@@ -255,6 +257,10 @@ impl Virtio for Net {
         for (i, byte) in data.iter_mut().enumerate() {
             *byte = config.get(offset.saturating_add(i)).copied().unwrap_or(0);
         }
+    }
+
+    fn calls(&self) -> Vec<Set> {
+        calls::CALLS.own.to_vec()
     }
 
     fn connect(&mut self, grant: VirtioGrant) {

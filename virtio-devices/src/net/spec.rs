@@ -4,9 +4,10 @@ use std::net::IpAddr;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
-use device::{Build, Built, Host, Naming, Virtio};
+use device::{Build, Built, Calls, Host, Naming, Virtio};
 use log::warn;
 use net_util::{LinkConfig, MacAddr, TapSet};
+use sandbox::{HostPath, Use};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use spec::{Facts, Kind, Part, PciCommon, RateLimit, Refusal, Spec, Value};
 
@@ -162,6 +163,7 @@ impl NetSpec {
 
 impl Build for NetSpec {
     const NAMING: Naming = Naming::Counted("net");
+    const CALLS: Calls = super::calls::CALLS;
     const REPLACEABLE: &'static [&'static str] =
         &["tap", "ip", "mask", "mac", "host_mac", "rate_limiter_config"];
 
@@ -180,6 +182,11 @@ impl Build for NetSpec {
 
     fn lend(&mut self) -> Vec<RawFd> {
         std::mem::take(&mut self.fds).numbers()
+    }
+
+    fn paths(&self) -> Vec<HostPath> {
+        let opens = self.fds.numbers().is_empty();
+        opens.then(|| HostPath::new(net_util::TUN_PATH, Use::ReadWrite)).into_iter().collect()
     }
 
     fn build(&mut self, host: &Host<'_>) -> Result<Built, Refusal> {

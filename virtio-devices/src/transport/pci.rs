@@ -112,6 +112,7 @@ impl VirtioPci {
         if let Some(pci) = &mut needs.pci {
             pci.apertures = device.apertures();
         }
+        needs.calls = device.calls();
         Ok(VirtioPci { id, device, needs, config_length, wired: None })
     }
 

@@ -8,6 +8,7 @@
 //! One thread serves all three queues. While no driver is active programs of the host's wait in the kernel. The kernel's vsock is
 //! not used, and context IDs of several machines may be the same.
 
+mod calls;
 mod connection;
 mod greeting;
 mod muxer;
@@ -24,6 +25,7 @@ use device::virtio::feature as ring;
 use device::worker::Worker;
 use device::{Attached, Counters, DeviceError, LiveQueue, Virtio, VirtioGrant, VirtioKind};
 use log::warn;
+use sandbox::Set;
 use terminal::Listener;
 use virtio_queue::QueueState;
 
@@ -142,6 +144,10 @@ impl Virtio for Vsock {
         for (i, byte) in data.iter_mut().enumerate() {
             *byte = config.get(offset.saturating_add(i)).copied().unwrap_or(0);
         }
+    }
+
+    fn calls(&self) -> Vec<Set> {
+        calls::CALLS.own.to_vec()
     }
 
     fn connect(&mut self, grant: VirtioGrant) {

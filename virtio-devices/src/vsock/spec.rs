@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use device::{Build, Built, Host, Naming};
+use device::{Build, Built, Calls, Host, Naming};
+use sandbox::{HostPath, Use};
 use spec::{Facts, Kind, Part, PciCommon, Refusal, Spec};
 use terminal::{Listener, TerminalError};
 
@@ -56,6 +57,7 @@ fn missing(key: &str) -> Refusal {
 
 impl Build for VsockSpec {
     const NAMING: Naming = Naming::Counted("vsock");
+    const CALLS: Calls = super::calls::CALLS;
     const REPLACEABLE: &'static [&'static str] = &["socket"];
 
     fn common(&self) -> Option<&PciCommon> {
@@ -64,6 +66,10 @@ impl Build for VsockSpec {
 
     fn common_mut(&mut self) -> Option<&mut PciCommon> {
         Some(&mut self.pci)
+    }
+
+    fn paths(&self) -> Vec<HostPath> {
+        self.socket.iter().map(|path| HostPath::new(path, Use::Listen)).collect()
     }
 
     fn build(&mut self, host: &Host<'_>) -> Result<Built, Refusal> {

@@ -31,12 +31,13 @@ impl Control {
         let facts = Facts { running: self.running.is_some(), ..spec.facts() };
         let last = addition.add(&mut spec)?;
         spec.check().map_err(|e| e.within("Failed to validate config"))?;
+        let plug = last(&mut spec)
+            .ok_or_else(|| Refusal::new(Kind::Bug, "The description lost the device that was added"))?;
+        self.paths.check(&plug.paths())?;
         let Some(running) = &mut self.running else {
             self.spec = Some(spec);
             return Ok(Reply::Done);
         };
-        let plug = last(&mut spec)
-            .ok_or_else(|| Refusal::new(Kind::Bug, "The description lost the device that was added"))?;
         if plug.shares_memory() && running.behind.pager.as_ref().is_some_and(|pager| !pager.done()) {
             return Err(Refusal::new(
                 Kind::Busy,

@@ -3,6 +3,7 @@
 //! A snapshot is written while this thread goes on answering: whoever asked is answered when it is complete. Meanwhile the machine
 //! stays as it is; ending it ends the snapshot, and leaves nothing of it.
 
+use std::path::Path;
 use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,8 @@ use api::{Action, Reply};
 use catalog::restore::fd_backed_nets;
 use catalog::{MemoryRestoreMode, RestoreRequest, RestoreSpec, SnapshotSpec, VmSpec};
 use device::Node;
-use migration::{Directory, Pager, Source};
+use migration::{Directory, Pager, Source, USERFAULT_DEVICE};
+use sandbox::{HostPath, Use};
 use spec::{Kind, Refusal};
 
 use super::{Control, Running, state};
@@ -51,7 +53,9 @@ impl Control {
         if !running.paused {
             return Err(state("VM is running: pause it first, so that it can be saved"));
         }
-        let directory = Directory::create(&what.directory()?).map_err(unwritable)?;
+        let path = what.directory()?;
+        self.paths.check(&[HostPath::new(&path, Use::ReadWrite)])?;
+        let directory = Directory::create(&path).map_err(unwritable)?;
         self.setup.monitor.record("vm", "snapshotting", &[]);
         let config = serde_json::to_string_pretty(&self.spec)
             .map_err(|e| Refusal::new(Kind::Bug, "Cannot write the description as JSON").because(e))?;
@@ -149,10 +153,17 @@ impl Control {
     fn rebuild(&mut self, request: &RestoreRequest) -> Result<(), Refusal> {
         let restore = &request.restore;
         spec::Spec::check(restore, &VmSpec::default().facts())?;
-        let source = Source::open(&restore.directory()?).map_err(unreadable)?;
+        let path = restore.directory()?;
+        let place = HostPath::new(&path, Use::Read);
+        self.paths.check(std::slice::from_ref(&place))?;
+        let source = Source::open(&path).map_err(unreadable)?;
         let mut spec = description(&source, request)?;
         spec.check().map_err(|e| e.within("Failed to validate config"))?;
         refuse_late_pages(restore, &spec)?;
+        // The latter is how those get a userfaultfd who may not make one otherwise.
+        let device = Path::new(USERFAULT_DEVICE);
+        let device = device.exists().then(|| HostPath::new(device, Use::ReadWrite));
+        self.paths.enter(&spec, [place].into_iter().chain(device).collect())?;
         let node: Node = source.machine().map_err(unreadable)?;
 
         self.generation += 1;

@@ -26,6 +26,8 @@ use platform::ioapic::{self, Ioapic};
 use spec::{Facts, Kind, Refusal};
 use virtio_devices::transport::pci::{VirtioPci, bar_kind};
 
+use crate::confined;
+
 use super::apertures::Apertures;
 use super::glue::{VmDoorbells, VmInterrupts};
 use super::names::Names;
@@ -174,7 +176,7 @@ impl Board {
         ports
             .claim(CONFIG_PORTS, CONFIG_PORTS_LENGTH, config_ports.clone(), Region::Window(0))
             .map_err(|e| bug("Cannot set up PCI configuration ports", e))?;
-        let workers = Workers::new(events.clone());
+        let workers = Workers::with(events.clone(), confined::threads()?, confined::quiet());
         let area = PlatformArea::new(map);
         let apertures = Apertures::new(vm, capabilities.ram_slots);
         let mut board = Board {
@@ -341,7 +343,7 @@ impl Board {
             lines,
             doorbells,
             apertures,
-            workers: self.workers.clone(),
+            workers: self.workers.of(id, needs.calls),
             events: self.events.clone(),
         };
         device.wire(grant).map_err(|e| failed(e.into()))?;

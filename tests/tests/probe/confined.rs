@@ -1,0 +1,164 @@
+//! No thread of the VMM runs without a filter of system calls, whatever it is for, and the switch works.
+
+use std::collections::BTreeMap;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tests::living::Living;
+use tests::probe::Guest;
+
+use crate::loaded::{Loaded, MAC};
+
+/// Names of threads, and the filters on each.
+type Threads = BTreeMap<String, u32>;
+
+/// The value of a line of `/proc/PID/task/TID/status`.
+fn value<'a>(status: &'a str, key: &str) -> &'a str {
+    let line = status.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(":\t"));
+    line.unwrap_or_else(|| panic!("no {key} in {status}"))
+}
+
+/// The threads that there are now; panics if one is not confined.
+fn threads(process: u32) -> Threads {
+    let mut threads = Threads::new();
+    let tasks = std::fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten().flatten();
+    // One that has ended meanwhile has no status any more.
+    let statuses: Vec<String> =
+        tasks.filter_map(|task| std::fs::read_to_string(task.path().join("status")).ok()).collect();
+    for status in &statuses {
+        let name = value(status, "Name");
+        let confined = value(status, "Seccomp") == "2" && value(status, "NoNewPrivs") == "1";
+        // The main thread begins alone and confines itself before it starts others.
+        assert!(confined || statuses.len() == 1, "thread {name} is not confined:\n{status}");
+        let filters = value(status, "Seccomp_filters").parse().expect("a number");
+        let least = threads.entry(name.to_owned()).or_insert(filters);
+        *least = filters.min(*least);
+    }
+    threads
+}
+
+/// Looks at threads again and again, so that those are seen which live for moments only.
+struct Watch {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<Threads>,
+}
+
+impl Watch {
+    fn begin(process: u32) -> Watch {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = stop.clone();
+        let thread = std::thread::spawn(move || {
+            let mut seen = Threads::new();
+            while !stopped.load(Ordering::Relaxed) {
+                seen.extend(threads(process));
+                std::thread::sleep(Duration::from_micros(200));
+            }
+            seen
+        });
+        Watch { stop, thread }
+    }
+
+    fn end(self) -> Threads {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().unwrap_or_else(|e| std::panic::resume_unwind(e))
+    }
+}
+
+/// Waits until a thread of this name is there.
+fn wait_for_thread(process: u32, name: &str) {
+    let begun = Instant::now();
+    while !threads(process).contains_key(name) {
+        assert!(
+            begun.elapsed() < Duration::from_secs(20),
+            "there is no thread {name}: {:?}",
+            threads(process)
+        );
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Pauses, and takes a snapshot.
+fn snapshot(machine: &Living, directory: &Path) {
+    std::fs::create_dir(directory).expect("the scratch directory takes another");
+    machine.put("vm.pause", &Value::Null);
+    machine.put("vm.snapshot", &json!({ "destination_url": format!("file://{}", directory.display()) }));
+}
+
+#[test]
+fn every_thread_of_every_kind_is_confined() {
+    let loaded = Loaded::new();
+    let file = |name: &str| loaded.scratch.file(name).display().to_string();
+    let disk = |name: &str, more: &str| {
+        std::fs::write(loaded.scratch.file(name), vec![0; 1 << 20]).expect("the scratch directory has room");
+        format!("path={},image_type=raw,id={name}{more}", file(name))
+    };
+    let disks = [
+        disk("disk0", ""),
+        disk("aio", ",_disable_io_uring=on"),
+        disk("plain", ",_disable_io_uring=on,_disable_aio=on"),
+    ];
+    let net = format!("tap=load0,mac={MAC},id=net0");
+    let (vsock, debug) = (format!("cid=3,socket={}", file("vsock")), format!("file={}", file("debug")));
+    let arguments = ["--disk", &disks[0], &disks[1], &disks[2], "--net", &net, "--vsock", &vsock];
+    let consoles = ["--console", "pty", "--debug-console", &debug];
+    let arguments = [&arguments[..], &consoles].concat();
+    let mut machine =
+        Living::boot(loaded.scratch.path(), "boot", "probe.run=load probe.interrupts=on", &arguments);
+    assert_eq!(machine.wait_for("# loading "), "disks=3 cards=1");
+
+    let watch = Watch::begin(machine.id());
+    machine.progress(500, 100);
+    let held = UnixStream::connect(loaded.scratch.file("boot.api")).expect("the API takes connections");
+    wait_for_thread(machine.id(), "http-connection");
+    drop(held);
+    machine.put("vm.add-disk", &json!({ "path": file("disk1"), "image_type": "Raw", "id": "late" }));
+    let saved = loaded.scratch.file("snapshot");
+    snapshot(&machine, &saved);
+    machine.put("vm.resume", &Value::Null);
+    machine.progress(100, 20);
+    let seen = watch.end();
+    // On top of what they inherit all but the main thread have a filter of their own.
+    let own = ["vcpu0", "spawner", "devices", "disk0_q0", "aio_q0", "plain_q0", "net0_q0"];
+    for name in own.into_iter().chain(["http-server", "http-connection", "snapshot"]) {
+        let filters = *seen.get(name).unwrap_or_else(|| panic!("no thread {name} was seen: {seen:?}"));
+        assert!(filters >= 2, "{name} has {filters} filters: {seen:?}");
+    }
+    // Those of devices come from a thread that is confined itself.
+    assert!(seen["disk0_q0"] >= 3, "{seen:?}");
+    // The main thread's own is the one that all others inherit.
+    assert_eq!(seen.values().filter(|filters| **filters == 1).count(), 1, "{seen:?}");
+    machine.put("vm.reboot", &Value::Null);
+    machine.wait_for("# loading ");
+    threads(machine.id());
+    drop(machine);
+
+    let value = format!("source_url=file://{},memory_restore_mode=ondemand,resume=on", saved.display());
+    let mut machine = Living::restore(loaded.scratch.path(), "restored", &value, &[]);
+    let watch = Watch::begin(machine.id());
+    // The guest finds its disks changed, which is of no concern here.
+    machine.wait_for("LOAD ");
+    let seen = watch.end();
+    assert!(seen.get("pager").is_some_and(|filters| *filters == 2), "{seen:?}");
+}
+
+#[test]
+fn nothing_is_filtered_when_that_is_asked_for() {
+    let mut running = Guest::new("hang").with(&["--seccomp", "false"]).start();
+    running.wait_for("# hanging", 1);
+    let status = std::fs::read_to_string(format!("/proc/{}/status", running.id())).expect("the VMM runs");
+    assert_eq!((value(&status, "Seccomp"), value(&status, "Seccomp_filters")), ("0", "0"));
+    running.signal(libc::SIGTERM);
+    running.finish().ended_well();
+}
+
+#[test]
+fn a_machine_works_the_same_in_every_mode() {
+    for mode in ["true", "log", "errno"] {
+        Guest::new("hello,memory-map").with(&["--seccomp", mode]).run().all_passed();
+    }
+}
