@@ -17,6 +17,7 @@
 //! Locks, in order: `talk` (one conversation at a time), then `shown`, which is a leaf: reading the configuration space never waits
 //! for the other side.
 
+pub mod calls;
 mod client;
 mod dial;
 mod error;
@@ -33,6 +34,7 @@ use std::time::Duration;
 use device::limit::LogLimit;
 use device::state::{self as saved, Node, StateError};
 use device::{Attached, DeviceError, DriverLink, LiveQueue, Virtio, VirtioGrant, VirtioKind, guest_warn};
+use sandbox::Set;
 use virtio_queue::{QueueState, QueueT};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -291,6 +293,10 @@ impl Shared {
 impl Virtio for Remote {
     fn kind(&self) -> VirtioKind {
         self.shared.wish.kind
+    }
+
+    fn calls(&self) -> Vec<Set> {
+        vec![calls::TALK, calls::DIAL, calls::SEARCH]
     }
 
     fn features(&self) -> u64 {

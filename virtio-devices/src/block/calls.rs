@@ -3,15 +3,25 @@
 use block::{Choice, calls as image};
 use device::Calls;
 use sandbox::{Set, common};
+use vhost_user::front::calls as remote;
 
 use crate::rate;
 
 /// Of all disks.
 pub(super) const CALLS: Calls = Calls {
-    own: &[image::TRANSFER, image::IO_URING, image::AIO, image::MAKE_ENGINE, rate::WAIT],
-    shared: &[],
-    registers: &[rate::MAKE, image::DROP_ENGINE],
-    host: &[common::FILES, image::OPEN, image::TRANSFER],
+    own: &[
+        image::TRANSFER,
+        image::IO_URING,
+        image::AIO,
+        image::MAKE_ENGINE,
+        rate::WAIT,
+        remote::TALK,
+        remote::DIAL,
+        remote::SEARCH,
+    ],
+    shared: &[remote::TALK],
+    registers: &[rate::MAKE, image::DROP_ENGINE, remote::TALK],
+    host: &[common::FILES, image::OPEN, image::TRANSFER, remote::TALK, remote::DIAL],
 };
 
 /// Of the queues of one disk, once their engines are made.

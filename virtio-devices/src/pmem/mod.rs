@@ -6,6 +6,7 @@
 //! mapping.
 
 mod backing;
+mod calls;
 mod flusher;
 mod pages;
 mod spec;
@@ -20,6 +21,7 @@ use device::{
     VirtioKind,
 };
 use log::warn;
+use sandbox::Set;
 use virtio_queue::QueueState;
 
 use backing::Backing;
@@ -64,6 +66,10 @@ impl Pmem {
 impl Virtio for Pmem {
     fn kind(&self) -> VirtioKind {
         VirtioKind::Pmem
+    }
+
+    fn calls(&self) -> Vec<Set> {
+        calls::CALLS.own.to_vec()
     }
 
     fn features(&self) -> u64 {

@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use ::spec::value::Bytes;
 use ::spec::{Facts, Part, PciCommon, Refusal, Spec};
-use device::{Build, Built, Host, Naming};
+use device::{Build, Built, Calls, Host, Naming};
+use sandbox::{HostPath, Use};
 
 use super::backing::Backing;
 use super::{ALIGN, Pmem};
@@ -53,6 +54,7 @@ fn missing() -> Refusal {
 
 impl Build for PmemSpec {
     const NAMING: Naming = Naming::Counted("pmem");
+    const CALLS: Calls = super::calls::CALLS;
     const REPLACEABLE: &'static [&'static str] = &["file"];
 
     fn common(&self) -> Option<&PciCommon> {
@@ -61,6 +63,10 @@ impl Build for PmemSpec {
 
     fn common_mut(&mut self) -> Option<&mut PciCommon> {
         Some(&mut self.pci)
+    }
+
+    fn paths(&self) -> Vec<HostPath> {
+        self.file.iter().map(|path| HostPath::new(path, Use::ReadWrite)).collect()
     }
 
     fn build(&mut self, host: &Host<'_>) -> Result<Built, Refusal> {
