@@ -6,6 +6,7 @@
 //! What the host enforces, whatever the driver negotiated: the size, read-only images, and the first sector of an image
 //! whose type was not stated.
 
+mod polling;
 mod queue;
 mod request;
 mod spec;
@@ -15,6 +16,7 @@ mod wire;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 use ::block::{Choice, Image, Topology};
 use ::spec::Refusal;
@@ -26,6 +28,7 @@ use device::{Attached, Counters, DeviceError, LiveQueue, Virtio, VirtioGrant, Vi
 use log::{error, warn};
 use virtio_queue::{QueueState, QueueT};
 
+use polling::Polling;
 use queue::DiskQueue;
 use stats::Stats;
 use wire::{CONFIG_LENGTH, Config, WRITEBACK, feature};
@@ -90,6 +93,8 @@ struct Parts {
     queue_size: u16,
     /// CPUs of the host that the thread of each queue is bound to; empty or missing for any.
     cpus: Vec<Vec<usize>>,
+    /// How long a queue looks for work by itself at most.
+    polling: Duration,
 }
 
 /// A disk.
@@ -100,6 +105,7 @@ pub struct Disk {
     offered: u64,
     queue_size: u16,
     cpus: Vec<Vec<usize>>,
+    polling: Duration,
     negotiated_wce: AtomicBool,
     grant: OnceLock<VirtioGrant>,
     /// Queues that are started. The lock is held by those who start and stop queues; no thread of the disk takes it.
@@ -108,7 +114,7 @@ pub struct Disk {
 
 impl Disk {
     fn new(parts: Parts) -> Self {
-        let Parts { id, image, engine, serial, sparse, limiter, queues, queue_size, cpus } = parts;
+        let Parts { id, image, engine, serial, sparse, limiter, queues, queue_size, cpus, polling } = parts;
         let zeroes = image.sparse().punch;
         let discard = zeroes && sparse;
         let mut offered = ring::VERSION_1 | ring::RING_EVENT_IDX | ring::RING_INDIRECT_DESC;
@@ -141,6 +147,7 @@ impl Disk {
             offered,
             queue_size,
             cpus,
+            polling,
             negotiated_wce: AtomicBool::new(false),
             grant: OnceLock::new(),
             live: Mutex::default(),
@@ -254,7 +261,8 @@ impl Virtio for Disk {
         let cpus = self.cpus.get(index).map_or(&[][..], Vec::as_slice);
         let worker = grant.workers.own(&format!("{}_q{index}", shared.id), cpus)?;
         let throttle = self.limiter.clone().map(Throttle::new).transpose()?;
-        let task = DiskQueue::new(queue, engine, shared.clone(), throttle);
+        let polling = Polling::new(self.polling);
+        let task = DiskQueue::new(queue, engine, shared.clone(), throttle, polling);
         let attached = worker.attach(task).map_err(|e| failed(e.into()))?;
         if live.len() <= index {
             live.resize_with(index + 1, || None);
