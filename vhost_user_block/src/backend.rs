@@ -7,7 +7,7 @@ use std::io::{Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use device::{Build, Built, Host, Kept, Virtio};
+use device::{Built, Host, Kept, Virtio};
 use spec::{Facts, Kind, RateLimit, Refusal, Spec};
 use vhost_user::daemon::Opened;
 use vhost_user::{Door, MAX_QUEUES, Server};
@@ -33,7 +33,7 @@ spec::spec! {
             "readonly" => readonly: bool = false,
             /// Go around the host's page cache (O_DIRECT).
             "direct" => direct: bool = false,
-            /// Accepted and of no effect: queues are served when the guest kicks them.
+            /// Have each queue look for requests by itself, for at most 50 us, where the last ones came soon.
             "poll_queue" => poll_queue: bool = true,
             /// Format of the image. It is never guessed.
             "image_type" => image_type: ImageType = ImageType::Raw,
@@ -53,6 +53,9 @@ spec::spec! {
         unsupported {}
     }
 }
+
+/// How long a queue looks for requests by itself at most.
+const POLLING: Duration = Duration::from_micros(50);
 
 /// How long the requests of a process that was killed may hold its lock.
 const LAST_REQUESTS: Duration = Duration::from_secs(3);
@@ -110,7 +113,8 @@ impl BackendSpec {
     fn build(&self, id: &str) -> Result<Built, Refusal> {
         let (facts, begun) = (facts(), Instant::now());
         loop {
-            match self.disk().build(&Host { id, facts: &facts, kept: &Kept::default() }) {
+            let host = Host { id, facts: &facts, kept: &Kept::default() };
+            match self.disk().build_polling(&host, if self.poll_queue { POLLING } else { Duration::ZERO }) {
                 Err(e) if e.kind() == Kind::Conflict && begun.elapsed() < LAST_REQUESTS => {
                     std::thread::sleep(Duration::from_millis(20));
                 }

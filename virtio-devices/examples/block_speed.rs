@@ -1,6 +1,8 @@
 //! Measures a disk without a VM: a driver in this process keeps a queue of random 4 KiB reads or writes full.
 //!
-//! `cargo run --release -p virtio-devices --example block_speed -- IMAGE [read|write] [depth] [seconds] [key=value,…]`
+//! `cargo run --release -p virtio-devices --example block_speed -- IMAGE [read|write] [depth] [seconds] [key=value,…] [polling]`
+//!
+//! `polling` is how many microseconds the disk looks for work at most before its thread sleeps.
 //!
 //! It shows what queue handling and I/O engine cost; exits and interrupts, which a VM adds, are an eventfd and nothing here.
 
@@ -11,7 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use device::virtio::feature;
 use device::worker::Workers;
-use device::{Build, Built, DriverLink, Events, Host, Kept, LiveQueue, Ram, Request, VirtioGrant};
+use device::{Built, DriverLink, Events, Host, Kept, LiveQueue, Ram, Request, VirtioGrant};
 use spec::{Facts, Spec};
 use virtio_devices::block::DiskSpec;
 use virtio_queue::{Queue, QueueT};
@@ -53,12 +55,14 @@ fn main() -> anyhow::Result<()> {
     };
     let depth: u16 = arguments.next().map_or(Ok(32), |text| text.parse())?;
     let seconds: u64 = arguments.next().map_or(Ok(3), |text| text.parse())?;
-    let keys = arguments.next().map(|keys| format!(",{keys}")).unwrap_or_default();
+    let keys = arguments.next().filter(|keys| !keys.is_empty());
+    let keys = keys.map(|keys| format!(",{keys}")).unwrap_or_default();
+    let polling = Duration::from_micros(arguments.next().map_or(Ok(0), |text| text.parse())?);
     let mut spec = DiskSpec::parse(&format!("path={image},image_type=raw{keys}"))?;
     let blocks = std::fs::metadata(&image)?.len() / BLOCK;
 
     let host = Host { id: "_disk0", facts: &Facts::default(), kept: &Kept::default() };
-    let Built::Virtio(mut disk) = spec.build(&host)? else { bail!("no disk was built") };
+    let Built::Virtio(mut disk) = spec.build_polling(&host, polling)? else { bail!("no disk was built") };
     let map: GuestMemoryMmap<()> = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 64 << 20)])?;
     let ram = Ram::new(map.clone());
     let nobody = Arc::new(Nobody(AtomicU64::new(0)));

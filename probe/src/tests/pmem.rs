@@ -99,7 +99,7 @@ pub(super) fn live(machine: &mut Machine) -> Outcome {
         flush(&mut memory, OK)?;
         verify(pages, rounds, 0)?;
         rounds += 1;
-        if rounds.is_power_of_two() || rounds.is_multiple_of(1024) {
+        if rounds.is_power_of_two() || rounds.is_multiple_of(64) {
             println!("# round {rounds}");
         }
     }

@@ -6,7 +6,11 @@ use std::path::Path;
 use std::process::Command;
 
 use tests::linux::{Linux, Pvh, Running};
-use tests::place;
+use tests::{image, place};
+
+/// Waits for the memory's block device.
+const APPEARS: &str =
+    "i=0; until [ -b /dev/pmem0 ] || [ $i = 200 ]; do i=$((i + 1)); sleep 0.1; done; ls -l /dev/pmem0";
 
 /// A file with an empty ext4.
 fn file_system(path: &Path) {
@@ -27,6 +31,33 @@ fn mounted(file: &Path, keys: &str) -> Running {
     );
     guest.sh("mount -t ext4 -o dax=always /dev/pmem0 /mnt; grep /mnt /proc/mounts | grep -q dax=always");
     guest
+}
+
+#[test]
+fn memory_comes_and_goes_and_is_another_each_time() {
+    tests::elsewhere!();
+    let files = [1, 2].map(|n| {
+        let path = place::scratch().join(format!("memory{n}"));
+        image::make(&path, n, (4 << 20) / image::SECTOR)
+    });
+    let mut guest = Linux::new("6.1", Pvh).boot();
+    guest.sh("modprobe virtio_pmem; modprobe nd_pmem");
+    for (n, file) in (1..).zip(&files) {
+        guest.ask(&["add-pmem", &format!("file={},id=p", file.display()), "--wait", "120"]);
+        guest.sh(APPEARS);
+        guest.sh(&format!("printf {n} | dd of=/dev/pmem0 bs=1 seek=4096 conv=fsync"));
+        guest.sh("dd if=/dev/pmem0 of=/tmp/read bs=64k");
+        let sum = guest.sh("sha256sum < /tmp/read | cut -d ' ' -f 1");
+        guest.ask(&["remove-device", "p", "--wait", "120"]);
+        assert_eq!(guest.sh("ls /dev | grep -c pmem; true"), "0");
+        let output = Command::new("sha256sum").arg(file).output().expect("sha256sum runs");
+        assert!(
+            String::from_utf8_lossy(&output.stdout).starts_with(&sum),
+            "file {n} is not what the guest read"
+        );
+        assert_eq!(std::fs::read(file).expect("the file is there")[4096], b'0' + n);
+    }
+    guest.power_off();
 }
 
 #[test]

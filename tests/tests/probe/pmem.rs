@@ -119,7 +119,7 @@ fn memory_comes_and_goes_while_the_guest_runs() {
 /// Waits for signs of life: some may have been there before.
 #[track_caller]
 fn rounds(machine: &mut Living) {
-    (0..8).for_each(|_| drop(machine.wait_for("# round ")));
+    (0..4).for_each(|_| drop(machine.wait_for("# round ")));
 }
 
 /// Pauses and takes a snapshot; the answer.

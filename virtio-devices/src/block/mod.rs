@@ -7,6 +7,7 @@
 //! whose type was not stated.
 
 mod calls;
+mod polling;
 mod queue;
 mod remote;
 mod request;
@@ -17,6 +18,7 @@ mod wire;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 use ::block::{Choice, Image, Topology};
 use ::spec::Refusal;
@@ -29,6 +31,7 @@ use log::{error, warn};
 use sandbox::Set;
 use virtio_queue::{QueueState, QueueT};
 
+use polling::Polling;
 use queue::DiskQueue;
 use stats::Stats;
 use wire::{CONFIG_LENGTH, Config, WRITEBACK, feature};
@@ -93,6 +96,8 @@ struct Parts {
     queue_size: u16,
     /// CPUs of the host that the thread of each queue is bound to; empty or missing for any.
     cpus: Vec<Vec<usize>>,
+    /// How long a queue looks for work by itself at most.
+    polling: Duration,
 }
 
 /// A disk.
@@ -103,6 +108,7 @@ pub struct Disk {
     offered: u64,
     queue_size: u16,
     cpus: Vec<Vec<usize>>,
+    polling: Duration,
     negotiated_wce: AtomicBool,
     grant: OnceLock<VirtioGrant>,
     /// Queues that are started. The lock is held by those who start and stop queues; no thread of the disk takes it.
@@ -111,7 +117,7 @@ pub struct Disk {
 
 impl Disk {
     fn new(parts: Parts) -> Self {
-        let Parts { id, image, engine, serial, sparse, limiter, queues, queue_size, cpus } = parts;
+        let Parts { id, image, engine, serial, sparse, limiter, queues, queue_size, cpus, polling } = parts;
         let zeroes = image.sparse().punch;
         let discard = zeroes && sparse;
         let mut offered = ring::VERSION_1 | ring::RING_EVENT_IDX | ring::RING_INDIRECT_DESC;
@@ -144,6 +150,7 @@ impl Disk {
             offered,
             queue_size,
             cpus,
+            polling,
             negotiated_wce: AtomicBool::new(false),
             grant: OnceLock::new(),
             live: Mutex::default(),
@@ -260,12 +267,13 @@ impl Virtio for Disk {
         let cpus = self.cpus.get(index).map_or(&[][..], Vec::as_slice);
         let worker = grant.workers.own(&format!("{}_q{index}", shared.id), cpus)?;
         let throttle = self.limiter.clone().map(Throttle::new).transpose()?;
+        let polling = Polling::new(self.polling);
         let make = {
             let shared = shared.clone();
             move || {
                 let depth = usize::from(queue::depth(queue.queue.size()));
                 let engine = shared.image.engine(depth, choice);
-                DiskQueue::new(queue, engine, shared, throttle)
+                DiskQueue::new(queue, engine, shared, throttle, polling)
             }
         };
         let attached = worker.attach_made(make).map_err(|e| failed(e.into()))?;

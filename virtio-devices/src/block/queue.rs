@@ -11,6 +11,7 @@
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use block::{Engine, MAX_DEPTH};
@@ -21,6 +22,7 @@ use virtio_queue::{QueueState, QueueT};
 use vmm_sys_util::epoll::EventSet;
 
 use super::Shared;
+use super::polling::Polling;
 use super::request::{Operation, Pieces, Request, StatusByte, fill};
 use super::wire::Status;
 use crate::rate::Throttle;
@@ -61,6 +63,7 @@ pub(super) struct DiskQueue {
     shared: Arc<Shared>,
     /// The way to wait when a limit is reached, if there is one.
     throttle: Option<Throttle>,
+    polling: Polling,
     pieces: Pieces,
     slots: Vec<Option<Slot>>,
     free: Vec<u16>,
@@ -82,6 +85,7 @@ impl DiskQueue {
         engine: Box<dyn Engine>,
         shared: Arc<Shared>,
         throttle: Option<Throttle>,
+        polling: Polling,
     ) -> Self {
         let depth = depth(live.queue.size());
         let maps = vec![live.ram.map()];
@@ -90,6 +94,7 @@ impl DiskQueue {
             engine,
             shared,
             throttle,
+            polling,
             pieces: Pieces::new(),
             slots: vec![None; usize::from(depth)],
             free: (0..depth).rev().collect(),
@@ -122,6 +127,9 @@ impl DiskQueue {
                 promised = false;
                 continue;
             }
+            if !promised && self.look(&map) {
+                continue;
+            }
             // With all slots taken there is no point in a kick: the next completion leads here as well.
             // So does the timer of a limit.
             promised = self.can_take() && self.live.listen(&*map);
@@ -131,6 +139,27 @@ impl DiskQueue {
         }
         if let Err(error) = self.live.kick.write(1) {
             error!("disk {}: cannot wake its own thread: {error}", self.shared.id);
+        }
+    }
+
+    /// Looks for work for a while, with kicks switched off, where that may pay. Tells whether there is some.
+    fn look(&mut self, map: &RamMap) -> bool {
+        if self.broken || !(self.can_take() || self.engine.in_flight() > 0) {
+            return false;
+        }
+        let Some(until) = self.polling.begin(Instant::now) else { return false };
+        loop {
+            let offered = || self.live.queue.avail_idx(map, Ordering::Acquire);
+            // A ring that cannot be read is for `take` to complain of.
+            let more = self.can_take() && offered().is_ok_and(|next| next.0 != self.live.queue.next_avail());
+            if more || (self.engine.in_flight() > 0 && self.collect(map, false) > 0) {
+                self.polling.found();
+                return true;
+            }
+            if Instant::now() >= until {
+                return false;
+            }
+            std::hint::spin_loop();
         }
     }
 
@@ -405,6 +434,7 @@ impl Task for DiskQueue {
         {
             throttle.woken();
         }
+        self.polling.woken(Instant::now);
         self.serve();
     }
 

@@ -1,6 +1,7 @@
 //! What a user may say about a disk: `--disk`, `DiskConfig`, `vm.add-disk`.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use ::block::{Choice, Error, Format, Granularity, Image, Options, Type};
 use device::{Build, Built, Calls, Host, Naming};
@@ -169,17 +170,30 @@ impl Build for DiskSpec {
     }
 
     fn build(&mut self, host: &Host<'_>) -> Result<Built, Refusal> {
-        Ok(Built::Virtio(if self.vhost_user {
-            Box::new(self.find(host)?)
-        } else {
-            Box::new(self.make(host)?)
-        }))
+        if self.vhost_user {
+            return Ok(Built::Virtio(Box::new(self.find(host)?)));
+        }
+        self.build_polling(host, Duration::ZERO)
     }
 }
 
 impl DiskSpec {
-    /// Opens the image; its type is written back.
+    /// As [`Build::build`], for a disk whose queues look for work by themselves for so long at most, before their threads sleep.
+    ///
+    /// # Errors
+    /// As for [`Build::build`].
+    pub fn build_polling(&mut self, host: &Host<'_>, polling: Duration) -> Result<Built, Refusal> {
+        self.open(host, polling).map(|disk| Built::Virtio(Box::new(disk)))
+    }
+
+    /// The disk of a machine.
+    #[cfg(test)]
     pub(super) fn make(&mut self, host: &Host<'_>) -> Result<Disk, Refusal> {
+        self.open(host, Duration::ZERO)
+    }
+
+    /// Opens the image; its type is written back.
+    pub(super) fn open(&mut self, host: &Host<'_>, polling: Duration) -> Result<Disk, Refusal> {
         let what = || format!("cannot add disk \"{}\"", host.id);
         let Some(path) = self.path.clone() else {
             return Err(Refusal::invalid("Disk path missing").within(what()));
@@ -218,6 +232,7 @@ impl DiskSpec {
             queues,
             queue_size: self.queue_size,
             cpus: self.queue_affinity.by_queue(self.num_queues),
+            polling,
         }))
     }
 }

@@ -482,3 +482,29 @@ mod formats;
 mod limits;
 mod random;
 mod state;
+
+#[test]
+fn a_request_without_a_kick_is_found_by_who_looks_for_it() {
+    const MOST: Duration = Duration::from_secs(2);
+    let files = Files::zeros();
+    let open = |polling| {
+        let kept = Kept::default();
+        files.spec().open(&Host { id: "_disk0", facts: &Facts::default(), kept: &kept }, polling).unwrap()
+    };
+    for polling in [MOST, Duration::ZERO] {
+        let mut b = Bench::new(open(polling), ALL);
+        // Each finds that looking a little longer would have spared it the kick.
+        for _ in 0..25 {
+            assert_eq!(request(&mut b, kind::IN, 3, &[(DATA, 512, true)]).0, OK);
+        }
+        b.put(HEADER, &header(kind::IN, 4));
+        b.chain(0, 0, &[(HEADER, 16, false), (DATA, 512, true), (STATUS, 1, true)]);
+        let found = b.try_used(0, Duration::from_millis(500));
+        assert_eq!(found, (!polling.is_zero()).then_some((0, 513)), "{polling:?}");
+        if found.is_none() {
+            b.kick(0);
+            assert_eq!(b.used(0), (0, 513));
+        }
+        b.stop();
+    }
+}

@@ -23,6 +23,8 @@ pub(super) struct Backing {
     file_length: u64,
     /// Whether a flush must reach the file, or need not, or cannot.
     mode: MapMode,
+    /// What tells which pages of a private mapping have been written to, or why nothing does.
+    pages: Option<io::Result<File>>,
 }
 
 enum Held {
@@ -67,7 +69,9 @@ impl Backing {
         if mode == MapMode::ReadOnly {
             warn!("{} cannot be opened for writing; what the guest writes to it is dropped", path.display());
         }
-        Ok((Backing { file: held, path: path.to_owned(), length, file_length: there, mode }, mode))
+        let pages = (mode == MapMode::Private).then(pages::open);
+        let path = path.to_owned();
+        Ok((Backing { file: held, path, length, file_length: there, mode, pages }, mode))
     }
 
     /// Bytes in use.
@@ -123,13 +127,13 @@ impl Backing {
                 "persistent memory in a file without a name in {path} ends with this process, and a snapshot does not contain it"
             )));
         }
-        if self.mode != MapMode::Private {
-            return Ok(());
-        }
-        let written = pages::written(mapping.span()).map_err(|e| {
-            DeviceError::new(format!("cannot tell whether the guest wrote to its copy of {path}"), e)
-        })?;
-        if written {
+        let written = match &self.pages {
+            None => Ok(false),
+            Some(Ok(pages)) => pages::written(pages, mapping.span()),
+            Some(Err(e)) => Err(e.kind().into()),
+        };
+        let unknown = || format!("cannot tell whether the guest wrote to its copy of {path}");
+        if written.map_err(|e| DeviceError::new(unknown(), e))? {
             return Err(error(format!(
                 "the guest has written to its copy of {path} (discard_writes=on), which a snapshot does not contain"
             )));

@@ -13,14 +13,21 @@ const OF_FILE: u64 = 1 << 61;
 /// Entries read at a time.
 const STEP: usize = 8192;
 
+/// Opens what the kernel tells of this process' pages. To be done early: it may not be allowed later.
+///
+/// # Errors
+/// The host does not tell.
+pub(super) fn open() -> io::Result<File> {
+    File::open("/proc/self/pagemap")
+}
+
 /// Whether there is a copy of any page in this range of addresses, which is a private mapping of a file.
 ///
 /// # Errors
 /// The host does not tell.
-pub(super) fn written(span: Span) -> io::Result<bool> {
+pub(super) fn written(map: &File, span: Span) -> io::Result<bool> {
     // SAFETY: a plain question.
     let page = u64::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).map_err(io::Error::other)?;
-    let map = File::open("/proc/self/pagemap")?;
     let mut bytes = vec![0; STEP * 8];
     let (mut at, end) = (span.base / page, span.end().div_ceil(page));
     while at < end {
