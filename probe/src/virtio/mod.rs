@@ -6,6 +6,7 @@
 pub(crate) mod blk;
 pub(crate) mod net;
 pub(crate) mod queue;
+pub(crate) mod vsock;
 
 use crate::arena::Arena;
 use crate::clock::Clock;
@@ -36,6 +37,7 @@ pub(crate) mod kind {
     pub(crate) const BLOCK: u16 = 2;
     pub(crate) const CONSOLE: u16 = 3;
     pub(crate) const RNG: u16 = 4;
+    pub(crate) const VSOCK: u16 = 19;
 }
 
 /// Offsets in the common configuration (4.1.4.3).

@@ -17,8 +17,8 @@ fn accept(listener: &TcpListener) -> TcpStream {
     stream
 }
 
-fn listen() -> (TcpListener, u16) {
-    let listener = TcpListener::bind((HOST, 0)).expect("the tap has its address");
+fn listen(host: &str) -> (TcpListener, u16) {
+    let listener = TcpListener::bind((host, 0)).expect("the tap has its address");
     let port = listener.local_addr().expect("a listener has an address").port();
     (listener, port)
 }
@@ -44,7 +44,7 @@ fn an_old_kernel_by_pvh_talks_to_the_host_through_two_pairs_of_queues() {
     guest.sh(&format!("ping -c 5 -i 0.2 -W 10 {HOST}"));
     guest.sh(&format!("ping -c 2 -s 8000 -W 10 {HOST}"));
     assert_eq!(guest.sh("ls -d /sys/class/net/eth0/queues/rx-* | wc -l"), "2");
-    there_and_back(&mut guest);
+    there_and_back(&mut guest, HOST);
     a_pause(&mut guest);
     // They are named after the queues: two in, two out.
     let interrupts = guest
@@ -59,11 +59,11 @@ fn an_old_kernel_by_pvh_talks_to_the_host_through_two_pairs_of_queues() {
 
 const SIZE: usize = 8 << 20;
 
-/// Both ways by TCP, unchanged.
-fn there_and_back(guest: &mut Running) {
+/// Both ways by TCP, unchanged; `host` is the address of the host's end.
+pub(crate) fn there_and_back(guest: &mut Running, host: &str) {
     let data = image::pattern(7, 0, SIZE as u64 / image::SECTOR);
-    let (listener, port) = listen();
-    let receive = format!("nc {HOST} {port} < /dev/null > /tmp/data");
+    let (listener, port) = listen(host);
+    let receive = format!("nc {host} {port} < /dev/null > /tmp/data");
     guest.begin(&receive);
     let mut stream = accept(&listener);
     let begun = Instant::now();
@@ -72,14 +72,23 @@ fn there_and_back(guest: &mut Running) {
     let (status, output) = guest.end(&receive);
     assert_eq!(status, 0, "{output}");
     println!("to the guest: {:.1} MB/s", megabytes_per_second(SIZE, begun));
+    back(guest, host, || {});
+}
 
-    let send = format!("nc {HOST} {port} < /tmp/data");
+/// The guest sends what [`there_and_back`] sent it; `meanwhile` is called when some of it has come.
+pub(crate) fn back(guest: &mut Running, host: &str, meanwhile: impl FnOnce()) {
+    let (listener, port) = listen(host);
+    let send = format!("nc {host} {port} < /tmp/data");
     guest.begin(&send);
     let mut stream = accept(&listener);
     let begun = Instant::now();
     let mut back = vec![0; SIZE];
-    stream.read_exact(&mut back).expect("the guest sends all of it");
+    let (first, rest) = back.split_at_mut(SIZE / 8);
+    stream.read_exact(first).expect("the guest sends some of it");
+    meanwhile();
+    stream.read_exact(rest).expect("the guest sends all of it");
     println!("from the guest: {:.1} MB/s", megabytes_per_second(SIZE, begun));
+    let data = image::pattern(7, 0, SIZE as u64 / image::SECTOR);
     assert!(data == back, "what came back is something else");
     drop(stream);
     guest.end(&send);
@@ -88,7 +97,7 @@ fn there_and_back(guest: &mut Running) {
 /// While the machine is paused nothing comes, its clock stands still, and the connection survives.
 fn a_pause(guest: &mut Running) {
     const LINES: u32 = 40;
-    let (listener, port) = listen();
+    let (listener, port) = listen(HOST);
     let send = format!("for i in $(seq 1 {LINES}); do echo $i; usleep 100000; done | nc {HOST} {port}");
     let before = seconds_up(guest);
     let begun = Instant::now();

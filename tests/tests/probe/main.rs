@@ -13,3 +13,4 @@ mod network;
 mod pause;
 mod reboot;
 mod restore;
+mod sockets;

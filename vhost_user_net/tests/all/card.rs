@@ -13,8 +13,12 @@ pub(crate) const PROGRAM: Program =
     Program { path: env!("CARGO_BIN_EXE_vhost_user_net"), flag: "--net-backend" };
 
 /// The program, for tests that suit any.
-pub(crate) const SUBJECT: Subject =
-    Subject { start: |scratch, socket| start(scratch, socket, ""), serve, writable: 0, protocol: 0xa229 };
+pub(crate) const SUBJECT: Subject = Subject {
+    start: |scratch, socket| start(scratch, socket, ",mac=2e:00:00:00:00:02"),
+    serve,
+    writable: 0,
+    protocol: 0xa229,
+};
 
 /// The tap of [`start`].
 pub(crate) const TAP: &str = "card";

@@ -3,6 +3,8 @@
 use net_util::wire::{HEADER, Wire, checksum, large_segment};
 use net_util::{VNET_HDR_LEN, netns_test};
 use vhost::VhostBackend;
+use vhost::vhost_user::VhostUserFrontend;
+use vhost::vhost_user::message::VhostUserProtocolFeatures;
 use vhost_user::testing::Scratch;
 use vhost_user::testing::front::{EVENT_IDX, Front};
 
@@ -101,7 +103,9 @@ netns_test! {
         drop((front, daemon));
 
         let _daemon = start(&scratch, &socket, ",offload_tso=off,offload_ufo=off,offload_csum=off");
-        let front = Front::connect(&socket, ALL);
+        let mut front = Front::connect(&socket, ALL);
+        let protocol = front.socket.get_protocol_features().unwrap();
+        assert!(!protocol.contains(VhostUserProtocolFeatures::CONFIG), "there is nothing to tell");
         assert_eq!(front.features & (OFFLOADS | 1 << 3 | 1 << 5), 0, "neither offloads nor MTU nor MAC");
     }
 

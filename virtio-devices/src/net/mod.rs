@@ -244,7 +244,9 @@ impl Virtio for Net {
     }
 
     fn config_length(&self) -> usize {
-        CONFIG_LENGTH
+        // A front end knows the rest better, and some do not expect to be told.
+        let told = self.commands == Commands::Ours || self.mac.is_some() || self.mtu.is_some();
+        if told { CONFIG_LENGTH } else { 0 }
     }
 
     fn read_config(&self, offset: usize, data: &mut [u8]) {
