@@ -335,6 +335,7 @@ impl<'a> Session<'a> {
         let (index, _) = self.ring_value(message)?;
         let served = self.rings[index].live;
         self.stop(index)?;
+        self.served.device.use_queue(index, false);
         let ring = &mut self.rings[index];
         ring.kick = None;
         if let Some(area) = self.inflight.as_ref().filter(|_| served) {

@@ -255,6 +255,27 @@ impl Front {
         }
     }
 
+    /// The same as QEMU does it for network cards: pair by pair, each enabled before anything is known of it, its features told again.
+    pub fn start_by_pairs(&mut self, memory: &Memory, queues: &[Queue]) {
+        for (pair, queues) in queues.chunks(2).enumerate() {
+            for i in 0..queues.len() {
+                self.socket.set_vring_enable(2 * pair + i, true).unwrap();
+            }
+            self.socket.set_features(self.features).unwrap();
+            if pair == 0 {
+                self.socket.set_mem_table(&memory.regions()).unwrap();
+            }
+            for (i, queue) in queues.iter().enumerate() {
+                let (socket, index) = (&mut self.socket, 2 * pair + i);
+                socket.set_vring_num(index, queue.size).unwrap();
+                socket.set_vring_base(index, queue.seen).unwrap();
+                socket.set_vring_addr(index, &addresses(memory, queue)).unwrap();
+                socket.set_vring_kick(index, &queue.kick).unwrap();
+                socket.set_vring_call(index, &queue.call).unwrap();
+            }
+        }
+    }
+
     /// Describes a queue and starts it from `base`.
     pub fn start_queue(&mut self, memory: &Memory, i: usize, queue: &Queue, base: u16) {
         let socket = &mut self.socket;

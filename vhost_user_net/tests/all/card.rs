@@ -76,12 +76,17 @@ impl Guest {
     }
 
     /// Starts the rings where they stand, which is where the one before, if there was one, has come to. Frames that it left go.
-    pub(crate) fn plug(&mut self, mut front: Front) {
+    pub(crate) fn plug(&mut self, front: Front) {
+        self.plug_with(front, Front::start);
+    }
+
+    /// The same, in another order.
+    pub(crate) fn plug_with(&mut self, mut front: Front, start: fn(&mut Front, &Memory, &[Queue])) {
         for pair in 0..self.free.len() {
             while self.receive(pair).is_some() {}
             self.reclaim(pair);
         }
-        front.start(&self.memory, &self.rings);
+        start(&mut front, &self.memory, &self.rings);
         self.front = Some(front);
     }
 
@@ -117,6 +122,18 @@ impl Guest {
     pub(crate) fn send(&mut self, pair: usize, frame: &[u8]) {
         self.offer(pair, frame);
         self.rings[2 * pair + 1].kick();
+    }
+
+    /// Sends so many frames at once, which all go out, as they are and in their order.
+    #[track_caller]
+    pub(crate) fn send_all(&mut self, wire: &Wire, pair: usize, frames: u64) {
+        for number in 0..frames {
+            self.offer(pair, &[&[0; VNET_HDR_LEN][..], &frame(number, 1500)].concat());
+        }
+        self.rings[2 * pair + 1].kick();
+        for number in 0..frames {
+            assert!(wire.expect(ours)[HEADER..] == frame(number, 1500)[..], "frame {number} of pair {pair}");
+        }
     }
 
     /// The next frame that came in, with its header; its buffer is offered again.

@@ -18,12 +18,14 @@
 //! The link is always up. Nothing is filtered: the driver sees what the tap carries.
 
 mod ctrl;
+mod held;
 mod pair;
 mod rx;
 mod spec;
 mod state;
 mod stats;
 mod tx;
+mod window;
 mod wire;
 
 use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
@@ -146,6 +148,7 @@ impl Net {
         let Parts { id, pairs, mac, mtu, queue_size, offloads, limits, commands } = parts;
         let mut offered = ring::VERSION_1 | ring::RING_EVENT_IDX | ring::RING_INDIRECT_DESC | offloads;
         offered |= feature::MQ | feature::CTRL_VQ | feature::STATUS | feature::GUEST_ANNOUNCE;
+        offered |= feature::MRG_RXBUF;
         if mac.is_some() {
             offered |= feature::MAC;
         }
@@ -283,6 +286,9 @@ impl Virtio for Net {
         self.shared.set_offloads(settings.offloads).map_err(failed)?;
         // What waits in the tap was prepared for another driver's offloads, or for none at all.
         pairs.list[0].drain();
+        for pair in &pairs.list {
+            pair.held().clear();
+        }
         pairs.use_first(usize::from(settings.pairs)).map_err(failed)?;
         // A restored guest may be at another port of the network; the transport tells its driver to look.
         let announce = if saved.is_some() && features & ANNOUNCES == ANNOUNCES { STATUS_ANNOUNCE } else { 0 };
