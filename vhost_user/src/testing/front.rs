@@ -161,7 +161,7 @@ impl Queue {
             let place = self.base + 16 * u64::from(index);
             memory.put(place, &Memory::guest(*at).to_le_bytes());
             memory.put(place + 8, &length.to_le_bytes());
-            memory.put(place + 12, &(2 * u16::from(*write) | next).to_le_bytes());
+            memory.put(place + 12, &((u16::from(*write) << 1) | next).to_le_bytes());
             memory.put(place + 14, &(index + 1).to_le_bytes());
         }
         let ring = self.base + AVAILABLE;

@@ -49,7 +49,7 @@ const STRIDE: u64 = 0x1_1000;
 
 /// Where a queue's buffers are: those of the first two pairs lie in both regions.
 fn buffer(queue: usize, slot: u16) -> u64 {
-    let base = [DATA, HALF, HALF + SLOTS as u64 * STRIDE, HALF + 2 * SLOTS as u64 * STRIDE][queue];
+    let base = [DATA, HALF, HALF + u64::from(SLOTS) * STRIDE, HALF + 2 * u64::from(SLOTS) * STRIDE][queue];
     assert!(HALF + 3 * u64::from(SLOTS) * STRIDE <= MEMORY);
     base + u64::from(slot) * STRIDE
 }
