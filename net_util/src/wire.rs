@@ -128,6 +128,30 @@ pub fn persistent(name: &str, multi_queue: bool) {
         .expect("a persistent tap");
 }
 
+/// Makes a macvtap `above` with this address, whose frames come out at the link `far`. Its number, which its device file has in its name;
+/// `None` where there is nobody to make that file (devtmpfs), which is said.
+///
+/// # Panics
+/// If `ip` does not make it.
+pub fn macvtap(mac: &str) -> Option<u32> {
+    // Device files are for all namespaces: each process takes numbers of its own.
+    let index = 1_000_000 + std::process::id() % 1_000_000;
+    for args in [
+        "link add below type veth peer name far",
+        "link set below up",
+        "link set far up",
+        &format!("link add link below name above index {index} address {mac} type macvtap mode bridge"),
+    ] {
+        let done = std::process::Command::new("ip").args(args.split(' ')).status();
+        assert!(done.is_ok_and(|status| status.success()), "ip {args}");
+    }
+    let there = std::path::Path::new(&format!("/dev/tap{index}")).exists();
+    if !there {
+        println!("SKIPPED: no device file comes with a macvtap");
+    }
+    there.then_some(index)
+}
+
 /// What the kernel cuts into pieces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Large {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use tests::linux::{BzImage, Linux, PATIENCE};
 use tests::{image, place, programs};
 
-use crate::network::{back, there_and_back};
+use crate::network::{NC, back, there_and_back};
 
 /// A daemon at work; killed on drop.
 struct Daemon {
@@ -160,14 +160,14 @@ fn qemu_streams_through_a_card_whose_daemon_dies_and_comes_back() {
     for round in 0..3 {
         guest.sh(&format!("ping -c 3 -i 0.2 -W 10 {HOST}"));
         guest.sh(&format!("ping -c 2 -s 8000 -W 10 {HOST}"));
-        there_and_back(&mut guest, HOST);
+        there_and_back(&mut guest, HOST, &NC);
         if round < 2 {
             daemon = daemon.die_and_rise();
         }
     }
     // It dies under a stream, which goes on afterwards.
     let mut alive = None;
-    back(&mut guest, HOST, || alive = Some(daemon.die_and_rise()));
+    back(&mut guest, HOST, &NC, || alive = Some(daemon.die_and_rise()));
     assert!(alive.is_some());
     guest.power_off();
 }
