@@ -56,8 +56,8 @@ pub enum BadChain {
 #[derive(Debug, Default)]
 pub struct Pieces(Vec<libc::iovec>);
 
-// SAFETY: the pointers are only reachable through a `Gathered`, which borrows the memory they point to; between those
-// they are cleared or overwritten, never read.
+// SAFETY: the pointers are only reachable through a `Gathered`, which borrows the memory they point to; apart from those they are
+// cleared, overwritten or counted, never read.
 unsafe impl Send for Pieces {}
 
 impl Pieces {
@@ -146,8 +146,11 @@ impl Pieces {
         self.0.truncate(count);
     }
 
-    /// All that were appended while the map was held, which have `length` bytes.
-    pub(crate) fn all<'a>(&'a mut self, _map: &'a RamMap, length: usize) -> Gathered<'a> {
+    /// All of them, which have `length` bytes.
+    ///
+    /// # Safety
+    /// All were appended from this map, which was held since then.
+    pub(crate) unsafe fn all<'a>(&'a mut self, _map: &'a RamMap, length: usize) -> Gathered<'a> {
         Gathered { pieces: &mut self.0, length, map: PhantomData }
     }
 }

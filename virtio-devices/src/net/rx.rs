@@ -18,7 +18,7 @@ use net_util::VNET_HDR_LEN;
 use vmm_sys_util::epoll::EventSet;
 
 use super::Shared;
-use super::window::{Filled, Window};
+use super::window::{Filled, Room};
 use super::wire::{ETHERNET_HEADER, MAX_FRAME, NUM_BUFFERS_OFFSET, feature};
 use crate::buffers::drain_event;
 use crate::rate::Throttle;
@@ -58,8 +58,7 @@ pub(super) struct Rx {
     shared: Arc<Shared>,
     pair: usize,
     throttle: Option<Throttle>,
-    /// Empty between rounds.
-    window: Window,
+    room: Room,
     /// Bytes of buffers to have at hand for a frame, where frames may go into several.
     wanted: usize,
     polling: bool,
@@ -69,8 +68,8 @@ pub(super) struct Rx {
 impl Rx {
     pub(super) fn new(queue: LiveQueue, shared: Arc<Shared>, pair: usize) -> Result<Self, DeviceError> {
         let throttle = shared.throttle(0)?;
-        let (window, wanted) = (Window::new(), LEAST_WANTED);
-        Ok(Rx { queue, shared, pair, throttle, window, wanted, polling: false, lost: false })
+        let (room, wanted) = (Room::new(), LEAST_WANTED);
+        Ok(Rx { queue, shared, pair, throttle, room, wanted, polling: false, lost: false })
     }
 
     /// Receives, and then waits for whatever it needs to go on.
@@ -93,7 +92,7 @@ impl Rx {
     }
 
     fn receive(&mut self) -> End {
-        let Rx { queue, shared, pair, throttle, window, wanted, .. } = self;
+        let Rx { queue, shared, pair, throttle, room, wanted, .. } = self;
         let pair = &shared.pairs.list[*pair];
         let active = pair.active();
         if !*active {
@@ -102,6 +101,7 @@ impl Rx {
         let mut held = pair.held();
         let merges = shared.features.load(Ordering::Acquire) & feature::MRG_RXBUF != 0;
         let map = queue.ram.map();
+        let mut window = room.open(&map);
         let (mut frames, mut bytes, mut dropped, mut used) = (0, 0, 0, 0);
         let mut end = End::Wait;
         // Kicks are wanted only when buffers have run out.
@@ -120,7 +120,7 @@ impl Rx {
                 // Each frame has a buffer of its own.
                 (false, _) => (1, VNET_HDR_LEN + ETHERNET_HEADER),
             };
-            let filled = window.fill(queue, &map, want, |bad| {
+            let filled = window.fill(queue, want, |bad| {
                 guest_warn!(BAD_BUFFER, "{}: {bad}", shared.id);
                 (used, dropped) = (used + 1, dropped + 1);
             });
@@ -143,10 +143,10 @@ impl Rx {
                 dropped += 1;
                 continue;
             } else if held.length() > 0 {
-                window.all(&map).write(0, held.frame());
+                window.all().write(0, held.frame());
                 held.clear()
             } else {
-                let (mut one, mut gathered) = ([0u8; 1], window.all(&map));
+                let (mut one, mut gathered) = ([0u8; 1], window.all());
                 let spill = if merges { held.room() } else { &mut one };
                 // SAFETY: the buffers are guest memory that the driver gave for writing, mapped while `map` is held, and ours.
                 match gathered.and(spill, |buffers| unsafe { pair.rx.readv(buffers) }) {
@@ -165,7 +165,7 @@ impl Rx {
                     Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
                     Err(e) if e.raw_os_error() == Some(libc::EFAULT) => {
                         guest_warn!(BAD_BUFFER, "{}: a receive buffer cannot be written", shared.id);
-                        window.hand_over(queue, &map, 1, 0);
+                        window.hand_over(queue, 1, 0);
                         (used, dropped) = (used + 1, dropped + 1);
                         continue;
                     }
@@ -180,8 +180,8 @@ impl Rx {
             *wanted = length.clamp(LEAST_WANTED, MAX_FRAME);
             let count = window.needed(length);
             // A ring has no more descriptors than that.
-            window.all(&map).write(NUM_BUFFERS_OFFSET, &(count as u16).to_le_bytes());
-            window.hand_over(queue, &map, count, length);
+            window.all().write(NUM_BUFFERS_OFFSET, &(count as u16).to_le_bytes());
+            window.hand_over(queue, count, length);
             (used, frames) = (used + 1, frames + 1);
             let length = length.saturating_sub(VNET_HDR_LEN) as u64;
             bytes += length;

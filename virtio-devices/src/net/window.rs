@@ -37,19 +37,36 @@ pub(super) enum BadBuffer {
     Chain(#[from] BadChain),
 }
 
-/// See the module.
-#[derive(Debug, Default)]
-pub(super) struct Window {
+/// Room for the buffers of a round, kept so that none is allocated for each.
+#[derive(Debug)]
+pub(super) struct Room {
     pieces: Pieces,
     buffers: VecDeque<Taken>,
+}
+
+impl Room {
+    pub(super) fn new() -> Self {
+        Room { pieces: Pieces::new(), buffers: VecDeque::new() }
+    }
+
+    /// An empty window for a round in which `map` is held.
+    pub(super) fn open<'a>(&'a mut self, map: &'a RamMap) -> Window<'a> {
+        self.pieces.truncate(0);
+        self.buffers.clear();
+        Window { pieces: &mut self.pieces, buffers: &mut self.buffers, map, length: 0 }
+    }
+}
+
+/// See the module.
+pub(super) struct Window<'a> {
+    /// All of this map.
+    pieces: &'a mut Pieces,
+    buffers: &'a mut VecDeque<Taken>,
+    map: &'a RamMap,
     length: usize,
 }
 
-impl Window {
-    pub(super) fn new() -> Self {
-        Window { pieces: Pieces::new(), ..Window::default() }
-    }
-
+impl Window<'_> {
     pub(super) fn is_empty(&self) -> bool {
         self.buffers.is_empty()
     }
@@ -64,7 +81,6 @@ impl Window {
     pub(super) fn fill(
         &mut self,
         queue: &mut LiveQueue,
-        map: &RamMap,
         (wanted, least): (usize, usize),
         mut bad: impl FnMut(BadBuffer),
     ) -> Filled {
@@ -74,6 +90,7 @@ impl Window {
             {
                 return Filled::Full;
             }
+            let map = self.map;
             let Some(chain) = next_chain(queue, map) else { return Filled::Dry };
             let (head, before) = (chain.head_index(), self.pieces.count());
             let problem = match self.pieces.append(map, chain, Direction::ToDriver) {
@@ -105,8 +122,9 @@ impl Window {
     }
 
     /// All of it, as one buffer.
-    pub(super) fn all<'a>(&'a mut self, map: &'a RamMap) -> Gathered<'a> {
-        self.pieces.all(map, self.length)
+    pub(super) fn all(&mut self) -> Gathered<'_> {
+        // SAFETY: all pieces were appended by `fill`, from the map that is held here.
+        unsafe { self.pieces.all(self.map, self.length) }
     }
 
     /// How many buffers a frame of `length` bytes needs, at least one.
@@ -121,7 +139,7 @@ impl Window {
     }
 
     /// Gives the first `count` buffers to the driver, with `length` bytes in them.
-    pub(super) fn hand_over(&mut self, queue: &mut LiveQueue, map: &RamMap, count: usize, length: usize) {
+    pub(super) fn hand_over(&mut self, queue: &mut LiveQueue, count: usize, length: usize) {
         let (mut left, mut pieces) = (length, 0);
         for buffer in self.buffers.drain(..count) {
             let written = left.min(buffer.length);
@@ -129,17 +147,15 @@ impl Window {
             self.length -= buffer.length;
             pieces += buffer.pieces;
             // At most what one frame has.
-            queue.push(map, buffer.head, written as u32);
+            queue.push(self.map, buffer.head, written as u32);
         }
         self.pieces.forget(pieces);
     }
 
     /// Gives all back to the ring, as if they had not been taken.
-    pub(super) fn give_back(&mut self, queue: &mut LiveQueue) {
+    pub(super) fn give_back(self, queue: &mut LiveQueue) {
         for _ in self.buffers.drain(..) {
             queue.queue.go_to_previous_position();
         }
-        self.pieces.truncate(0);
-        self.length = 0;
     }
 }
