@@ -489,6 +489,16 @@ impl VmSpec {
                 slots.push(place);
             }
         }
+        let mut macs = Vec::new();
+        for mac in self.net.iter().flatten().filter_map(|net| net.mac) {
+            if macs.contains(&mac) {
+                return Err(Refusal::new(
+                    Kind::Conflict,
+                    format!("MAC address {} is given to two devices", mac.0),
+                ));
+            }
+            macs.push(mac);
+        }
         Ok(())
     }
 }

@@ -128,31 +128,108 @@ pub fn persistent(name: &str, multi_queue: bool) {
         .expect("a persistent tap");
 }
 
-/// The frame of one large TCP segment over IPv4 with so many bytes, its checksum left undone, behind the header that says so; `mss` bytes
-/// go into each piece. The bytes of its payload are those of `payload`.
-pub fn large_segment(payload: &[u8], mss: u16) -> Vec<u8> {
-    /// Ethernet, IP and TCP.
-    const HEADERS: u16 = 14 + 20 + 20;
-    let mut frame = vec![1, 1];
-    for field in [HEADERS, mss, 14 + 20, 16] {
-        frame.extend(field.to_le_bytes());
+/// Makes a macvtap `above` with this address, whose frames come out at the link `far`. Its number, which its device file has in its name;
+/// `None` where there is nobody to make that file (devtmpfs), which is said.
+///
+/// # Panics
+/// If `ip` does not make it.
+pub fn macvtap(mac: &str) -> Option<u32> {
+    // Device files are for all namespaces: each process takes numbers of its own.
+    let index = 1_000_000 + std::process::id() % 1_000_000;
+    for args in [
+        "link add below type veth peer name far",
+        "link set below up",
+        "link set far up",
+        &format!("link add link below name above index {index} address {mac} type macvtap mode bridge"),
+    ] {
+        let done = std::process::Command::new("ip").args(args.split(' ')).status();
+        assert!(done.is_ok_and(|status| status.success()), "ip {args}");
     }
-    frame.extend([2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1, 8, 0]);
-    let total = 40 + payload.len() as u16;
-    let mut ip = vec![0x45, 0];
-    ip.extend(total.to_be_bytes());
-    ip.extend([0, 1, 0x40, 0, 64, 6, 0, 0, 10, 9, 8, 7, 10, 9, 8, 6]);
-    let sum = !checksum(&[&ip]);
-    ip[10..12].copy_from_slice(&sum.to_be_bytes());
-    frame.extend(&ip);
-    // The pseudo header's part of the checksum, as whoever leaves the rest undone writes it.
-    let pseudo = checksum(&[&ip[12..20], &[0, 6], &(20 + payload.len() as u16).to_be_bytes()]);
-    frame.extend([0x12, 0x34, 0x56, 0x78, 0, 0, 0, 0, 0, 0, 0, 0, 0x50, 0x10, 0x10, 0]);
-    frame.extend(pseudo.to_be_bytes());
-    frame.extend([0, 0]);
-    frame.extend(payload);
-    frame
+    let there = std::path::Path::new(&format!("/dev/tap{index}")).exists();
+    if !there {
+        println!("SKIPPED: no device file comes with a macvtap");
+    }
+    there.then_some(index)
 }
+
+/// What the kernel cuts into pieces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Large {
+    /// A segment of TCP.
+    Tcp,
+    /// Datagrams of UDP, one behind the other.
+    Udp,
+}
+
+impl Large {
+    /// Protocol number, bytes of its header, where the checksum is in that, and its kind in `struct virtio_net_hdr`.
+    fn numbers(self) -> (u8, usize, u16, u8) {
+        match self {
+            Large::Tcp => (6, 20, 16, 1),
+            Large::Udp => (17, 8, 6, 5),
+        }
+    }
+
+    /// The frame of one with this payload over IPv4, its checksum left undone, behind the header that says so; `mss` bytes go into each piece.
+    pub fn frame(self, payload: &[u8], mss: u16) -> Vec<u8> {
+        let (protocol, own, sum_at, kind) = self.numbers();
+        let length = ((own + payload.len()) as u16).to_be_bytes();
+        let mut frame = vec![1, kind];
+        for field in [14 + 20 + own as u16, mss, 14 + 20, sum_at] {
+            frame.extend(field.to_le_bytes());
+        }
+        frame.extend([2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1, 8, 0]);
+        let mut ip = vec![0x45, 0];
+        ip.extend((20 + own as u16 + payload.len() as u16).to_be_bytes());
+        ip.extend([0, 1, 0x40, 0, 64, protocol, 0, 0, 10, 9, 8, 7, 10, 9, 8, 6]);
+        let sum = !checksum(&[&ip]);
+        ip[10..12].copy_from_slice(&sum.to_be_bytes());
+        // The pseudo header's part of the checksum, as whoever leaves the rest undone writes it.
+        let pseudo = checksum(&[&ip[12..20], &[0, protocol], &length]);
+        frame.extend(&ip);
+        let mut header = vec![0; own];
+        header[..4].copy_from_slice(&PORTS);
+        match self {
+            Large::Tcp => header[12..15].copy_from_slice(&[0x50, 0x10, 0x10]),
+            Large::Udp => header[4..6].copy_from_slice(&length),
+        }
+        header[usize::from(sum_at)..][..2].copy_from_slice(&pseudo.to_be_bytes());
+        frame.extend(header);
+        frame.extend(payload);
+        frame
+    }
+
+    /// Whether a frame is one of these, or a piece of one.
+    pub fn is(self, frame: &[u8]) -> bool {
+        frame.len() > 42 && frame[12..14] == [8, 0] && frame[23] == self.numbers().0 && frame[34..38] == PORTS
+    }
+
+    /// The payload of a piece.
+    ///
+    /// # Panics
+    /// If its checksum is wrong.
+    #[track_caller]
+    pub fn payload(self, piece: &[u8]) -> &[u8] {
+        let segment = segment(piece);
+        let length = (segment.len() as u16).to_be_bytes();
+        let pseudo = [&piece[26..34], &[0, self.numbers().0], &length[..]].concat();
+        assert_eq!(checksum(&[&pseudo, segment]), 0xffff, "the checksum of a piece");
+        self.bytes(piece)
+    }
+
+    /// The payload of a piece whose checksum is not looked at.
+    pub fn bytes(self, piece: &[u8]) -> &[u8] {
+        &segment(piece)[self.numbers().1..]
+    }
+}
+
+/// What an IP packet holds.
+fn segment(frame: &[u8]) -> &[u8] {
+    &frame[34..14 + usize::from(u16::from_be_bytes([frame[16], frame[17]]))]
+}
+
+/// The ports of large frames.
+const PORTS: [u8; 4] = [0x12, 0x34, 0x56, 0x78];
 
 /// The sum of the Internet checksum (RFC 1071), not inverted. All parts but the last have an even length.
 pub fn checksum(parts: &[&[u8]]) -> u16 {

@@ -1,4 +1,4 @@
-//! `vhost_user_block` at work, to be killed and started again.
+//! A program that serves devices at work, to be killed and started again.
 
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -14,6 +14,14 @@ const PATIENCE: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub struct Daemon {
     child: Child,
+    order: Order,
+}
+
+/// What it is told when it starts.
+#[derive(Clone, Debug)]
+struct Order {
+    program: PathBuf,
+    flag: &'static str,
     line: String,
     socket: PathBuf,
 }
@@ -24,17 +32,25 @@ impl Daemon {
     /// # Panics
     /// If it does not come to listen.
     pub fn start(image: &Path, socket: &Path, keys: &str) -> Daemon {
-        let line = format!("path={},socket={}{keys}", image.display(), socket.display());
-        Daemon::go(line, socket.to_path_buf())
+        let keys = format!("path={}{keys}", image.display());
+        Daemon::of(programs::vhost_user_block(), "--block-backend", socket, &keys)
     }
 
-    fn go(line: String, socket: PathBuf) -> Daemon {
-        let mut command = Command::new(programs::vhost_user_block());
-        command.args(["--block-backend", &line]).stdin(Stdio::null());
-        let child = command.spawn().expect("the daemon starts");
-        let mut daemon = Daemon { child, line, socket };
+    /// Serves a device of these keys at a socket, both told behind `flag`.
+    ///
+    /// # Panics
+    /// If it does not come to listen.
+    pub fn of(program: PathBuf, flag: &'static str, socket: &Path, keys: &str) -> Daemon {
+        let line = format!("socket={},{keys}", socket.display());
+        Daemon::go(Order { program, flag, line, socket: socket.to_path_buf() })
+    }
+
+    fn go(order: Order) -> Daemon {
+        let mut command = Command::new(&order.program);
+        let child = command.args([order.flag, &order.line]).stdin(Stdio::null()).spawn();
+        let mut daemon = Daemon { child: child.expect("the daemon starts"), order };
         let begun = Instant::now();
-        while UnixStream::connect(&daemon.socket).is_err() {
+        while UnixStream::connect(&daemon.order.socket).is_err() {
             let ended = daemon.child.try_wait().expect("a child can be waited for");
             assert!(ended.is_none() && begun.elapsed() < PATIENCE, "the daemon does not listen: {ended:?}");
             std::thread::sleep(Duration::from_millis(5));
@@ -46,7 +62,7 @@ impl Daemon {
     pub fn die(mut self) -> Dead {
         self.child.kill().expect("the daemon runs");
         self.child.wait().expect("a child can be waited for");
-        Dead { line: self.line.clone(), socket: self.socket.clone() }
+        Dead(self.order.clone())
     }
 
     /// Killed, and another one in its place.
@@ -72,14 +88,11 @@ impl Drop for Daemon {
 
 /// A daemon that was killed.
 #[derive(Debug)]
-pub struct Dead {
-    line: String,
-    socket: PathBuf,
-}
+pub struct Dead(Order);
 
 impl Dead {
     /// Another one in its place.
     pub fn rise(self) -> Daemon {
-        Daemon::go(self.line, self.socket)
+        Daemon::go(self.0)
     }
 }

@@ -9,7 +9,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
-use device::{Ram, Virtio};
+use device::{DriverLink, Ram, Virtio};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::PeerError;
@@ -144,6 +144,11 @@ impl<'a> Session<'a> {
             request::SET_VRING_CALL => {
                 let (index, bell) = self.ring_descriptor(&mut message)?;
                 self.served.link.set_call(index, bell);
+                // What was rung before may have been lost on the way from one descriptor to the other, and a driver that was not told
+                // is not told again. One too many does no harm.
+                if self.rings[index].live {
+                    self.served.link.queue_used(index as u16);
+                }
                 Ok(Answer::Done)
             }
             request::SET_VRING_ERR => {
@@ -335,6 +340,7 @@ impl<'a> Session<'a> {
         let (index, _) = self.ring_value(message)?;
         let served = self.rings[index].live;
         self.stop(index)?;
+        self.served.device.use_queue(index, false);
         let ring = &mut self.rings[index];
         ring.kick = None;
         if let Some(area) = self.inflight.as_ref().filter(|_| served) {

@@ -56,8 +56,8 @@ pub enum BadChain {
 #[derive(Debug, Default)]
 pub struct Pieces(Vec<libc::iovec>);
 
-// SAFETY: the pointers are only reachable through a `Gathered`, which borrows the memory they point to; between those
-// they are cleared or overwritten, never read.
+// SAFETY: the pointers are only reachable through a `Gathered`, which borrows the memory they point to; apart from those they are
+// cleared, overwritten or counted, never read.
 unsafe impl Send for Pieces {}
 
 impl Pieces {
@@ -77,6 +77,25 @@ impl Pieces {
         direction: Direction,
     ) -> Result<Gathered<'a>, BadChain> {
         self.0.clear();
+        let length = self.append(map, chain, direction)?;
+        Ok(Gathered { pieces: &mut self.0, length, map: PhantomData })
+    }
+
+    /// Collects the buffers of `chain` behind those that are there, and returns how many bytes they have.
+    ///
+    /// # Errors
+    /// The chain cannot be used as a whole, or there is no room for it. Nothing of it is there then.
+    pub(crate) fn append(
+        &mut self,
+        map: &RamMap,
+        chain: Chain<'_>,
+        direction: Direction,
+    ) -> Result<usize, BadChain> {
+        let before = self.0.len();
+        self.collect(map, chain, direction).inspect_err(|_| self.0.truncate(before))
+    }
+
+    fn collect(&mut self, map: &RamMap, chain: Chain<'_>, direction: Direction) -> Result<usize, BadChain> {
         let mut length = 0usize;
         let mut ended = false;
         let access = match direction {
@@ -109,7 +128,30 @@ impl Pieces {
         if !ended {
             return Err(BadChain::Broken);
         }
-        Ok(Gathered { pieces: &mut self.0, length, map: PhantomData })
+        Ok(length)
+    }
+
+    /// How many there are.
+    pub(crate) fn count(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Forgets the first `count`, or all.
+    pub(crate) fn forget(&mut self, count: usize) {
+        self.0.drain(..count.min(self.0.len()));
+    }
+
+    /// Forgets all but the first `count`.
+    pub(crate) fn truncate(&mut self, count: usize) {
+        self.0.truncate(count);
+    }
+
+    /// All of them, which have `length` bytes.
+    ///
+    /// # Safety
+    /// All were appended from this map, which was held since then.
+    pub(crate) unsafe fn all<'a>(&'a mut self, _map: &'a RamMap, length: usize) -> Gathered<'a> {
+        Gathered { pieces: &mut self.0, length, map: PhantomData }
     }
 }
 
@@ -132,10 +174,12 @@ impl Gathered<'_> {
         self.pieces
     }
 
-    /// As [`Gathered::iovecs`], with one more buffer at the end, which tells that something did not fit.
-    pub(crate) fn iovecs_and<'b>(&'b mut self, spill: &'b mut [u8]) -> &'b [libc::iovec] {
+    /// Has `use_them` see the buffers as [`Gathered::iovecs`] shows them, with one more at the end for what does not fit.
+    pub(crate) fn and<R>(&mut self, spill: &mut [u8], use_them: impl FnOnce(&[libc::iovec]) -> R) -> R {
         self.pieces.push(libc::iovec { iov_base: spill.as_mut_ptr().cast(), iov_len: spill.len() });
-        self.pieces
+        let answer = use_them(self.pieces);
+        self.pieces.pop();
+        answer
     }
 
     /// Cuts the buffers down to their first `length` bytes.

@@ -216,16 +216,7 @@ netns_test! {
     }
 
     fn a_macvtap_is_opened_by_name_and_by_descriptor() {
-        // Device files are for all namespaces, and their names come from the numbers of interfaces.
-        let index = 1_000_000 + std::process::id() % 1_000_000;
-        let ip = |args: &str| {
-            let status = std::process::Command::new("ip").args(args.split(' ')).status().unwrap();
-            assert!(status.success(), "ip {args}");
-        };
-        ip("link add below type veth peer name far");
-        ip("link set below up");
-        ip("link set far up");
-        ip(&format!("link add link below name above index {index} address 2e:00:00:00:00:07 type macvtap mode bridge"));
+        let Some(index) = crate::wire::macvtap("2e:00:00:00:00:07") else { return };
         let mac: MacAddr = "2e:00:00:00:00:07".parse().unwrap();
         let set = open("above").unwrap();
         assert_eq!((set.name(), set.origin(), set.taps()[0].own_mac()), ("above", Origin::Existing, Some(mac)));

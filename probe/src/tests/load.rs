@@ -107,7 +107,7 @@ fn spin(mut done: impl FnMut() -> bool) -> bool {
 }
 
 /// Whether somebody typed a `q`.
-fn told_to_end() -> bool {
+pub(super) fn told_to_end() -> bool {
     io::in8(COM1 + 5) & 1 != 0 && io::in8(COM1) == b'q'
 }
 

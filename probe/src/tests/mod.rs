@@ -27,6 +27,7 @@ mod platform;
 mod pmem;
 mod ports;
 mod streams;
+mod talk;
 
 /// All that a test may want of the machine.
 #[derive(Debug)]
@@ -141,6 +142,7 @@ static TESTS: &[Entry] = &[
     on_demand("bench-net", bench::network),
     on_demand("pulse", bench::pulse),
     on_demand("load", load::load),
+    on_demand("talk", talk::talk),
     on_demand("x2apic", cpu::x2apic),
     on_demand("processors", cpu::processors),
     on_demand("hang", platform::hang),

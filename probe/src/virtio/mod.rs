@@ -7,6 +7,7 @@ pub(crate) mod blk;
 pub(crate) mod net;
 pub(crate) mod pmem;
 pub(crate) mod queue;
+pub(crate) mod vsock;
 
 use crate::arena::Arena;
 use crate::clock::Clock;
@@ -37,6 +38,7 @@ pub(crate) mod kind {
     pub(crate) const BLOCK: u16 = 2;
     pub(crate) const CONSOLE: u16 = 3;
     pub(crate) const RNG: u16 = 4;
+    pub(crate) const VSOCK: u16 = 19;
     pub(crate) const PMEM: u16 = 27;
 }
 

@@ -68,6 +68,9 @@ fn settings_of_a_network_device_that_cannot_work() {
         let chain = ["Error parsing config", "Failed to validate config", "Invalid --net number 1", message];
         bench.refuses(&["--net", value], &chain);
     }
+    let twice = "mac=52:54:00:00:00:01";
+    let message = "MAC address 52:54:00:00:00:01 is given to two devices";
+    bench.refuses(&["--net", twice, twice], &["Error parsing config", "Failed to validate config", message]);
 }
 
 #[test]

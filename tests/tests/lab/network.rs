@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use tests::image;
 use tests::linux::{Linux, Pvh, Running};
+use tests::stock::Stock;
 
 const HOST: &str = "192.168.249.1";
 const GUEST: &str = "192.168.249.2";
@@ -17,8 +18,8 @@ fn accept(listener: &TcpListener) -> TcpStream {
     stream
 }
 
-fn listen() -> (TcpListener, u16) {
-    let listener = TcpListener::bind((HOST, 0)).expect("the tap has its address");
+fn listen(host: &str) -> (TcpListener, u16) {
+    let listener = TcpListener::bind((host, 0)).expect("the tap has its address");
     let port = listener.local_addr().expect("a listener has an address").port();
     (listener, port)
 }
@@ -44,7 +45,7 @@ fn an_old_kernel_by_pvh_talks_to_the_host_through_two_pairs_of_queues() {
     guest.sh(&format!("ping -c 5 -i 0.2 -W 10 {HOST}"));
     guest.sh(&format!("ping -c 2 -s 8000 -W 10 {HOST}"));
     assert_eq!(guest.sh("ls -d /sys/class/net/eth0/queues/rx-* | wc -l"), "2");
-    there_and_back(&mut guest);
+    there_and_back(&mut guest, HOST, &NC);
     a_pause(&mut guest);
     // They are named after the queues: two in, two out.
     let interrupts = guest
@@ -59,11 +60,30 @@ fn an_old_kernel_by_pvh_talks_to_the_host_through_two_pairs_of_queues() {
 
 const SIZE: usize = 8 << 20;
 
-/// Both ways by TCP, unchanged.
-fn there_and_back(guest: &mut Running) {
+/// How a guest gets a file, and sends it.
+pub(crate) struct Tools {
+    get: &'static str,
+    put: &'static str,
+}
+
+/// Of busybox.
+pub(crate) const NC: Tools = Tools { get: "nc {to} < /dev/null > /tmp/data", put: "nc {to} < /tmp/data" };
+/// Of bash.
+const BASH: Tools = Tools { get: "cat < /dev/tcp/{to} > /run/data", put: "cat /run/data > /dev/tcp/{to}" };
+
+impl Tools {
+    /// The command, with the address that it goes to.
+    fn command(&self, words: &str, host: &str, port: u16) -> String {
+        let between = if words.contains("/dev/tcp") { '/' } else { ' ' };
+        words.replace("{to}", &format!("{host}{between}{port}"))
+    }
+}
+
+/// Both ways by TCP, unchanged; `host` is the address of the host's end.
+pub(crate) fn there_and_back(guest: &mut Running, host: &str, tools: &Tools) {
     let data = image::pattern(7, 0, SIZE as u64 / image::SECTOR);
-    let (listener, port) = listen();
-    let receive = format!("nc {HOST} {port} < /dev/null > /tmp/data");
+    let (listener, port) = listen(host);
+    let receive = tools.command(tools.get, host, port);
     guest.begin(&receive);
     let mut stream = accept(&listener);
     let begun = Instant::now();
@@ -72,23 +92,69 @@ fn there_and_back(guest: &mut Running) {
     let (status, output) = guest.end(&receive);
     assert_eq!(status, 0, "{output}");
     println!("to the guest: {:.1} MB/s", megabytes_per_second(SIZE, begun));
+    back(guest, host, tools, || {});
+}
 
-    let send = format!("nc {HOST} {port} < /tmp/data");
+/// The guest sends what [`there_and_back`] sent it; `meanwhile` is called when some of it has come.
+pub(crate) fn back(guest: &mut Running, host: &str, tools: &Tools, meanwhile: impl FnOnce()) {
+    let (listener, port) = listen(host);
+    let send = tools.command(tools.put, host, port);
     guest.begin(&send);
     let mut stream = accept(&listener);
     let begun = Instant::now();
     let mut back = vec![0; SIZE];
-    stream.read_exact(&mut back).expect("the guest sends all of it");
+    let (first, rest) = back.split_at_mut(SIZE / 8);
+    stream.read_exact(first).expect("the guest sends some of it");
+    meanwhile();
+    stream.read_exact(rest).expect("the guest sends all of it");
     println!("from the guest: {:.1} MB/s", megabytes_per_second(SIZE, begun));
+    let data = image::pattern(7, 0, SIZE as u64 / image::SECTOR);
     assert!(data == back, "what came back is something else");
     drop(stream);
     guest.end(&send);
 }
 
+/// Bytes of a frame to the guest, on average, while something is done.
+fn average_frame(guest: &mut Running, work: impl FnOnce(&mut Running)) -> u64 {
+    let count = |guest: &mut Running| {
+        let text = guest.ask(&["counters"]);
+        let counters: serde_json::Value = serde_json::from_str(&text).expect("vm.counters is JSON");
+        ["rx_bytes", "rx_frames"].map(|name| counters["card"][name].as_u64().expect("a number"))
+    };
+    let before = count(guest);
+    work(guest);
+    let after = count(guest);
+    (after[0] - before[0]) / (after[1] - before[1])
+}
+
+#[test]
+fn a_current_kernel_switches_offloads_at_run_time() {
+    tests::elsewhere!(Stock::get().debian());
+    let keys = format!("ip={HOST},mask=255.255.255.0,mac=52:54:00:aa:bb:cc,num_queues=4,id=card");
+    let disk = format!("path={},image_type=raw,readonly=on", Stock::get().debian().display());
+    let mut guest =
+        Linux::new("6.12", Pvh).root_on_disk().cpus("boot=2").with(&["--disk", &disk, "--net", &keys]).boot();
+    // Character n is feature n: mergeable buffers, and UDP datagrams packed, both ways.
+    let features = guest.sh("cat /sys/class/net/ens3/device/features");
+    for feature in [15, 54, 55, 56] {
+        assert_eq!(features.chars().nth(feature), Some('1'), "feature {feature} of {features}");
+    }
+    guest.sh(&format!("ip addr add {GUEST}/24 dev ens3; ip link set ens3 up"));
+    guest.sh(&format!("ping -c 3 -i 0.2 -W 10 {HOST}"));
+    for (state, most) in [("on", 65_600), ("off", 1514), ("on", 65_600)] {
+        guest.sh(&format!("ethtool -K ens3 rx-gro-hw {state}"));
+        let average = average_frame(&mut guest, |guest| there_and_back(guest, HOST, &BASH));
+        println!("large frames {state}: {average} bytes on average");
+        assert!(average <= most, "{average} bytes with large frames {state}");
+    }
+    assert_eq!(guest.sh("dmesg | grep -iE 'BUG:|WARNING:' || true"), "");
+    guest.power_off();
+}
+
 /// While the machine is paused nothing comes, its clock stands still, and the connection survives.
 fn a_pause(guest: &mut Running) {
     const LINES: u32 = 40;
-    let (listener, port) = listen();
+    let (listener, port) = listen(HOST);
     let send = format!("for i in $(seq 1 {LINES}); do echo $i; usleep 100000; done | nc {HOST} {port}");
     let before = seconds_up(guest);
     let begun = Instant::now();

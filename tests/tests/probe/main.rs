@@ -16,4 +16,5 @@ mod pause;
 mod pmem;
 mod reboot;
 mod restore;
+mod sockets;
 mod vhost_user;

@@ -98,16 +98,13 @@ impl Session<'_> {
         ledger: Option<Box<dyn Ledger>>,
     ) -> Result<(), PeerError> {
         let Served { device, ram, link, .. } = self.served;
-        let again = ledger.is_some();
         let (ram, number) = (ram.clone(), index as u16);
         let live = LiveQueue { queue, ram, kick, link: link.clone(), index: number, ledger };
         device.start_queue(index, live)?;
         self.rings[index].live = true;
         device.use_queue(index, true);
-        if again {
-            // An interrupt may have died with the process before. One too many does no harm.
-            link.queue_used(number);
-        }
+        // An interrupt may have died with the process before. One too many does no harm.
+        link.queue_used(number);
         Ok(())
     }
 

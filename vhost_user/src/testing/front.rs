@@ -161,7 +161,7 @@ impl Queue {
             let place = self.base + 16 * u64::from(index);
             memory.put(place, &Memory::guest(*at).to_le_bytes());
             memory.put(place + 8, &length.to_le_bytes());
-            memory.put(place + 12, &((2 * u16::from(*write)) | next).to_le_bytes());
+            memory.put(place + 12, &((u16::from(*write) << 1) | next).to_le_bytes());
             memory.put(place + 14, &(index + 1).to_le_bytes());
         }
         let ring = self.base + AVAILABLE;
@@ -266,6 +266,27 @@ impl Front {
         self.socket.set_mem_table(&memory.regions()).unwrap();
         for (i, queue) in queues.into_iter().enumerate() {
             self.start_queue(memory, i, queue, queue.seen);
+        }
+    }
+
+    /// The same as QEMU does it for network cards: pair by pair, each enabled before anything is known of it, its features told again.
+    pub fn start_by_pairs(&mut self, memory: &Memory, queues: &[Queue]) {
+        for (pair, queues) in queues.chunks(2).enumerate() {
+            for i in 0..queues.len() {
+                self.socket.set_vring_enable(2 * pair + i, true).unwrap();
+            }
+            self.socket.set_features(self.features).unwrap();
+            if pair == 0 {
+                self.socket.set_mem_table(&memory.regions()).unwrap();
+            }
+            for (i, queue) in queues.iter().enumerate() {
+                let (socket, index) = (&mut self.socket, 2 * pair + i);
+                socket.set_vring_num(index, queue.size).unwrap();
+                socket.set_vring_base(index, queue.seen).unwrap();
+                socket.set_vring_addr(index, &addresses(memory, queue)).unwrap();
+                socket.set_vring_kick(index, &queue.kick).unwrap();
+                socket.set_vring_call(index, &queue.call).unwrap();
+            }
         }
     }
 

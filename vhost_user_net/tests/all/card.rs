@@ -13,8 +13,12 @@ pub(crate) const PROGRAM: Program =
     Program { path: env!("CARGO_BIN_EXE_vhost_user_net"), flag: "--net-backend" };
 
 /// The program, for tests that suit any.
-pub(crate) const SUBJECT: Subject =
-    Subject { start: |scratch, socket| start(scratch, socket, ""), serve, writable: 0, protocol: 0xa229 };
+pub(crate) const SUBJECT: Subject = Subject {
+    start: |scratch, socket| start(scratch, socket, ",mac=2e:00:00:00:00:02"),
+    serve,
+    writable: 0,
+    protocol: 0xa229,
+};
 
 /// The tap of [`start`].
 pub(crate) const TAP: &str = "card";
@@ -45,7 +49,7 @@ const STRIDE: u64 = 0x1_1000;
 
 /// Where a queue's buffers are: those of the first two pairs lie in both regions.
 fn buffer(queue: usize, slot: u16) -> u64 {
-    let base = [DATA, HALF, HALF + SLOTS as u64 * STRIDE, HALF + 2 * SLOTS as u64 * STRIDE][queue];
+    let base = [DATA, HALF, HALF + u64::from(SLOTS) * STRIDE, HALF + 2 * u64::from(SLOTS) * STRIDE][queue];
     assert!(HALF + 3 * u64::from(SLOTS) * STRIDE <= MEMORY);
     base + u64::from(slot) * STRIDE
 }
@@ -72,12 +76,17 @@ impl Guest {
     }
 
     /// Starts the rings where they stand, which is where the one before, if there was one, has come to. Frames that it left go.
-    pub(crate) fn plug(&mut self, mut front: Front) {
+    pub(crate) fn plug(&mut self, front: Front) {
+        self.plug_with(front, Front::start);
+    }
+
+    /// The same, in another order.
+    pub(crate) fn plug_with(&mut self, mut front: Front, start: fn(&mut Front, &Memory, &[Queue])) {
         for pair in 0..self.free.len() {
             while self.receive(pair).is_some() {}
             self.reclaim(pair);
         }
-        front.start(&self.memory, &self.rings);
+        start(&mut front, &self.memory, &self.rings);
         self.front = Some(front);
     }
 
@@ -113,6 +122,18 @@ impl Guest {
     pub(crate) fn send(&mut self, pair: usize, frame: &[u8]) {
         self.offer(pair, frame);
         self.rings[2 * pair + 1].kick();
+    }
+
+    /// Sends so many frames at once, which all go out, as they are and in their order.
+    #[track_caller]
+    pub(crate) fn send_all(&mut self, wire: &Wire, pair: usize, frames: u64) {
+        for number in 0..frames {
+            self.offer(pair, &[&[0; VNET_HDR_LEN][..], &frame(number, 1500)].concat());
+        }
+        self.rings[2 * pair + 1].kick();
+        for number in 0..frames {
+            assert!(wire.expect(ours)[HEADER..] == frame(number, 1500)[..], "frame {number} of pair {pair}");
+        }
     }
 
     /// The next frame that came in, with its header; its buffer is offered again.

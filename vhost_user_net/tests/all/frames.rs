@@ -1,8 +1,10 @@
 //! Frames come through as they are, and large ones whole or in pieces as was agreed.
 
-use net_util::wire::{HEADER, Wire, checksum, large_segment};
+use net_util::wire::{HEADER, Large, Wire};
 use net_util::{VNET_HDR_LEN, netns_test};
 use vhost::VhostBackend;
+use vhost::vhost_user::VhostUserFrontend;
+use vhost::vhost_user::message::VhostUserProtocolFeatures;
 use vhost_user::testing::Scratch;
 use vhost_user::testing::front::{EVENT_IDX, Front};
 
@@ -12,11 +14,6 @@ const MSS: u16 = 1448;
 
 fn payload(length: usize) -> Vec<u8> {
     device::fake::random::Random(length as u64).bytes(length)
-}
-
-/// Our segments.
-fn tcp(frame: &[u8]) -> bool {
-    frame.len() > 54 && frame[12..14] == [8, 0] && frame[34..38] == [0x12, 0x34, 0x56, 0x78]
 }
 
 fn put_together(accept: u64) {
@@ -46,14 +43,14 @@ netns_test! {
         let mut guest = Guest::new(1);
         guest.plug(Front::connect(&socket, ALL));
         for length in [2000, 20_000, 64_000] {
-            let segment = large_segment(&payload(length), MSS);
+            let segment = Large::Tcp.frame(&payload(length), MSS);
             let (header, bytes) = segment.split_at(HEADER);
             guest.send(0, &[header, &[0, 0], bytes].concat());
-            let got = wire.expect(tcp);
+            let got = wire.expect(|frame| Large::Tcp.is(frame));
             assert_eq!((got[0], got[1]), (1, 1), "an undone checksum, a segment of TCP over IPv4");
             assert!(got[HEADER..] == *bytes, "{length} bytes went out as something else");
             wire.send(&segment).unwrap();
-            let got = guest.expect(0, tcp);
+            let got = guest.expect(0, |frame| Large::Tcp.is(frame));
             assert_eq!((got[0], got[1]), (1, 1));
             assert_eq!(got[4..6], MSS.to_le_bytes());
             assert_eq!(got[10..12], [1, 0], "num_buffers");
@@ -70,18 +67,14 @@ netns_test! {
         guest.plug(Front::connect(&socket, ALL & !OFFLOADS));
         for length in [2000, 20_000] {
             let sent = payload(length);
-            wire.send(&large_segment(&sent, MSS)).unwrap();
+            wire.send(&Large::Tcp.frame(&sent, MSS)).unwrap();
             let mut got = Vec::new();
             while got.len() < length {
-                let piece = guest.expect(0, tcp);
+                let piece = guest.expect(0, |frame| Large::Tcp.is(frame));
                 assert_eq!(piece[..10], [0; 10], "nothing is left undone");
-                let piece = &piece[VNET_HDR_LEN..];
-                let total = 14 + usize::from(u16::from_be_bytes([piece[16], piece[17]]));
-                let tcp = &piece[34..total];
-                let pseudo = [&piece[26..34], &[0, 6], &(tcp.len() as u16).to_be_bytes()[..]].concat();
-                assert_eq!(checksum(&[&pseudo, tcp]), 0xffff, "the checksum");
-                assert!(tcp.len() - 20 <= usize::from(MSS));
-                got.extend_from_slice(&tcp[20..]);
+                let bytes = Large::Tcp.payload(&piece[VNET_HDR_LEN..]);
+                assert!(bytes.len() <= usize::from(MSS));
+                got.extend_from_slice(bytes);
             }
             assert!(got == sent, "{length} bytes in pieces are something else");
         }
@@ -101,7 +94,9 @@ netns_test! {
         drop((front, daemon));
 
         let _daemon = start(&scratch, &socket, ",offload_tso=off,offload_ufo=off,offload_csum=off");
-        let front = Front::connect(&socket, ALL);
+        let mut front = Front::connect(&socket, ALL);
+        let protocol = front.socket.get_protocol_features().unwrap();
+        assert!(!protocol.contains(VhostUserProtocolFeatures::CONFIG), "there is nothing to tell");
         assert_eq!(front.features & (OFFLOADS | 1 << 3 | 1 << 5), 0, "neither offloads nor MTU nor MAC");
     }
 

@@ -19,12 +19,14 @@
 
 mod calls;
 mod ctrl;
+mod held;
 mod pair;
 mod rx;
 mod spec;
 mod state;
 mod stats;
 mod tx;
+mod window;
 mod wire;
 
 use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
@@ -148,6 +150,7 @@ impl Net {
         let Parts { id, pairs, mac, mtu, queue_size, offloads, limits, commands } = parts;
         let mut offered = ring::VERSION_1 | ring::RING_EVENT_IDX | ring::RING_INDIRECT_DESC | offloads;
         offered |= feature::MQ | feature::CTRL_VQ | feature::STATUS | feature::GUEST_ANNOUNCE;
+        offered |= feature::MRG_RXBUF;
         if mac.is_some() {
             offered |= feature::MAC;
         }
@@ -246,7 +249,9 @@ impl Virtio for Net {
     }
 
     fn config_length(&self) -> usize {
-        CONFIG_LENGTH
+        // A front end knows the rest better, and some do not expect to be told.
+        let told = self.commands == Commands::Ours || self.mac.is_some() || self.mtu.is_some();
+        if told { CONFIG_LENGTH } else { 0 }
     }
 
     fn read_config(&self, offset: usize, data: &mut [u8]) {
@@ -287,6 +292,9 @@ impl Virtio for Net {
         self.shared.set_offloads(settings.offloads).map_err(failed)?;
         // What waits in the tap was prepared for another driver's offloads, or for none at all.
         pairs.list[0].drain();
+        for pair in &pairs.list {
+            pair.held().clear();
+        }
         pairs.use_first(usize::from(settings.pairs)).map_err(failed)?;
         // A restored guest may be at another port of the network; the transport tells its driver to look.
         let announce = if saved.is_some() && features & ANNOUNCES == ANNOUNCES { STATUS_ANNOUNCE } else { 0 };

@@ -8,6 +8,8 @@ use log::debug;
 use net_util::{MacAddr, Tap, TapSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use super::held::Held;
+
 /// All pairs of one device, first to last. Kept across reboots, so that the tap stays.
 #[derive(Debug)]
 pub(super) struct Pairs {
@@ -76,19 +78,25 @@ pub(super) struct Pair {
     pub(super) changed: EventFd,
     detachable: bool,
     active: Mutex<bool>,
+    held: Mutex<Held>,
 }
 
 impl Pair {
     fn new(rx: Tap, detachable: bool) -> Result<Self, PairError> {
         let tx = rx.try_clone()?;
         let changed = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(PairError::Event)?;
-        Ok(Pair { rx, tx, changed, detachable, active: Mutex::new(true) })
+        Ok(Pair { rx, tx, changed, detachable, active: Mutex::new(true), held: Mutex::default() })
     }
 
     /// Whether the pair is in use. While the guard is held this does not change: whoever receives holds it until the
     /// frames are handed over, so that none is once the driver was told that the pair is out of use.
     pub(super) fn active(&self) -> MutexGuard<'_, bool> {
         self.active.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The frame that waits for buffers, if one does.
+    pub(super) fn held(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn set_active(&self, wanted: bool) -> Result<(), net_util::Error> {

@@ -1,21 +1,26 @@
 //! From the tap to the driver. While the driver has no buffers the tap is not looked at: frames wait in the kernel, which
 //! drops what is too much.
+//!
+//! The tap does not tell how large the next frame is. A driver that takes frames in several buffers (MRG_RXBUF) is given each in as few as
+//! it needs: enough for one like the last are at hand, and what does not fit is caught in memory of ours ([`super::held`]), so that a larger
+//! frame is not lost but copied, when there are buffers for it.
 
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use device::limit::LogLimit;
 use device::{DeviceError, LiveQueue, Task, Watch, guest_warn};
 use log::{error, warn};
 use net_util::VNET_HDR_LEN;
-use virtio_queue::QueueOwnedT;
 use vmm_sys_util::epoll::EventSet;
 
 use super::Shared;
-use super::wire::{ETHERNET_HEADER, NUM_BUFFERS_OFFSET};
-use crate::buffers::{Direction, Pieces, drain_event, next_chain};
+use super::window::{Filled, Room};
+use super::wire::{ETHERNET_HEADER, MAX_FRAME, NUM_BUFFERS_OFFSET, feature};
+use crate::buffers::drain_event;
 use crate::rate::Throttle;
 
 const KICK: u32 = 0;
@@ -25,6 +30,9 @@ const LIMIT: u32 = 3;
 
 /// Most frames received before other events of the thread are looked at.
 pub const BUDGET: usize = 64;
+
+/// Least bytes of buffers to have at hand: more than most frames of an Ethernet have.
+const LEAST_WANTED: usize = 2048;
 
 static BAD_BUFFER: LogLimit = LogLimit::new();
 static TOO_SMALL: LogLimit = LogLimit::new();
@@ -50,7 +58,9 @@ pub(super) struct Rx {
     shared: Arc<Shared>,
     pair: usize,
     throttle: Option<Throttle>,
-    pieces: Pieces,
+    room: Room,
+    /// Bytes of buffers to have at hand for a frame, where frames may go into several.
+    wanted: usize,
     polling: bool,
     lost: bool,
 }
@@ -58,7 +68,8 @@ pub(super) struct Rx {
 impl Rx {
     pub(super) fn new(queue: LiveQueue, shared: Arc<Shared>, pair: usize) -> Result<Self, DeviceError> {
         let throttle = shared.throttle(0)?;
-        Ok(Rx { queue, shared, pair, throttle, pieces: Pieces::new(), polling: false, lost: false })
+        let (room, wanted) = (Room::new(), LEAST_WANTED);
+        Ok(Rx { queue, shared, pair, throttle, room, wanted, polling: false, lost: false })
     }
 
     /// Receives, and then waits for whatever it needs to go on.
@@ -81,13 +92,16 @@ impl Rx {
     }
 
     fn receive(&mut self) -> End {
-        let Rx { queue, shared, pair, throttle, pieces, .. } = self;
+        let Rx { queue, shared, pair, throttle, room, wanted, .. } = self;
         let pair = &shared.pairs.list[*pair];
         let active = pair.active();
         if !*active {
             return End::Inactive;
         }
+        let mut held = pair.held();
+        let merges = shared.features.load(Ordering::Acquire) & feature::MRG_RXBUF != 0;
         let map = queue.ram.map();
+        let mut window = room.open(&map);
         let (mut frames, mut bytes, mut dropped, mut used) = (0, 0, 0, 0);
         let mut end = End::Wait;
         // Kicks are wanted only when buffers have run out.
@@ -100,71 +114,82 @@ impl Rx {
                 end = End::Limited;
                 break;
             }
-            let Some(chain) = next_chain(queue, &map) else {
+            let want = match (merges, held.length()) {
+                (true, 0) => (*wanted, VNET_HDR_LEN),
+                (true, length) => (length, VNET_HDR_LEN),
+                // Each frame has a buffer of its own.
+                (false, _) => (1, VNET_HDR_LEN + ETHERNET_HEADER),
+            };
+            let filled = window.fill(queue, want, |bad| {
+                guest_warn!(BAD_BUFFER, "{}: {bad}", shared.id);
+                (used, dropped) = (used + 1, dropped + 1);
+            });
+            if window.is_empty() {
                 end = End::Starved;
                 break;
-            };
-            let head = chain.head_index();
-            let mut buffers = match pieces.gather(&map, chain, Direction::ToDriver) {
-                Ok(buffers) if buffers.length() >= VNET_HDR_LEN + ETHERNET_HEADER => buffers,
-                bad => {
-                    match bad {
-                        Ok(short) => {
+            }
+            let room = window.length();
+            let length = if held.length() > room {
+                if filled == Filled::Dry {
+                    end = End::Starved;
+                    break;
+                }
+                guest_warn!(
+                    TOO_SMALL,
+                    "{}: a frame does not fit into {room} bytes of receive buffers",
+                    shared.id
+                );
+                held.clear();
+                dropped += 1;
+                continue;
+            } else if held.length() > 0 {
+                window.all().write(0, held.frame());
+                held.clear()
+            } else {
+                let (mut one, mut gathered) = ([0u8; 1], window.all());
+                let spill = if merges { held.room() } else { &mut one };
+                // SAFETY: the buffers are guest memory that the driver gave for writing, mapped while `map` is held, and ours.
+                match gathered.and(spill, |buffers| unsafe { pair.rx.readv(buffers) }) {
+                    Ok(length) if length > room => {
+                        if !(merges && held.take_back(&gathered, length)) {
                             guest_warn!(
-                                BAD_BUFFER,
-                                "{}: a receive buffer of {} bytes",
-                                shared.id,
-                                short.length()
-                            )
+                                TOO_SMALL,
+                                "{}: a frame does not fit into a receive buffer of {room} bytes",
+                                shared.id
+                            );
+                            dropped += 1;
                         }
-                        Err(e) => guest_warn!(BAD_BUFFER, "{}: receive buffer: {e}", shared.id),
+                        continue;
                     }
-                    queue.push(&map, head, 0);
-                    (used, dropped) = (used + 1, dropped + 1);
-                    continue;
+                    Ok(length) => length,
+                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
+                    Err(e) if e.raw_os_error() == Some(libc::EFAULT) => {
+                        guest_warn!(BAD_BUFFER, "{}: a receive buffer cannot be written", shared.id);
+                        window.hand_over(queue, 1, 0);
+                        (used, dropped) = (used + 1, dropped + 1);
+                        continue;
+                    }
+                    Err(e) => {
+                        warn!("tap \"{}\": {e}", shared.pairs.name);
+                        end = End::Lost;
+                        break;
+                    }
                 }
             };
-            let room = buffers.length();
-            let mut spill = [0u8; 1];
-            // SAFETY: the buffers are guest memory that the driver gave for writing, mapped while `map` is held, and `spill`.
-            match unsafe { pair.rx.readv(buffers.iovecs_and(&mut spill)) } {
-                Ok(length) if length > room => {
-                    guest_warn!(
-                        TOO_SMALL,
-                        "{}: a frame does not fit into a receive buffer of {room} bytes",
-                        shared.id
-                    );
-                    dropped += 1;
-                    queue.queue.go_to_previous_position();
-                }
-                Ok(length) => {
-                    buffers.write(NUM_BUFFERS_OFFSET, &1u16.to_le_bytes());
-                    // At most `MAX_FRAME`, which the kernel does not exceed.
-                    queue.push(&map, head, length as u32);
-                    (used, frames) = (used + 1, frames + 1);
-                    let length = length.saturating_sub(VNET_HDR_LEN) as u64;
-                    bytes += length;
-                    if let Some(throttle) = throttle {
-                        throttle.count(now, length);
-                    }
-                }
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                    queue.queue.go_to_previous_position();
-                    break;
-                }
-                Err(e) if e.raw_os_error() == Some(libc::EFAULT) => {
-                    guest_warn!(BAD_BUFFER, "{}: a receive buffer cannot be written", shared.id);
-                    queue.push(&map, head, 0);
-                    (used, dropped) = (used + 1, dropped + 1);
-                }
-                Err(e) => {
-                    warn!("tap \"{}\": {e}", shared.pairs.name);
-                    queue.queue.go_to_previous_position();
-                    end = End::Lost;
-                    break;
-                }
+            // The next one may be as large.
+            *wanted = length.clamp(LEAST_WANTED, MAX_FRAME);
+            let count = window.needed(length);
+            // A ring has no more descriptors than that.
+            window.all().write(NUM_BUFFERS_OFFSET, &(count as u16).to_le_bytes());
+            window.hand_over(queue, count, length);
+            (used, frames) = (used + 1, frames + 1);
+            let length = length.saturating_sub(VNET_HDR_LEN) as u64;
+            bytes += length;
+            if let Some(throttle) = throttle {
+                throttle.count(now, length);
             }
         }
+        window.give_back(queue);
         if used > 0 {
             queue.signal(&map);
         }

@@ -42,7 +42,7 @@ spec::spec! {
             "ip" => ip: Option<IpAddr> = None,
             /// Network mask of the host's end; needs ip.
             "mask" => mask: Option<IpAddr> = None,
-            /// MAC address that the guest sees; a random one when absent.
+            /// MAC address that the guest sees; when absent, a random one, or that of a macvtap.
             "mac" => mac: Option<Mac> = None,
             /// MAC address of the host's end.
             "host_mac" => host_mac: Option<Mac> = None,

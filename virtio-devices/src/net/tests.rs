@@ -167,11 +167,11 @@ netns_test! {
         let mut tail = [9; 4];
         net.read_config(10, &mut tail);
         assert_eq!(tail, [0x78, 5, 0, 0]);
-        let bits = [0, 1, 2, 3, 5, 7, 8, 9, 10, 11, 12, 13, 14, 16, 17, 21, 22, 28, 29, 32, 54, 55, 56];
+        let bits = [0, 1, 2, 3, 5, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 21, 22, 28, 29, 32, 54, 55, 56];
         assert_eq!(net.features(), bits.iter().map(|b| 1u64 << b).sum::<u64>());
 
         let off = NetSpec { offload_csum: false, offload_tso: false, offload_ufo: false, ..super::tests::spec(1) };
-        let bits = [5, 16, 17, 21, 22, 28, 29, 32];
+        let bits = [5, 15, 16, 17, 21, 22, 28, 29, 32];
         assert_eq!(make(&mut off.clone(), &Kept::default()).features(), bits.iter().map(|b| 1u64 << b).sum::<u64>());
         let mut bare = NetSpec::default();
         make(&mut bare, &Kept::default());
@@ -289,7 +289,7 @@ netns_test! {
     }
 
     fn receive_buffers_that_are_none_are_given_back_empty() {
-        let mut b = bench(1, ALL);
+        let mut b = bench(1, ALL & !feature::MRG_RXBUF);
         let bad = [(BUFFERS, 25, true), (1 << 40, 2000, true), (device::fake::END - 5, 2000, true), (BUFFERS, 2000, false)];
         for (head, buffer) in bad.into_iter().enumerate() {
             b.chain(RX, head as u16, &[buffer]);
@@ -606,4 +606,6 @@ fn cpu_time() -> Duration {
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
+mod large;
+mod merged;
 mod state;

@@ -1,0 +1,3 @@
+complete -c vhost_user_net -l net-backend -d 'A network card, and the socket that it is served on' -r
+complete -c vhost_user_net -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c vhost_user_net -s V -l version -d 'Print version'

@@ -1,0 +1,47 @@
+//! A frame that came from the tap and found too few buffers. It is kept while its queue is stopped, and goes with its driver.
+
+use super::wire::MAX_FRAME;
+use crate::buffers::Gathered;
+
+/// See the module. It takes no memory before it is needed.
+#[derive(Debug, Default)]
+pub(super) struct Held {
+    bytes: Vec<u8>,
+    length: usize,
+}
+
+impl Held {
+    /// Bytes of the frame; 0 if there is none.
+    pub(super) fn length(&self) -> usize {
+        self.length
+    }
+
+    /// The frame.
+    pub(super) fn frame(&self) -> &[u8] {
+        &self.bytes[..self.length]
+    }
+
+    /// Forgets the frame, and says how long it was.
+    pub(super) fn clear(&mut self) -> usize {
+        std::mem::take(&mut self.length)
+    }
+
+    /// Where the end of a frame can go for [`Held::take_back`], while there is none.
+    pub(super) fn room(&mut self) -> &mut [u8] {
+        self.bytes.resize(MAX_FRAME, 0);
+        &mut self.bytes
+    }
+
+    /// Takes a frame of `length` bytes, of which the first are in `buffers` and the others in the room. `false` if there is none of such a
+    /// length.
+    pub(super) fn take_back(&mut self, buffers: &Gathered<'_>, length: usize) -> bool {
+        let first = buffers.length();
+        if length > self.bytes.len() || first > length {
+            return false;
+        }
+        self.bytes.copy_within(..length - first, first);
+        buffers.read(0, &mut self.bytes[..first]);
+        self.length = length;
+        true
+    }
+}

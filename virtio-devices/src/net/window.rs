@@ -1,0 +1,161 @@
+//! Receive buffers that were taken from the ring and hold no frame yet, in their order. Those that are left at the end of a round go back
+//! to the ring, so that a queue that is stopped owes the driver nothing.
+
+use std::collections::VecDeque;
+
+use device::LiveQueue;
+use device::ram::RamMap;
+use virtio_queue::QueueOwnedT;
+
+use crate::buffers::{BadChain, Direction, Gathered, MAX_PIECES, Pieces, next_chain};
+
+/// A buffer.
+#[derive(Debug)]
+struct Taken {
+    head: u16,
+    pieces: usize,
+    length: usize,
+}
+
+/// How far it could be filled.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Filled {
+    /// As far as was wanted.
+    Enough,
+    /// The driver has no more at the moment.
+    Dry,
+    /// There cannot be more.
+    Full,
+}
+
+/// Why a buffer is of no use.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum BadBuffer {
+    #[error("a receive buffer of {0} bytes")]
+    Short(usize),
+    #[error("receive buffer: {0}")]
+    Chain(#[from] BadChain),
+}
+
+/// Room for the buffers of a round, kept so that none is allocated for each.
+#[derive(Debug)]
+pub(super) struct Room {
+    pieces: Pieces,
+    buffers: VecDeque<Taken>,
+}
+
+impl Room {
+    pub(super) fn new() -> Self {
+        Room { pieces: Pieces::new(), buffers: VecDeque::new() }
+    }
+
+    /// An empty window for a round in which `map` is held.
+    pub(super) fn open<'a>(&'a mut self, map: &'a RamMap) -> Window<'a> {
+        self.pieces.truncate(0);
+        self.buffers.clear();
+        Window { pieces: &mut self.pieces, buffers: &mut self.buffers, map, length: 0 }
+    }
+}
+
+/// See the module.
+pub(super) struct Window<'a> {
+    /// All of this map.
+    pieces: &'a mut Pieces,
+    buffers: &'a mut VecDeque<Taken>,
+    map: &'a RamMap,
+    length: usize,
+}
+
+impl Window<'_> {
+    pub(super) fn is_empty(&self) -> bool {
+        self.buffers.is_empty()
+    }
+
+    /// Bytes in all.
+    pub(super) fn length(&self) -> usize {
+        self.length
+    }
+
+    /// Takes buffers of at least `least` bytes until there are `wanted` bytes. One that is of no use is given back at once, and told of to
+    /// `bad`, if it comes first; else it is left where it is, and there cannot be more for now.
+    pub(super) fn fill(
+        &mut self,
+        queue: &mut LiveQueue,
+        (wanted, least): (usize, usize),
+        mut bad: impl FnMut(BadBuffer),
+    ) -> Filled {
+        while self.length < wanted {
+            if self.buffers.len() >= usize::from(queue.queue.state().size)
+                || self.pieces.count() >= MAX_PIECES
+            {
+                return Filled::Full;
+            }
+            let map = self.map;
+            let Some(chain) = next_chain(queue, map) else { return Filled::Dry };
+            let (head, before) = (chain.head_index(), self.pieces.count());
+            let problem = match self.pieces.append(map, chain, Direction::ToDriver) {
+                // One more is for what does not fit.
+                Ok(_) if self.pieces.count() >= MAX_PIECES => {
+                    self.pieces.truncate(before);
+                    BadBuffer::Chain(BadChain::TooMany)
+                }
+                Ok(length) if length >= least => {
+                    let pieces = self.pieces.count() - before;
+                    self.buffers.push_back(Taken { head, pieces, length });
+                    self.length += length;
+                    continue;
+                }
+                Ok(length) => {
+                    self.pieces.truncate(before);
+                    BadBuffer::Short(length)
+                }
+                Err(e) => BadBuffer::Chain(e),
+            };
+            if !self.buffers.is_empty() {
+                queue.queue.go_to_previous_position();
+                return Filled::Full;
+            }
+            bad(problem);
+            queue.push(map, head, 0);
+        }
+        Filled::Enough
+    }
+
+    /// All of it, as one buffer.
+    pub(super) fn all(&mut self) -> Gathered<'_> {
+        // SAFETY: all pieces were appended by `fill`, from the map that is held here.
+        unsafe { self.pieces.all(self.map, self.length) }
+    }
+
+    /// How many buffers a frame of `length` bytes needs, at least one.
+    pub(super) fn needed(&self, length: usize) -> usize {
+        let mut left = length;
+        let full = self.buffers.iter().take_while(|buffer| {
+            let more = left > buffer.length;
+            left = left.saturating_sub(buffer.length);
+            more
+        });
+        (full.count() + 1).min(self.buffers.len())
+    }
+
+    /// Gives the first `count` buffers to the driver, with `length` bytes in them.
+    pub(super) fn hand_over(&mut self, queue: &mut LiveQueue, count: usize, length: usize) {
+        let (mut left, mut pieces) = (length, 0);
+        for buffer in self.buffers.drain(..count) {
+            let written = left.min(buffer.length);
+            left -= written;
+            self.length -= buffer.length;
+            pieces += buffer.pieces;
+            // At most what one frame has.
+            queue.push(self.map, buffer.head, written as u32);
+        }
+        self.pieces.forget(pieces);
+    }
+
+    /// Gives all back to the ring, as if they had not been taken.
+    pub(super) fn give_back(self, queue: &mut LiveQueue) {
+        for _ in self.buffers.drain(..) {
+            queue.queue.go_to_previous_position();
+        }
+    }
+}
