@@ -13,13 +13,22 @@ const AT_BOOT: Duration = Duration::from_secs(60);
 /// The same for a device that is added to a machine at work, which cannot be asked anything meanwhile.
 const RUNNING: Duration = Duration::from_secs(2);
 
+/// The same for one that is to connect to us: it looks for us only now and then.
+const COMING: Duration = Duration::from_secs(10);
+
 /// Finds the back end of a device.
 ///
 /// # Errors
 /// Nobody answers at its socket, or nobody that can be worked with.
 pub(crate) fn find(wish: Wish, host: &Host<'_>) -> Result<Remote, Refusal> {
     let socket = wish.socket.display().to_string();
-    let patience = if host.facts.running { RUNNING } else { AT_BOOT };
+    let patience = match (host.facts.running, &wish.listener) {
+        (false, None) => AT_BOOT,
+        // As the contract has it: until somebody comes or the program is told to end.
+        (false, Some(_)) => Duration::MAX,
+        (true, None) => RUNNING,
+        (true, Some(_)) => COMING,
+    };
     Remote::find(wish, patience).map_err(|e| {
         match e {
             BackError::Connect { .. } | BackError::NoSocket(_) => {

@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 
 use device::VirtioKind;
 use device::virtio::feature;
+use terminal::Listener;
+use terminal::socket::connect;
 
 use super::client::Client;
 use crate::BackError;
@@ -28,12 +30,18 @@ const RINGS: u64 =
 pub struct Wish {
     /// Its name.
     pub id: String,
-    /// The back end's socket.
+    /// The socket.
     pub socket: PathBuf,
+    /// Where we listen at it, if it is the back end that connects.
+    pub listener: Option<Listener>,
     /// The type.
     pub kind: VirtioKind,
-    /// Features of the type that the driver may be offered if the back end has them.
+    /// Features of the type that the driver may be offered if the back end has them,
     pub features: u64,
+    /// those of them that it must have,
+    pub required: u64,
+    /// and those that the driver is offered whatever the back end has: they are this side's business.
+    pub own: u64,
     /// Names of the type's features.
     pub names: &'static [(u64, &'static str)],
     /// Size of each queue.
@@ -70,6 +78,8 @@ pub struct ConfigWish {
 
 /// What a back end offers.
 pub(super) struct Offer {
+    /// All that the back end has.
+    pub(super) theirs: u64,
     /// Features for the driver.
     pub(super) features: u64,
     /// Protocol features that were agreed on.
@@ -86,18 +96,18 @@ pub(super) fn wait(
     gone: &Arc<AtomicBool>,
     patience: Duration,
 ) -> Result<(Client, Offer), BackError> {
-    let until = Instant::now() + patience;
+    let begun = Instant::now();
     let mut told = false;
     loop {
         match dial(wish, gone) {
-            Err(BackError::Connect { source, .. }) if absent(&source) && Instant::now() < until => {
+            Err(BackError::Connect { source, .. }) if absent(&source) && begun.elapsed() < patience => {
                 if !told {
-                    log::warn!(
-                        "{}: nobody answers at {} yet ({source}); waiting up to {} seconds",
-                        wish.id,
-                        wish.socket.display(),
-                        patience.as_secs()
-                    );
+                    let (id, socket) = (&wish.id, wish.socket.display());
+                    let how_long = match patience {
+                        Duration::MAX => "for it".to_owned(),
+                        patience => format!("up to {} seconds", patience.as_secs()),
+                    };
+                    log::warn!("{id}: no back end at {socket} yet ({source}); waiting {how_long}");
                 }
                 told = true;
                 if told_to_end() {
@@ -130,33 +140,41 @@ pub(super) fn absent(e: &io::Error) -> bool {
 
 /// Connects and asks what there is.
 pub(super) fn dial(wish: &Wish, gone: &Arc<AtomicBool>) -> Result<(Client, Offer), BackError> {
-    let path = &wish.socket;
-    // The kernel says the same of a file that is no socket as of a socket that nobody listens on.
-    if std::fs::metadata(path).is_ok_and(|found| !found.file_type().is_socket()) {
-        return Err(BackError::NoSocket(path.clone()));
-    }
-    let stream = terminal::socket::connect(path)
-        .map_err(|source| BackError::Connect { path: path.clone(), source })?;
+    let stream = match &wish.listener {
+        Some(listener) => listener.socket().accept().map(|(stream, _)| stream),
+        None => reach(wish)?,
+    };
+    let stream = stream.map_err(|source| BackError::Connect { path: wish.socket.clone(), source })?;
     let mut client = Client::new(stream, gone.clone())?;
     let offer = negotiate(&mut client, wish)?;
     Ok((client, offer))
 }
 
+/// Connects to somebody who listens.
+fn reach(wish: &Wish) -> Result<io::Result<UnixStream>, BackError> {
+    let path = &wish.socket;
+    // The kernel says the same of a file that is no socket as of a socket that nobody listens on.
+    if std::fs::metadata(path).is_ok_and(|found| !found.file_type().is_socket()) {
+        return Err(BackError::NoSocket(path.clone()));
+    }
+    Ok(connect(path))
+}
+
 fn negotiate(client: &mut Client, wish: &Wish) -> Result<Offer, BackError> {
     client.tell(request::SET_OWNER, &[], &[])?;
     let features = client.number(request::GET_FEATURES)?;
-    for (bit, name) in
-        [(F_PROTOCOL_FEATURES, "VHOST_USER_F_PROTOCOL_FEATURES"), (feature::VERSION_1, "VIRTIO_F_VERSION_1")]
-    {
-        if features & bit == 0 {
-            return Err(BackError::Lacks(name.to_owned()));
-        }
+    if features & F_PROTOCOL_FEATURES == 0 {
+        return Err(BackError::Lacks("VHOST_USER_F_PROTOCOL_FEATURES".to_owned()));
+    }
+    let missing = (wish.required | feature::VERSION_1) & !features;
+    if missing != 0 {
+        return Err(BackError::Lacks(names(missing, &[wish.names, feature::NAMES].concat())));
     }
     let config = if wish.config.told { protocol::CONFIG } else { 0 };
     let wanted = protocol::WANTED & !protocol::CONFIG | config;
     let agreed = client.number(request::GET_PROTOCOL_FEATURES)? & wanted;
     if agreed & config != config {
-        return Err(BackError::Lacks(names(config)));
+        return Err(BackError::Lacks(names(config, protocol::NAMES)));
     }
     client.tell(request::SET_PROTOCOL_FEATURES, &agreed.to_ne_bytes(), &[])?;
     client.acknowledges = agreed & protocol::REPLY_ACK != 0;
@@ -176,7 +194,9 @@ fn negotiate(client: &mut Client, wish: &Wish) -> Result<Offer, BackError> {
         back = Some(ours);
     }
     let config = config_of(client, wish)?;
-    Ok(Offer { features: features & (RINGS | wish.features), protocol: agreed, config, back })
+    let theirs = features;
+    let features = theirs & (RINGS | wish.features | wish.required) | wish.own;
+    Ok(Offer { theirs, features, protocol: agreed, config, back })
 }
 
 /// The configuration space as the driver is to see it.
@@ -213,8 +233,8 @@ pub(super) fn config_body(offset: u32, bytes: &[u8]) -> Vec<u8> {
     body
 }
 
-/// Names of protocol features.
-pub(super) fn names(features: u64) -> String {
-    let names: Vec<_> = protocol::NAMES.iter().filter(|(bit, _)| features & bit != 0).collect();
-    names.iter().map(|(_, name)| *name).collect::<Vec<_>>().join(", ")
+/// Names of features.
+pub(super) fn names(features: u64, table: &[(u64, &str)]) -> String {
+    let names: Vec<_> = table.iter().filter(|(bit, _)| features & bit != 0).map(|(_, name)| *name).collect();
+    names.join(", ")
 }

@@ -32,6 +32,7 @@ use std::time::Duration;
 
 use device::limit::LogLimit;
 use device::state::{self as saved, Node, StateError};
+use device::virtio::feature;
 use device::{Attached, DeviceError, DriverLink, LiveQueue, Virtio, VirtioGrant, VirtioKind, guest_warn};
 use virtio_queue::{QueueState, QueueT};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -103,13 +104,13 @@ impl Remote {
     pub fn find(wish: Wish, patience: Duration) -> Result<Self, BackError> {
         let gone = Arc::new(AtomicBool::new(false));
         let (client, offer) = dial::wait(&wish, &gone, patience)?;
-        let Offer { features: offered, protocol: agreed, config, back } = offer;
+        let Offer { theirs, features: offered, protocol: agreed, config, back } = offer;
         let event = || {
             EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)
                 .map_err(|source| BackError::Host { what: "make an eventfd", source })
         };
         let rings = wish.sizes.iter().map(|_| None).collect();
-        let driver = Driver { rings, ..Driver::default() };
+        let driver = Driver { theirs, rings, ..Driver::default() };
         let shared = Shared {
             wish,
             offered,
@@ -123,6 +124,39 @@ impl Remote {
             limit: LogLimit::new(),
         };
         Ok(Remote { shared: Arc::new(shared), watching: OnceLock::new() })
+    }
+}
+
+impl Remote {
+    /// Takes what the board granted, as [`Virtio::connect`].
+    pub fn join(&self, grant: VirtioGrant) {
+        let id = &self.shared.wish.id;
+        let worker = grant.workers.shared();
+        if self.shared.grant.set(grant).is_err() {
+            log::warn!("{id}: connected twice");
+            return;
+        }
+        let task = Watching::new(self.shared.clone());
+        match worker.map_err(std::io::Error::other).and_then(|worker| worker.attach(task)) {
+            // Only the first call comes this far.
+            Ok(attached) => drop(self.watching.set(attached)),
+            Err(e) => log::error!("{id}: cannot watch its back end: {e}"),
+        }
+    }
+
+    /// Tells the back end whether the driver uses a queue now; it does unless told otherwise.
+    pub fn use_queue(&self, index: usize, used: bool) {
+        let mut talk = self.shared.talk();
+        let unused = &mut talk.driver.unused;
+        unused.retain(|other| *other != index);
+        if !used {
+            unused.push(index);
+        }
+        if talk.driver.rings.get(index).is_some_and(Option::is_some) {
+            self.shared.say_or_break(&mut talk, |client, _| {
+                client.tell_ring(request::SET_VRING_ENABLE, index, used.into())
+            });
+        }
     }
 }
 
@@ -210,22 +244,21 @@ impl Shared {
 
     /// Goes on with a new back end.
     fn adopt(&self, mut client: Client, offer: Offer) -> Result<(), BackError> {
-        let Offer { features, protocol: agreed, config, back } = offer;
+        let Offer { theirs, features, protocol: agreed, config, back } = offer;
         let missing = self.offered & !features;
         if missing != 0 {
-            let known = |(bit, name): &(u64, &'static str)| (missing & bit != 0).then_some(*name);
-            let names: Vec<_> = self.wish.names.iter().filter_map(known).collect();
-            let what = format!("features {missing:#x} ({}), which it did before", names.join(", "));
-            return Err(BackError::Lacks(what));
+            let names = dial::names(missing, &[self.wish.names, feature::NAMES].concat());
+            return Err(BackError::Lacks(format!("{names} any more")));
         }
         let mut talk = self.talk();
         if self.gone.load(Ordering::Relaxed) {
             return Err(BackError::Gone);
         }
         if talk.driver.inflight.is_some() && agreed & protocol::INFLIGHT_SHMFD == 0 {
-            return Err(BackError::Lacks(dial::names(protocol::INFLIGHT_SHMFD)));
+            return Err(BackError::Lacks(dial::names(protocol::INFLIGHT_SHMFD, protocol::NAMES)));
         }
         let mut lost = Vec::new();
+        talk.driver.theirs = theirs;
         if let Some(grant) = self.grant.get() {
             talk.driver.begin(&mut client, agreed, &self.wish.sizes, &grant.ram.map())?;
             self.tell_written(&talk, &mut client)?;
@@ -250,7 +283,7 @@ impl Shared {
                 self.limit,
                 "{}: queues {lost:?} had requests under way, and the back end does not offer {}: what became of them is not known",
                 self.wish.id,
-                dial::names(protocol::INFLIGHT_SHMFD)
+                dial::names(protocol::INFLIGHT_SHMFD, protocol::NAMES)
             );
             link.needs_reset();
         }
@@ -331,18 +364,7 @@ impl Virtio for Remote {
     }
 
     fn connect(&mut self, grant: VirtioGrant) {
-        let id = &self.shared.wish.id;
-        let worker = grant.workers.shared();
-        if self.shared.grant.set(grant).is_err() {
-            log::warn!("{id}: connected twice");
-            return;
-        }
-        let task = Watching::new(self.shared.clone());
-        match worker.map_err(std::io::Error::other).and_then(|worker| worker.attach(task)) {
-            // Only the first call comes this far.
-            Ok(attached) => drop(self.watching.set(attached)),
-            Err(e) => log::error!("{id}: cannot watch its back end: {e}"),
-        }
+        self.join(grant);
     }
 
     fn activate(&self, features: u64) -> Result<(), DeviceError> {

@@ -34,8 +34,11 @@ fn wish(socket: std::path::PathBuf) -> Wish {
     Wish {
         id: "far".to_owned(),
         socket,
+        listener: None,
         kind: VirtioKind::Block,
         features: OWN,
+        required: 0,
+        own: 0,
         names: &[(OWN, "OWN")],
         sizes: vec![SIZE; QUEUES],
         few_queues: 1,

@@ -30,8 +30,11 @@ impl DiskSpec {
         let wish = Wish {
             id: host.id.to_owned(),
             socket: self.vhost_socket.clone().unwrap_or_default(),
+            listener: None,
             kind: VirtioKind::Block,
-            features: FEATURES | if queues > 1 { feature::MQ } else { 0 },
+            features: FEATURES,
+            required: if queues > 1 { feature::MQ } else { 0 },
+            own: 0,
             names: feature::NAMES,
             sizes: vec![size; self.num_queues],
             few_queues: 1,

@@ -16,6 +16,7 @@
 
 mod ctrl;
 mod pair;
+mod remote;
 mod rx;
 mod spec;
 mod state;

@@ -30,6 +30,8 @@ pub(super) mod feature {
     pub(crate) const HOST_ECN: u64 = 1 << 13;
     /// The device takes large UDP datagrams.
     pub(crate) const HOST_UFO: u64 = 1 << 14;
+    /// A frame may be received in several buffers.
+    pub(crate) const MRG_RXBUF: u64 = 1 << 15;
     /// The configuration has the link's status.
     pub(crate) const STATUS: u64 = 1 << 16;
     /// There is a control queue.
@@ -57,6 +59,7 @@ pub(super) mod feature {
         (HOST_TSO6, "VIRTIO_NET_F_HOST_TSO6"),
         (HOST_ECN, "VIRTIO_NET_F_HOST_ECN"),
         (HOST_UFO, "VIRTIO_NET_F_HOST_UFO"),
+        (MRG_RXBUF, "VIRTIO_NET_F_MRG_RXBUF"),
         (STATUS, "VIRTIO_NET_F_STATUS"),
         (CTRL_VQ, "VIRTIO_NET_F_CTRL_VQ"),
         (GUEST_ANNOUNCE, "VIRTIO_NET_F_GUEST_ANNOUNCE"),
