@@ -12,6 +12,8 @@ use serde::{Deserialize, Serialize};
 use spec::{Facts, Kind, RateLimitGroupSpec, Refusal, Unsupported};
 use virtio_devices::block::DiskSpec;
 use virtio_devices::console::ConsoleSpec;
+use virtio_devices::fs::FsSpec;
+use virtio_devices::generic::GenericSpec;
 use virtio_devices::net::NetSpec;
 use virtio_devices::rng::RngSpec;
 use virtio_devices::vsock::VsockSpec;
@@ -239,6 +241,8 @@ machine! {
         hot disks: DiskSpec,
         hot net: NetSpec,
         one rng: RngSpec,
+        hot generic_vhost_user: GenericSpec,
+        hot fs: FsSpec,
         only vsock: VsockSpec,
         one serial: SerialSpec,
         one debug_console: DebugConsoleSpec,
@@ -246,9 +250,7 @@ machine! {
     unsupported {
         balloon,
         devices,
-        fs,
         gdb,
-        generic_vhost_user,
         ivshmem,
         landlock_rules,
         numa,

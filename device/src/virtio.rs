@@ -30,6 +30,18 @@ pub enum VirtioKind {
     Console = 3,
     Rng = 4,
     Vsock = 19,
+    Fs = 26,
+    /// One that means nothing to this program: see [`Virtio::type_number`].
+    Other = 0xffff,
+}
+
+impl VirtioKind {
+    /// The type of this number.
+    pub fn of(number: u16) -> VirtioKind {
+        use VirtioKind::{Block, Console, Fs, Net, Other, Rng, Vsock};
+        let known = [Net, Block, Console, Rng, Vsock, Fs];
+        known.into_iter().find(|kind| *kind as u16 == number).unwrap_or(Other)
+    }
 }
 
 /// Feature bits that belong to no device type (virtio 1.3 §6).
@@ -87,6 +99,11 @@ pub struct VirtioGrant {
 pub trait Virtio: Send + Sync {
     /// The type.
     fn kind(&self) -> VirtioKind;
+
+    /// Its number.
+    fn type_number(&self) -> u16 {
+        self.kind() as u16
+    }
 
     /// The features offered, [`feature::VERSION_1`] among them.
     fn features(&self) -> u64;

@@ -36,6 +36,7 @@ pub(crate) mod kind {
     pub(crate) const BLOCK: u16 = 2;
     pub(crate) const CONSOLE: u16 = 3;
     pub(crate) const RNG: u16 = 4;
+    pub(crate) const FS: u16 = 26;
 }
 
 /// Offsets in the common configuration (4.1.4.3).

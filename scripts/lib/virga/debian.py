@@ -13,6 +13,8 @@ import re
 from .common import Failure, building, cache_dir, locked, run, say, step
 
 SUITE = "bookworm"
+# The first release with new enough PEERS.
+NEWER = "trixie"
 BACKPORTS = "bookworm-backports"
 MIRROR = os.environ.get("VIRGA_DEBIAN_MIRROR", "http://deb.debian.org/debian")
 SECURITY = os.environ.get("VIRGA_DEBIAN_SECURITY_MIRROR", "http://security.debian.org/debian-security")
@@ -24,6 +26,13 @@ TOOLS = (
     + ["dropbear-bin", "busybox-static", "kmod", "openssh-client", "zstd", "lz4", "xz-utils", "dmsetup"]
     + ["iproute2", "iputils-ping", "iperf3", "socat", "pciutils", "strace"]
 )
+
+# Those of them that tests and the outer machine run by name.
+WRAPPED = ("ip", "bridge", "tc", "ss", "ping", "iperf3", "socat", "lspci", "dmsetup", "modprobe", "insmod", "lsmod", "strace",
+           "qemu-system-x86_64")
+
+# Programs that serve devices to our machines.
+PEERS = ["virtiofsd", "passt"]
 
 
 def keyring():
@@ -40,25 +49,21 @@ def keyring():
     return found
 
 
-def sources():
-    """The lines of a sources.list for everything used here."""
+def sources(suite):
+    """The lines of a sources.list for everything used of a release."""
     signed = f"[signed-by={keyring()} arch=amd64]"
-    return "".join(
-        f"deb {signed} {line}\n"
-        for line in (
-            f"{MIRROR} {SUITE} main",
-            f"{MIRROR} {SUITE}-updates main",
-            f"{MIRROR} {BACKPORTS} main",
-            f"{SECURITY} {SUITE}-security main",
-        )
-    )
+    lines = [f"{MIRROR} {suite} main", f"{MIRROR} {suite}-updates main", f"{SECURITY} {suite}-security main"]
+    if suite == SUITE:
+        lines.append(f"{MIRROR} {BACKPORTS} main")
+    return "".join(f"deb {signed} {line}\n" for line in lines)
 
 
 class Apt:
     """A private apt: own sources, own lists, an empty dpkg database."""
 
-    def __init__(self):
-        self.root = cache_dir() / "apt"
+    def __init__(self, suite=SUITE):
+        self.suite = suite
+        self.root = cache_dir() / ("apt" if suite == SUITE else f"apt-{suite}")
         self.archives = self.root / "cache/archives"
 
     def argv(self, program, *words):
@@ -89,8 +94,8 @@ class Apt:
         for name in ("lists/partial", "cache/archives/partial"):
             (self.root / name).mkdir(parents=True, exist_ok=True)
         (self.root / "status").touch()
-        (self.root / "sources.list").write_text(sources(), encoding="ascii")
-        with step(f"reading the package lists of {SUITE} and {BACKPORTS}"):
+        (self.root / "sources.list").write_text(sources(self.suite), encoding="ascii")
+        with step(f"reading the package lists of {self.suite}"):
             run(self.argv("apt-get", "update", "--error-on=any"))
 
     def uris(self, *words):
@@ -125,7 +130,7 @@ def unpack(debs, where):
 class Tools:
     """The unpacked programs, and how to run them."""
 
-    PATH = ("usr/sbin", "usr/bin", "sbin", "bin")
+    PATH = ("usr/sbin", "usr/bin", "sbin", "bin", "usr/libexec")
     LIBRARIES = ("usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu", "usr/lib", "lib")
 
     def __init__(self, root):
@@ -141,10 +146,15 @@ class Tools:
                 return path
         raise Failure(f"{name} is not among the packages in {self.root}")
 
+    def loader(self):
+        """The dynamic loader: newer releases have it under usr only."""
+        old = self.root / "lib64/ld-linux-x86-64.so.2"
+        return old if old.exists() else self.root / "usr/lib64/ld-linux-x86-64.so.2"
+
     def argv(self, name, *words):
         """The command line that runs an unpacked program with its own libraries."""
         libraries = ":".join(str(self.root / directory) for directory in self.LIBRARIES)
-        loader = self.root / "lib64/ld-linux-x86-64.so.2"
+        loader = self.loader()
         argv = [loader, "--argv0", name, "--library-path", libraries, self.find(name), *words]
         return [str(word) for word in argv]
 
@@ -155,32 +165,43 @@ class Tools:
         return sorted(set(re.findall(r"(/\S+) \(0x", listed)))
 
 
-def tools():
-    """The tree of unpacked programs; fetched at the first call."""
-    recipe = hashlib.sha256(" ".join(TOOLS).encode()).hexdigest()[:12]
-    root = cache_dir() / f"tools-{recipe}"
+def unpacked(kind, packages, programs, suite, what):
+    """A tree of packages with all they depend on, and wrappers of these programs; fetched at the first call."""
+    recipe = hashlib.sha256(" ".join(packages).encode()).hexdigest()[:12]
+    root = cache_dir() / f"{kind}-{recipe}"
     if not root.exists():
-        with locked(cache_dir() / "tools.lock", "it is fetching packages"):
+        with locked(cache_dir() / f"{kind}.lock", "it is fetching packages"):
             if not root.exists():
-                apt = Apt()
+                apt = Apt(suite)
                 apt.update()
-                with step("fetching QEMU and the lab's other programs (50 MB of packages, not installed)"):
-                    debs = apt.fetch_closure(TOOLS)
+                with step(f"fetching {what}"):
+                    debs = apt.fetch_closure(packages)
                 with step(f"unpacking {len(debs)} packages into {root}"), building(root) as partial:
                     unpack(debs, partial)
-                    write_wrappers(Tools(partial), root)
+                    write_wrappers(Tools(partial), root, programs)
                 for deb in debs:
                     deb.unlink(missing_ok=True)
     return Tools(root)
 
 
-def write_wrappers(tree, final):
-    """Fills bin/ of the tree with one-line scripts, for a PATH: programs that the host may not have."""
+def tools():
+    """The tree of the lab's programs."""
+    return unpacked("tools", TOOLS, WRAPPED, SUITE,
+                    "QEMU and the lab's other programs (50 MB of packages, not installed)")
+
+
+def peers():
+    """The tree of the programs that serve devices to our machines."""
+    return unpacked("peers", PEERS, PEERS, NEWER, "virtiofsd and passt (10 MB of packages, not installed)")
+
+
+def write_wrappers(tree, final, programs):
+    """Fills wrappers/ of the tree with one-line scripts, for a PATH: programs that the host may not have."""
     directory = tree.root / "wrappers"
     directory.mkdir()
     libraries = ":".join(str(final / name) for name in tree.LIBRARIES)
-    for name in ("ip", "bridge", "tc", "ss", "ping", "iperf3", "socat", "lspci", "dmsetup", "modprobe", "insmod",
-                 "lsmod", "strace", "qemu-system-x86_64"):
+    loader = final / tree.loader().relative_to(tree.root)
+    for name in programs:
         try:
             program = final / tree.find(name).relative_to(tree.root)
         except Failure as failure:
@@ -189,6 +210,6 @@ def write_wrappers(tree, final):
         data = f' -L "{final}/usr/share/qemu" -L "{final}/usr/share/seabios"' if name.startswith("qemu") else ""
         script = directory / name
         script.write_text(
-            f'#!/bin/sh\nexec "{final}/lib64/ld-linux-x86-64.so.2" --argv0 "{name}" --library-path "{libraries}" '
+            f'#!/bin/sh\nexec "{loader}" --argv0 "{name}" --library-path "{libraries}" '
             f'"{program}"{data} "$@"\n', encoding="ascii")
         script.chmod(0o755)

@@ -59,7 +59,7 @@ def build(path):
     mode = "root" if as_root else "unshare"
     enter = [] if as_root else ["mmdebstrap", "--unshare-helper"]
     try:
-        listing.write_text(debian.sources(), encoding="ascii")
+        listing.write_text(debian.sources(debian.SUITE), encoding="ascii")
         with step("building a Debian root file system (about 100 MB of packages, a minute or two)"):
             run([
                 "mmdebstrap", f"--mode={mode}", "--variant=minbase", "--architectures=amd64", "--quiet",

@@ -3,6 +3,7 @@
 mod devices;
 mod disk;
 mod ends;
+mod folder;
 mod formats;
 mod golden;
 mod hostile;
@@ -10,6 +11,7 @@ mod hotplug;
 mod loaded;
 mod machine;
 mod network;
+mod passt;
 mod pause;
 mod reboot;
 mod restore;

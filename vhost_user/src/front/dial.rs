@@ -10,7 +10,6 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-use device::VirtioKind;
 use device::virtio::feature;
 use terminal::Listener;
 use terminal::socket::connect;
@@ -34,8 +33,8 @@ pub struct Wish {
     pub socket: PathBuf,
     /// Where we listen at it, if it is the back end that connects.
     pub listener: Option<Listener>,
-    /// The type.
-    pub kind: VirtioKind,
+    /// The type (virtio 1.3 §5).
+    pub number: u16,
     /// Features of the type that the driver may be offered if the back end has them,
     pub features: u64,
     /// those of them that it must have,
@@ -51,8 +50,21 @@ pub struct Wish {
     /// Chains come back in the order in which they were taken, whatever was negotiated: so a back end's death leaves no doubt about
     /// which of them are done.
     pub in_order: bool,
+    /// The back end knows more of the driver than guest memory tells: no other one can go on in its place.
+    pub stateful: bool,
     /// The configuration space.
     pub config: ConfigWish,
+}
+
+/// Who tells the bytes of a configuration space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Told {
+    /// We do.
+    Here,
+    /// The back end, once, and when it says that they changed.
+    ByBackEnd,
+    /// The back end, if it has any, whenever the driver reads some: what they mean is not known here.
+    Live,
 }
 
 /// Puts our own into a configuration space.
@@ -60,10 +72,10 @@ pub type Adjust = Box<dyn Fn(&mut [u8]) + Send + Sync>;
 
 /// Where the configuration space comes from, and who may change it.
 pub struct ConfigWish {
-    /// Its bytes where the back end does not tell them; otherwise what they are before it does.
+    /// Who tells its bytes.
+    pub told: Told,
+    /// What they are where the back end does not tell them; otherwise as many as there are.
     pub bytes: Vec<u8>,
-    /// Whether the back end tells them.
-    pub told: bool,
     /// What of them is ours to say.
     pub adjust: Adjust,
     /// What the back end may change while the driver looks on.
@@ -170,11 +182,11 @@ fn negotiate(client: &mut Client, wish: &Wish) -> Result<Offer, BackError> {
     if missing != 0 {
         return Err(BackError::Lacks(names(missing, &[wish.names, feature::NAMES].concat())));
     }
-    let config = if wish.config.told { protocol::CONFIG } else { 0 };
-    let wanted = protocol::WANTED & !protocol::CONFIG | config;
+    let told = wish.config.told;
+    let wanted = protocol::WANTED & if told == Told::Here { !protocol::CONFIG } else { u64::MAX };
     let agreed = client.number(request::GET_PROTOCOL_FEATURES)? & wanted;
-    if agreed & config != config {
-        return Err(BackError::Lacks(names(config, protocol::NAMES)));
+    if told == Told::ByBackEnd && agreed & protocol::CONFIG == 0 {
+        return Err(BackError::Lacks(names(protocol::CONFIG, protocol::NAMES)));
     }
     client.tell(request::SET_PROTOCOL_FEATURES, &agreed.to_ne_bytes(), &[])?;
     client.acknowledges = agreed & protocol::REPLY_ACK != 0;
@@ -202,21 +214,35 @@ fn negotiate(client: &mut Client, wish: &Wish) -> Result<Offer, BackError> {
 /// The configuration space as the driver is to see it.
 pub(super) fn config_of(client: &mut Client, wish: &Wish) -> Result<Vec<u8>, BackError> {
     let mut bytes = wish.config.bytes.clone();
-    if wish.config.told {
-        let length = bytes.len().min(MAX_BODY - CONFIG_HEADER);
-        let answer = client.ask(request::GET_CONFIG, &config_body(0, &bytes[..length]))?;
-        let mut fields = answer.fields();
-        let (offset, size) = (fields.u32()?, fields.u32()?);
-        fields.u32()?;
-        let told = fields.rest();
-        if offset != 0 || size as usize != length || told.len() != length {
-            let what = format!("{} bytes at {offset}, of {length} at 0", told.len());
+    if wish.config.told == Told::ByBackEnd {
+        let length = bytes.len();
+        let told = config_part(client, 0, length)?;
+        if told.len() != length {
+            let what = format!("{} bytes, of {length}", told.len());
             return Err(BackError::Answer { request: request::GET_CONFIG, what });
         }
-        bytes[..length].copy_from_slice(told);
+        bytes = told;
     }
     (wish.config.adjust)(&mut bytes);
     Ok(bytes)
+}
+
+/// Part of the configuration space, as the back end has it; nothing if it has no such part.
+pub(super) fn config_part(client: &mut Client, offset: u32, length: usize) -> Result<Vec<u8>, BackError> {
+    let length = length.min(MAX_BODY - CONFIG_HEADER);
+    let answer = client.ask(request::GET_CONFIG, &config_body(offset, &vec![0; length]))?;
+    let mut fields = answer.fields();
+    let (of, size) = (fields.u32()?, fields.u32()?);
+    fields.u32()?;
+    let told = fields.rest();
+    if size == 0 {
+        return Ok(Vec::new());
+    }
+    if of != offset || size as usize != length || told.len() != length {
+        let what = format!("{} bytes at {of}, of {length} at {offset}", told.len());
+        return Err(BackError::Answer { request: request::GET_CONFIG, what });
+    }
+    Ok(told.to_vec())
 }
 
 /// Bytes before those of the configuration space: offset, size, flags.

@@ -42,7 +42,7 @@ use dial::{Offer, config_body};
 use rings::{Driver, Progress, Ring, progress, tell_event};
 use watch::Watching;
 
-pub use dial::{Adjust, ConfigWish, Wish};
+pub use dial::{Adjust, ConfigWish, Told, Wish};
 pub use error::BackError;
 
 use crate::wire::{protocol, request};
@@ -128,6 +128,10 @@ impl Remote {
 }
 
 impl Remote {
+    fn is_live(&self) -> bool {
+        self.shared.wish.config.told == Told::Live
+    }
+
     /// Takes what the board granted, as [`Virtio::connect`].
     pub fn join(&self, grant: VirtioGrant) {
         let id = &self.shared.wish.id;
@@ -187,6 +191,17 @@ impl Shared {
     fn lose(&self, talk: &mut Talk, why: &BackError) {
         let Some(client) = talk.client.take() else { return };
         client.hang_up();
+        if self.wish.stateful && talk.driver.features.is_some() {
+            guest_warn!(
+                self.limit,
+                "{}: the back end at {} went away: {}; the driver has to begin anew",
+                self.wish.id,
+                self.wish.socket.display(),
+                why.line()
+            );
+            self.link().inspect(|link| link.needs_reset());
+            return;
+        }
         guest_warn!(
             self.limit,
             "{}: lost the back end at {}: {}; requests wait until it is back",
@@ -259,7 +274,13 @@ impl Shared {
         }
         let mut lost = Vec::new();
         talk.driver.theirs = theirs;
-        if let Some(grant) = self.grant.get() {
+        if self.wish.stateful && talk.driver.features.is_some() {
+            // This one knows nothing of the driver, and has none of its rings.
+            for ring in talk.driver.rings.iter_mut().flatten() {
+                let used = progress(&ring.live.ram.map(), &ring.live.queue.state()).map(|p| p.used);
+                ring.base = ring.base.or(used);
+            }
+        } else if let Some(grant) = self.grant.get() {
             talk.driver.begin(&mut client, agreed, &self.wish.sizes, &grant.ram.map())?;
             self.tell_written(&talk, &mut client)?;
             for index in 0..self.wish.sizes.len() {
@@ -309,6 +330,10 @@ impl Shared {
 
     /// Shows the driver what changed of the configuration space.
     fn show(&self, config: &[u8]) {
+        if self.wish.config.told == Told::Live {
+            self.link().inspect(|link| link.config_changed());
+            return;
+        }
         let changes = self.wish.config.changes.clone();
         let mut shown = self.shown();
         let Some((now, then)) = config.get(changes.clone()).zip(shown.bytes.get_mut(changes)) else { return };
@@ -323,7 +348,11 @@ impl Shared {
 
 impl Virtio for Remote {
     fn kind(&self) -> VirtioKind {
-        self.shared.wish.kind
+        VirtioKind::of(self.type_number())
+    }
+
+    fn type_number(&self) -> u16 {
+        self.shared.wish.number
     }
 
     fn features(&self) -> u64 {
@@ -339,11 +368,24 @@ impl Virtio for Remote {
     }
 
     fn config_length(&self) -> usize {
-        self.shared.wish.config.bytes.len()
+        // Asked for once: which it is does not change.
+        let none = self.is_live() && self.shared.talk().agreed & protocol::CONFIG == 0;
+        if none { 0 } else { self.shared.wish.config.bytes.len() }
     }
 
     fn read_config(&self, offset: usize, data: &mut [u8]) {
-        let shown = self.shared.shown();
+        let shared = &*self.shared;
+        if self.is_live() {
+            data.fill(0);
+            let read = shared.say_or_break(&mut shared.talk(), |client, _| {
+                dial::config_part(client, offset as u32, data.len())
+            });
+            for (to, from) in data.iter_mut().zip(read.into_iter().flatten()) {
+                *to = from;
+            }
+            return;
+        }
+        let shown = shared.shown();
         for (at, byte) in (offset..).zip(data) {
             *byte = shown.byte(at);
         }
@@ -353,6 +395,11 @@ impl Virtio for Remote {
         let shared = &*self.shared;
         let config = &shared.wish.config;
         let mut talk = shared.talk();
+        if self.is_live() {
+            let body = config_body(offset as u32, data);
+            shared.say_or_break(&mut talk, |client, _| client.tell(request::SET_CONFIG, &body, &[]));
+            return;
+        }
         if talk.driver.features.is_none_or(|f| f & config.writable_with != config.writable_with) {
             return;
         }
@@ -430,7 +477,7 @@ impl Virtio for Remote {
             });
             rested.ok().flatten()
         });
-        if rested.is_none() && available != used && !shared.wish.in_order {
+        if rested.is_none() && available != used && !shared.wish.in_order && !shared.wish.stateful {
             talk.unsure = true;
             if talk.driver.inflight.is_none() {
                 guest_warn!(

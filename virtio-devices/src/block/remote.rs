@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use ::spec::Refusal;
 use device::{Host, Virtio, VirtioKind};
-use vhost_user::front::{ConfigWish, Remote, Wish};
+use vhost_user::front::{ConfigWish, Remote, Told, Wish};
 
 use super::DiskSpec;
 use super::wire::{BLOCK, CAPACITY, CONFIG_LENGTH, QUEUES, SEGMENTS, WRITEBACK, feature, segments};
@@ -31,7 +31,7 @@ impl DiskSpec {
             id: host.id.to_owned(),
             socket: self.vhost_socket.clone().unwrap_or_default(),
             listener: None,
-            kind: VirtioKind::Block,
+            number: VirtioKind::Block as u16,
             features: FEATURES,
             required: if queues > 1 { feature::MQ } else { 0 },
             own: 0,
@@ -39,9 +39,10 @@ impl DiskSpec {
             sizes: vec![size; self.num_queues],
             few_queues: 1,
             in_order: false,
+            stateful: false,
             config: ConfigWish {
                 bytes: vec![0; CONFIG_LENGTH],
-                told: true,
+                told: Told::ByBackEnd,
                 adjust: Box::new(move |bytes| adjust(bytes, queues, size)),
                 changes: CAPACITY,
                 fits,

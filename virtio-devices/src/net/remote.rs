@@ -1,6 +1,6 @@
 //! A network device whose frames another process moves: address, status, MTU and the control queue are this side's business.
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -10,7 +10,7 @@ use device::{Attached, DeviceError, Host, LiveQueue, Virtio, VirtioGrant, Virtio
 use log::warn;
 use net_util::MacAddr;
 use terminal::Listener;
-use vhost_user::front::{ConfigWish, Remote, Wish};
+use vhost_user::front::{ConfigWish, Remote, Told, Wish};
 use virtio_queue::QueueState;
 
 use super::ctrl::{Commanded, Ctrl, refuse};
@@ -74,7 +74,7 @@ impl NetSpec {
             id: host.id.to_owned(),
             socket,
             listener,
-            kind: VirtioKind::Net,
+            number: VirtioKind::Net as u16,
             // Of another choice of offloads the other process would not hear.
             features: self.offloads() & !feature::CTRL_GUEST_OFFLOADS | feature::MRG_RXBUF,
             required: if pairs > 1 { feature::MQ } else { 0 },
@@ -83,9 +83,10 @@ impl NetSpec {
             sizes: vec![self.queue_size; 2 * pairs],
             few_queues: 2,
             in_order: true,
+            stateful: false,
             config: ConfigWish {
                 bytes: Vec::new(),
-                told: false,
+                told: Told::Here,
                 adjust: Box::new(|_| ()),
                 changes: 0..0,
                 fits: |_, _| Ok(()),
@@ -113,7 +114,7 @@ impl NetSpec {
     }
 
     /// Listens, if it is the other process that connects.
-    fn listen(&self, socket: &PathBuf) -> Result<Option<Listener>, Refusal> {
+    fn listen(&self, socket: &Path) -> Result<Option<Listener>, Refusal> {
         if self.vhost_mode == VhostMode::Client {
             return Ok(None);
         }
