@@ -1,6 +1,7 @@
-//! Disks that our daemon serves, as a stock kernel under QEMU sees them.
+//! Disks that our daemon serves, as stock kernels see them, under QEMU and under our own VMM.
 
 use std::fs::File;
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -15,18 +16,33 @@ fn qemu_loses_nothing_when_the_daemon_is_killed() {
         println!("SKIPPED: there is no qemu-system-x86_64 on the PATH");
         return;
     }
+    loses_nothing(|socket| {
+        Linux::new("6.1", BzImage)
+            .under_qemu()
+            .with(&["-smp", "2", "-m", "256M", "-machine", "q35,memory-backend=memory"])
+            .with(&["-object", "memory-backend-memfd,id=memory,size=256M,share=on"])
+            .with(&["-chardev", &format!("socket,id=disk,path={},reconnect=1", socket.display())])
+            .with(&["-device", "vhost-user-blk-pci,chardev=disk,num-queues=2"])
+    });
+}
+
+#[test]
+fn our_machine_loses_nothing_when_the_daemon_is_killed() {
+    tests::elsewhere!();
+    loses_nothing(|socket| {
+        let disk = format!("vhost_user=on,socket={},num_queues=2", socket.display());
+        Linux::new("6.1", BzImage).cpus("boot=2").memory("size=256M,shared=on").with(&["--disk", &disk])
+    });
+}
+
+/// A guest writes to a disk at a socket with both processors while the daemon dies again and again.
+fn loses_nothing(guest: impl FnOnce(&Path) -> Linux) {
     let scratch = place::scratch();
     let (disk, socket) = (scratch.join("disk"), scratch.join("socket"));
     let sectors = (32 << 20) / image::SECTOR;
     image::make(&disk, 1, sectors);
     let mut daemon = Daemon::start(&disk, &socket, ",num_queues=2,serial=virga-vu");
-    let mut guest = Linux::new("6.1", BzImage)
-        .under_qemu()
-        .with(&["-smp", "2", "-m", "256M", "-machine", "q35,memory-backend=memory"])
-        .with(&["-object", "memory-backend-memfd,id=memory,size=256M,share=on"])
-        .with(&["-chardev", &format!("socket,id=disk,path={},reconnect=1", socket.display())])
-        .with(&["-device", "vhost-user-blk-pci,chardev=disk,num-queues=2"])
-        .boot();
+    let mut guest = guest(&socket).boot();
     assert_eq!(guest.sh("cat /sys/block/vda/size /sys/block/vda/serial"), format!("{sectors}\nvirga-vu"));
     assert_eq!(guest.sh("ls -1 /sys/block/vda/mq"), "0\n1");
 

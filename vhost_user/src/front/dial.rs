@@ -178,10 +178,6 @@ fn negotiate(client: &mut Client, wish: &Wish) -> Result<Offer, BackError> {
     if features & F_PROTOCOL_FEATURES == 0 {
         return Err(BackError::Lacks("VHOST_USER_F_PROTOCOL_FEATURES".to_owned()));
     }
-    let missing = (wish.required | feature::VERSION_1) & !features;
-    if missing != 0 {
-        return Err(BackError::Lacks(names(missing, &[wish.names, feature::NAMES].concat())));
-    }
     let told = wish.config.told;
     let wanted = protocol::WANTED & if told == Told::Here { !protocol::CONFIG } else { u64::MAX };
     let agreed = client.number(request::GET_PROTOCOL_FEATURES)? & wanted;
@@ -197,6 +193,10 @@ fn negotiate(client: &mut Client, wish: &Wish) -> Result<Offer, BackError> {
     }
     if offered < wanted as u64 {
         return Err(BackError::Queues { offered, wanted });
+    }
+    let missing = (wish.required | feature::VERSION_1) & !features;
+    if missing != 0 {
+        return Err(BackError::Lacks(names(missing, &[wish.names, feature::NAMES].concat())));
     }
     let mut back = None;
     if agreed & protocol::BACKEND_REQ != 0 {

@@ -5,7 +5,7 @@ use device::DeviceError;
 use device::state::{Node, State, StateError};
 use serde::{Deserialize, Serialize};
 
-use super::Shared;
+use super::shared::Shared;
 
 /// A device behind a socket.
 #[derive(Debug, Serialize, Deserialize)]
