@@ -102,6 +102,7 @@ impl Build for FsSpec {
             in_order: false,
             // It knows which files the guest has open.
             stateful: true,
+            parked: Some(crate::remote::parked(host)),
             config: ConfigWish {
                 told: Told::Here,
                 bytes: self.config(),

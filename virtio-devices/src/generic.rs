@@ -214,6 +214,7 @@ impl Build for GenericSpec {
             few_queues: self.queue_sizes.0.len(),
             in_order: false,
             stateful: true,
+            parked: Some(crate::remote::parked(host)),
             config: ConfigWish {
                 told: Told::Live,
                 bytes: vec![0; CONFIG_LENGTH],

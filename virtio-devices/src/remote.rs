@@ -5,7 +5,7 @@ use std::time::Duration;
 use device::Host;
 use spec::{Kind, Refusal};
 use vhost_user::BackError;
-use vhost_user::front::{Remote, Wish};
+use vhost_user::front::{Parked, Remote, Wish};
 
 /// How long a back end may take to come when the machine starts: other programs are on their way as well.
 const AT_BOOT: Duration = Duration::from_secs(60);
@@ -15,6 +15,13 @@ const RUNNING: Duration = Duration::from_secs(2);
 
 /// The same for one that is to connect to us: it looks for us only now and then.
 const COMING: Duration = Duration::from_secs(10);
+
+/// Where a device's connection waits while the machine is made anew; it ends with the machine or the device.
+pub(crate) fn parked(host: &Host<'_>) -> Parked {
+    let made = || Ok::<_, std::convert::Infallible>(Parked::default());
+    let Ok(parked) = host.kept.keep(host.id, made);
+    parked
+}
 
 /// Finds the back end of a device.
 ///

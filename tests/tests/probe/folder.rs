@@ -55,8 +55,8 @@ impl Drop for Daemon {
 }
 
 /// A guest that uses a file in a folder, its socket and its file.
-fn guest(words: &str) -> (Guest, PathBuf, PathBuf) {
-    let guest = Guest::new("fs").option(words).memory(SHARED).with_api();
+fn guest(tests: &str, words: &str) -> (Guest, PathBuf, PathBuf) {
+    let guest = Guest::new(tests).option(words).memory(SHARED).with_api();
     let folder = guest.file("folder");
     fs::create_dir(&folder).expect("the scratch directory takes a directory");
     let file = image::make(&folder.join("probe"), 7, SECTORS);
@@ -76,7 +76,7 @@ fn was_used(file: &Path, seed: u64) {
 /// Runs the guest to its end with this device.
 #[track_caller]
 fn uses(flag: &str, keys: &str) -> Report {
-    let (guest, socket, file) = guest("probe.seed=5");
+    let (guest, socket, file) = guest("fs", "probe.seed=5");
     let _daemon = Daemon::start(file.parent().expect("it is in a folder"), &socket);
     let line = format!("socket={},{keys}", socket.display());
     let mut running = guest.with(&[flag, &line]).start();
@@ -110,7 +110,7 @@ fn a_daemon_that_dies_is_reported_and_another_serves_the_driver_that_begins_anew
     if skipped() {
         return;
     }
-    let (guest, socket, file) = guest("probe.seed=5 probe.again=1");
+    let (guest, socket, file) = guest("fs", "probe.seed=5 probe.again=1");
     let folder = file.parent().expect("it is in a folder").to_owned();
     let daemon = Daemon::start(&folder, &socket);
     let mut running = guest.with(&["--fs", &format!("socket={},tag=home,id=home", socket.display())]).start();
@@ -148,6 +148,26 @@ fn a_folder_comes_and_goes() {
     let info = running.info();
     assert!(info["device_tree"].get("_fs0").is_some() && info["config"]["fs"][0]["tag"] == "home", "{info}");
     running.ask(&["remove-device", "_fs0"]);
+    running.signal(libc::SIGTERM);
+    running.finish().ended_well();
+}
+
+#[test]
+fn a_folder_is_there_after_a_reboot_though_virtiofsd_ends_with_its_connection() {
+    if skipped() {
+        return;
+    }
+    let (guest, socket, file) = guest("fs,hang", "probe.seed=5");
+    let _daemon = Daemon::start(file.parent().expect("it is in a folder"), &socket);
+    let mut running = guest.with(&["--fs", &format!("socket={},tag=home", socket.display())]).start();
+    for life in 1..=3 {
+        running.wait_for("# hanging", life);
+        assert_eq!(running.serial().matches("PASS fs").count(), life, "{}", running.serial());
+        was_used(&file, 5);
+        if life < 3 {
+            running.ask(&["reboot"]);
+        }
+    }
     running.signal(libc::SIGTERM);
     running.finish().ended_well();
 }

@@ -6,8 +6,8 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use device::virtio::feature;
@@ -52,6 +52,8 @@ pub struct Wish {
     pub in_order: bool,
     /// The back end knows more of the driver than guest memory tells: no other one can go on in its place.
     pub stateful: bool,
+    /// Where the connection waits while the machine is made anew, if it is to: some back ends end with it.
+    pub parked: Option<Parked>,
     /// The configuration space.
     pub config: ConfigWish,
 }
@@ -88,6 +90,20 @@ pub struct ConfigWish {
     pub writable_with: u64,
 }
 
+/// A place for a connection between two lives of a machine.
+#[derive(Clone, Default)]
+pub struct Parked(Arc<Mutex<Option<Client>>>);
+
+impl Parked {
+    pub(super) fn put(&self, client: Client) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(client);
+    }
+
+    fn take(&self) -> Option<Client> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
 /// What a back end offers.
 pub(super) struct Offer {
     /// All that the back end has.
@@ -100,6 +116,19 @@ pub(super) struct Offer {
     pub(super) config: Vec<u8>,
     /// Where the back end asks us.
     pub(super) back: Option<UnixStream>,
+}
+
+/// Goes on with the connection of the machine's last life, if it is still good.
+pub(super) fn again(wish: &Wish, gone: &Arc<AtomicBool>) -> Option<(Client, Offer)> {
+    let mut client = wish.parked.as_ref()?.take()?;
+    client.gone = gone.clone();
+    match agree(&mut client, wish) {
+        Ok(offer) => Some((client, offer)),
+        Err(e) => {
+            log::warn!("{}: the back end at {} is gone: {}", wish.id, wish.socket.display(), e.line());
+            None
+        }
+    }
 }
 
 /// Connects, and if nobody answers tries again for so long.
@@ -158,7 +187,8 @@ pub(super) fn dial(wish: &Wish, gone: &Arc<AtomicBool>) -> Result<(Client, Offer
     };
     let stream = stream.map_err(|source| BackError::Connect { path: wish.socket.clone(), source })?;
     let mut client = Client::new(stream, gone.clone())?;
-    let offer = negotiate(&mut client, wish)?;
+    client.tell(request::SET_OWNER, &[], &[])?;
+    let offer = agree(&mut client, wish)?;
     Ok((client, offer))
 }
 
@@ -172,8 +202,8 @@ fn reach(wish: &Wish) -> Result<io::Result<UnixStream>, BackError> {
     Ok(connect(path))
 }
 
-fn negotiate(client: &mut Client, wish: &Wish) -> Result<Offer, BackError> {
-    client.tell(request::SET_OWNER, &[], &[])?;
+/// Asks what there is, and says what is made use of.
+fn agree(client: &mut Client, wish: &Wish) -> Result<Offer, BackError> {
     let features = client.number(request::GET_FEATURES)?;
     if features & F_PROTOCOL_FEATURES == 0 {
         return Err(BackError::Lacks("VHOST_USER_F_PROTOCOL_FEATURES".to_owned()));

@@ -41,7 +41,7 @@ use rings::{Driver, Progress, Ring, progress, tell_event};
 use shared::{Shared, Shown, Talk};
 use watch::Watching;
 
-pub use dial::{Adjust, ConfigWish, Told, Wish};
+pub use dial::{Adjust, ConfigWish, Parked, Told, Wish};
 pub use error::BackError;
 
 use crate::wire::{protocol, request};
@@ -59,7 +59,10 @@ impl Remote {
     /// Nobody answers at the socket, or nobody that can be worked with.
     pub fn find(wish: Wish, patience: Duration) -> Result<Self, BackError> {
         let gone = Arc::new(AtomicBool::new(false));
-        let (client, offer) = dial::wait(&wish, &gone, patience)?;
+        let (client, offer) = match dial::again(&wish, &gone) {
+            Some(found) => found,
+            None => dial::wait(&wish, &gone, patience)?,
+        };
         let Offer { theirs, features: offered, protocol: agreed, config, back } = offer;
         let event = || {
             EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)
@@ -122,6 +125,12 @@ impl Remote {
 
 impl Drop for Remote {
     fn drop(&mut self) {
+        // Its rings were brought to rest before.
+        if let Some(parked) = &self.shared.wish.parked
+            && let Some(client) = self.shared.talk().client.take()
+        {
+            parked.put(client);
+        }
         self.shared.gone.store(true, Ordering::Relaxed);
     }
 }

@@ -44,6 +44,7 @@ fn wish(socket: std::path::PathBuf) -> Wish {
         few_queues: 1,
         in_order: false,
         stateful: false,
+        parked: None,
         config: ConfigWish {
             bytes: vec![0; 8],
             told: Told::ByBackEnd,

@@ -40,6 +40,7 @@ impl DiskSpec {
             few_queues: 1,
             in_order: false,
             stateful: false,
+            parked: None,
             config: ConfigWish {
                 bytes: vec![0; CONFIG_LENGTH],
                 told: Told::ByBackEnd,

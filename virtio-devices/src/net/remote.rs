@@ -84,6 +84,7 @@ impl NetSpec {
             few_queues: 2,
             in_order: true,
             stateful: false,
+            parked: None,
             config: ConfigWish {
                 bytes: Vec::new(),
                 told: Told::Here,
