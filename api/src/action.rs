@@ -276,8 +276,6 @@ fn parse<T: DeserializeOwned>(
 /// Questions of the contract that this version does not answer yet; asking them is refused by name.
 pub const UNSUPPORTED: &[&str] = &[
     "vm.add-device",
-    "vm.add-fs",
-    "vm.add-generic-vhost-user",
     "vm.add-user-device",
     "vm.add-vdpa",
     "vm.coredump",

@@ -13,6 +13,8 @@ use serde::{Deserialize, Serialize};
 use spec::{Facts, Kind, RateLimitGroupSpec, Refusal, Unsupported};
 use virtio_devices::block::DiskSpec;
 use virtio_devices::console::ConsoleSpec;
+use virtio_devices::fs::FsSpec;
+use virtio_devices::generic::GenericSpec;
 use virtio_devices::net::NetSpec;
 use virtio_devices::pmem::PmemSpec;
 use virtio_devices::rng::RngSpec;
@@ -252,6 +254,8 @@ machine! {
         hot net: NetSpec,
         one rng: RngSpec,
         hot pmem: PmemSpec,
+        hot generic_vhost_user: GenericSpec,
+        hot fs: FsSpec,
         only vsock: VsockSpec,
         one serial: SerialSpec,
         one debug_console: DebugConsoleSpec,
@@ -259,9 +263,7 @@ machine! {
     unsupported {
         balloon,
         devices,
-        fs,
         gdb,
-        generic_vhost_user,
         ivshmem,
         numa,
         pvmemcontrol,

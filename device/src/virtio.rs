@@ -30,7 +30,19 @@ pub enum VirtioKind {
     Console = 3,
     Rng = 4,
     Vsock = 19,
+    Fs = 26,
     Pmem = 27,
+    /// One that means nothing to this program: see [`Virtio::type_number`].
+    Other = 0xffff,
+}
+
+impl VirtioKind {
+    /// The type of this number.
+    pub fn of(number: u16) -> VirtioKind {
+        use VirtioKind::{Block, Console, Fs, Net, Other, Pmem, Rng, Vsock};
+        let known = [Net, Block, Console, Rng, Vsock, Fs, Pmem];
+        known.into_iter().find(|kind| *kind as u16 == number).unwrap_or(Other)
+    }
 }
 
 /// Feature bits that belong to no device type (virtio 1.3 §6).
@@ -88,6 +100,11 @@ pub struct VirtioGrant {
 pub trait Virtio: Send + Sync {
     /// The type.
     fn kind(&self) -> VirtioKind;
+
+    /// Its number.
+    fn type_number(&self) -> u16 {
+        self.kind() as u16
+    }
 
     /// The features offered, [`feature::VERSION_1`] among them.
     fn features(&self) -> u64;

@@ -5,6 +5,8 @@
 pub mod block;
 pub mod buffers;
 pub mod console;
+pub mod fs;
+pub mod generic;
 pub mod net;
 pub mod pmem;
 mod rate;

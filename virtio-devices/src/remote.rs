@@ -2,10 +2,21 @@
 
 use std::time::Duration;
 
-use device::Host;
+use device::{Calls, Host};
+use sandbox::Set;
 use spec::{Kind, Refusal};
 use vhost_user::BackError;
-use vhost_user::front::{Remote, Wish};
+use vhost_user::front::{Parked, Remote, Wish, calls};
+
+/// What devices that are nothing but the other process' ask of the kernel here.
+pub(crate) const CALLS: Calls =
+    Calls { own: SEARCH, shared: &[calls::TALK], registers: &[calls::TALK], host: FIND };
+
+/// On the thread that looks for a back end.
+pub(crate) const SEARCH: &[Set] = &[calls::TALK, calls::DIAL, calls::SEARCH];
+
+/// While the device is built.
+pub(crate) const FIND: &[Set] = &[calls::TALK, calls::DIAL];
 
 /// How long a back end may take to come when the machine starts: other programs are on their way as well.
 const AT_BOOT: Duration = Duration::from_secs(60);
@@ -13,13 +24,29 @@ const AT_BOOT: Duration = Duration::from_secs(60);
 /// The same for a device that is added to a machine at work, which cannot be asked anything meanwhile.
 const RUNNING: Duration = Duration::from_secs(2);
 
+/// The same for one that is to connect to us: it looks for us only now and then.
+const COMING: Duration = Duration::from_secs(10);
+
+/// Where a device's connection waits while the machine is made anew; it ends with the machine or the device.
+pub(crate) fn parked(host: &Host<'_>) -> Parked {
+    let made = || Ok::<_, std::convert::Infallible>(Parked::default());
+    let Ok(parked) = host.kept.keep(host.id, made);
+    parked
+}
+
 /// Finds the back end of a device.
 ///
 /// # Errors
 /// Nobody answers at its socket, or nobody that can be worked with.
 pub(crate) fn find(wish: Wish, host: &Host<'_>) -> Result<Remote, Refusal> {
     let socket = wish.socket.display().to_string();
-    let patience = if host.facts.running { RUNNING } else { AT_BOOT };
+    let patience = match (host.facts.running, &wish.listener) {
+        (false, None) => AT_BOOT,
+        // As the contract has it: until somebody comes or the program is told to end.
+        (false, Some(_)) => Duration::MAX,
+        (true, None) => RUNNING,
+        (true, Some(_)) => COMING,
+    };
     Remote::find(wish, patience).map_err(|e| {
         match e {
             BackError::Connect { .. } | BackError::NoSocket(_) => {

@@ -17,6 +17,7 @@ mod acpi;
 mod bench;
 mod blk;
 mod cpu;
+mod fs;
 mod hostile;
 mod hotplug;
 mod interrupts;
@@ -135,6 +136,7 @@ static TESTS: &[Entry] = &[
     test("virtio-registers", hostile::registers),
     test("virtio-bar", hostile::whole_bar),
     test("virtio-queue-setup", hostile::queue_setup),
+    on_demand("fs", fs::file),
     on_demand("hotplug", hotplug::rounds),
     on_demand("resize", hotplug::resize),
     on_demand("exits", bench::exits),

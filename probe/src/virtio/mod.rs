@@ -39,6 +39,7 @@ pub(crate) mod kind {
     pub(crate) const CONSOLE: u16 = 3;
     pub(crate) const RNG: u16 = 4;
     pub(crate) const VSOCK: u16 = 19;
+    pub(crate) const FS: u16 = 26;
     pub(crate) const PMEM: u16 = 27;
 }
 

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 
-from . import common, debian_image, guest, kernels, toolchain
+from . import common, debian, debian_image, guest, kernels, toolchain
 from .common import CHECKOUT, Failure, say
 
 PROBE = ["--manifest-path", "probe/Cargo.toml", "--target-dir", "target/probe"]
@@ -37,6 +37,14 @@ def programs():
         common.run(argv, limit=1800, cwd=CHECKOUT)
 
 
+def probe_ready():
+    """The same, and programs of others that serve devices to the machine."""
+    programs()
+    tree = debian.peers()
+    for name in debian.PEERS:
+        os.environ.setdefault(f"VIRGA_{name.upper()}", str(tree.root / "wrappers" / name))
+
+
 def lab_ready():
     """Fetches and builds what the lab's tests need, so that no test's time limit pays for it."""
     programs()
@@ -59,7 +67,7 @@ STAGES = [
           UNITS, whole("floors")),
     Stage("programs", "builds the programs and the probe guest",
           *PROGRAMS),
-    Stage("probe", "the machine's devices, driven by the probe guest", whole("bare_kvm"), whole("probe"), prepare=programs),
+    Stage("probe", "the machine's devices, driven by the probe guest", whole("bare_kvm"), whole("probe"), prepare=probe_ready),
     Stage("api", "ch-remote and other clients against a running machine", whole("api"), prepare=programs),
     Stage("bad_input", "what must be refused, and how", whole("bad_input"), prepare=programs),
     Stage("fuzz", "each fuzz target for some seconds", ["scripts/fuzz", "--smoke"]),

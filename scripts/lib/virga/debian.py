@@ -26,6 +26,13 @@ TOOLS = (
     + ["iproute2", "iputils-ping", "iperf3", "socat", "pciutils", "strace"]
 )
 
+# Those of them that tests and the outer machine run by name.
+WRAPPED = ("ip", "bridge", "tc", "ss", "ping", "iperf3", "socat", "lspci", "dmsetup", "modprobe", "insmod", "lsmod", "strace",
+           "qemu-system-x86_64", "qemu-img", "qemu-storage-daemon")
+
+# Programs that serve devices to our machines.
+PEERS = ["virtiofsd", "passt"]
+
 
 def keyring():
     """Debian's archive key: the machine's, or on Ubuntu the one in Ubuntu's own archive."""
@@ -127,13 +134,11 @@ def unpack(debs, where):
 class Tools:
     """The unpacked programs, and how to run them."""
 
-    PATH = ("usr/sbin", "usr/bin", "sbin", "bin")
+    PATH = ("usr/sbin", "usr/bin", "sbin", "bin", "usr/libexec")
     LIBRARIES = ("usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu", "usr/lib", "lib")
 
     def __init__(self, root):
         self.root = root
-        # Nobody has merged lib64 into usr/lib64 in here.
-        self.loader = root / "usr/lib64/ld-linux-x86-64.so.2"
 
     def find(self, name):
         """The path of an unpacked program."""
@@ -145,10 +150,16 @@ class Tools:
                 return path
         raise Failure(f"{name} is not among the packages in {self.root}")
 
+    def loader(self):
+        """The dynamic loader: newer releases have it under usr only."""
+        old = self.root / "lib64/ld-linux-x86-64.so.2"
+        return old if old.exists() else self.root / "usr/lib64/ld-linux-x86-64.so.2"
+
     def argv(self, name, *words):
         """The command line that runs an unpacked program with its own libraries."""
         libraries = ":".join(str(self.root / directory) for directory in self.LIBRARIES)
-        argv = [self.loader, "--argv0", name, "--library-path", libraries, self.find(name), *words]
+        loader = self.loader()
+        argv = [loader, "--argv0", name, "--library-path", libraries, self.find(name), *words]
         return [str(word) for word in argv]
 
     def libraries(self, name):
@@ -158,32 +169,43 @@ class Tools:
         return sorted(set(re.findall(r"(/\S+) \(0x", listed)))
 
 
-def tools():
-    """The tree of unpacked programs; fetched at the first call."""
-    recipe = hashlib.sha256(" ".join(TOOLS).encode()).hexdigest()[:12]
-    root = cache_dir() / f"tools-{recipe}"
+def unpacked(kind, packages, programs, suite, what):
+    """A tree of packages with all they depend on, and wrappers of these programs; fetched at the first call."""
+    recipe = hashlib.sha256(" ".join(packages).encode()).hexdigest()[:12]
+    root = cache_dir() / f"{kind}-{recipe}"
     if not root.exists():
-        with locked(cache_dir() / "tools.lock", "it is fetching packages"):
+        with locked(cache_dir() / f"{kind}.lock", "it is fetching packages"):
             if not root.exists():
-                apt = Apt(PROGRAMS)
+                apt = Apt(suite)
                 apt.update()
-                with step("fetching QEMU and the lab's other programs (50 MB of packages, not installed)"):
-                    debs = apt.fetch_closure(TOOLS)
+                with step(f"fetching {what}"):
+                    debs = apt.fetch_closure(packages)
                 with step(f"unpacking {len(debs)} packages into {root}"), building(root) as partial:
                     unpack(debs, partial)
-                    write_wrappers(Tools(partial), root)
+                    write_wrappers(Tools(partial), root, programs)
                 for deb in debs:
                     deb.unlink(missing_ok=True)
     return Tools(root)
 
 
-def write_wrappers(tree, final):
-    """Fills bin/ of the tree with one-line scripts, for a PATH: programs that the host may not have."""
+def tools():
+    """The tree of the lab's programs."""
+    return unpacked("tools", TOOLS, WRAPPED, PROGRAMS,
+                    "QEMU and the lab's other programs (50 MB of packages, not installed)")
+
+
+def peers():
+    """The tree of the programs that serve devices to our machines."""
+    return unpacked("peers", PEERS, PEERS, PROGRAMS, "virtiofsd and passt (10 MB of packages, not installed)")
+
+
+def write_wrappers(tree, final, programs):
+    """Fills wrappers/ of the tree with one-line scripts, for a PATH: programs that the host may not have."""
     directory = tree.root / "wrappers"
     directory.mkdir()
     libraries = ":".join(str(final / name) for name in tree.LIBRARIES)
-    for name in ("ip", "bridge", "tc", "ss", "ping", "iperf3", "socat", "lspci", "dmsetup", "modprobe", "insmod",
-                 "lsmod", "strace", "qemu-system-x86_64", "qemu-img", "qemu-storage-daemon"):
+    loader = final / tree.loader().relative_to(tree.root)
+    for name in programs:
         try:
             program = final / tree.find(name).relative_to(tree.root)
         except Failure as failure:
@@ -192,6 +214,6 @@ def write_wrappers(tree, final):
         data = f' -L "{final}/usr/share/qemu" -L "{final}/usr/share/seabios"' if name.startswith("qemu-system") else ""
         script = directory / name
         script.write_text(
-            f'#!/bin/sh\nexec "{final / tree.loader.relative_to(tree.root)}" --argv0 "{name}" --library-path "{libraries}" '
+            f'#!/bin/sh\nexec "{loader}" --argv0 "{name}" --library-path "{libraries}" '
             f'"{program}"{data} "$@"\n', encoding="ascii")
         script.chmod(0o755)

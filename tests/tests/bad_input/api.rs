@@ -106,7 +106,7 @@ fn routes_that_do_not_exist_or_are_not_offered() {
         let (status, text) = server.ask(verb, name, b"");
         assert!(status == 400 && text.starts_with("[\"Bad Request\""), "{verb} {name}: {status} {text}");
     }
-    for name in ["vm.resize", "vm.coredump", "vm.add-fs", "vm.send-migration"] {
+    for name in ["vm.resize", "vm.coredump", "vm.add-vdpa", "vm.send-migration"] {
         let message = format!("{name} is not supported yet");
         server.refuses("PUT", name, b"{}", 501, &["Error from API", &message]);
     }

@@ -116,7 +116,6 @@ fn what_is_not_offered_yet_is_refused_by_name() {
         ("balloon", Some("size=1M")),
         ("device", Some("path=/sys/x")),
         ("firmware", Some("f")),
-        ("fs", Some("tag=a,socket=s")),
         ("memory-zone", Some("id=z")),
         ("numa", Some("guest_numa_id=0")),
         ("pvpanic", None),

@@ -11,8 +11,8 @@ use crate::saved::{GOOD, Snapshot, Story, machine};
 use crate::server::Server;
 
 /// What may be different of a disk and of a card.
-const DISK_CAN: &str = "path, direct, rate_limiter_config, rate_limit_group, queue_affinity, lock_granularity, disable_io_uring, disable_aio";
-const NET_CAN: &str = "tap, ip, mask, mac, host_mac, rate_limiter_config";
+const DISK_CAN: &str = "path, vhost_socket, direct, rate_limiter_config, rate_limit_group, queue_affinity, lock_granularity, disable_io_uring, disable_aio";
+const NET_CAN: &str = "tap, ip, mask, mac, host_mac, rate_limiter_config, vhost_socket, vhost_mode";
 /// What comes before the messages of the files.
 const FILES: &str = "The snapshot cannot be read";
 

@@ -53,7 +53,11 @@ fn what_is_no_socket() {
     }
     let long = "x".repeat(200);
     let connect = format!("cannot connect to socket {long}");
-    refuses(&bench, &format!("socket={long}"), &["no vhost-user back end", &connect, "no path for a socket"]);
+    refuses(
+        &bench,
+        &format!("socket={long}"),
+        &["no vhost-user back end", &connect, "the path has 200 bytes; that of a socket has at most 107"],
+    );
 }
 
 /// A peer that does the same with everybody who comes.
@@ -133,4 +137,26 @@ fn a_machine_that_waits_for_a_daemon_can_be_told_to_end() {
     assert_eq!(unsafe { libc::kill(child.id() as libc::pid_t, libc::SIGTERM) }, 0);
     assert_eq!(child.wait().unwrap().code(), Some(1));
     assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn folders_and_devices_of_any_type_that_cannot_be() {
+    let bench = Bench::new();
+    let invalid = |flag: &str, text: &str, message: &str| {
+        let number = format!("Invalid {flag} number 1");
+        let chain = ["Error parsing config", "Failed to validate config", &number, message];
+        bench.refuses(&["--memory", SHARED, flag, text], &chain);
+    };
+    let generic = "--generic-vhost-user";
+    invalid("--fs", "socket=s", "Error parsing --fs: tag missing");
+    invalid("--fs", "tag=t", "Error parsing --fs: socket missing");
+    invalid(generic, "socket=s,queue_sizes=[1]", "Error parsing --generic-vhost-user: device_type missing");
+    invalid(generic, "device_type=fs,queue_sizes=[1]", "Error parsing --generic-vhost-user: socket missing");
+    invalid(generic, "device_type=fs,socket=s", "Error parsing --generic-vhost-user: queue size missing");
+    bench.file("image", vec![0; 1 << 20]);
+    let _daemon = Daemon::start(&bench.path("image"), &bench.path("socket"), ",image_type=raw");
+    let few = ["vhost-user back end at socket", "it serves 1 queues, and the device has 2"];
+    let device =
+        ["Error booting VM", "Cannot create device \"_fs0\" (--fs)", "cannot add file system \"_fs0\""];
+    bench.refuses(&["--memory", SHARED, "--fs", "tag=t,socket=socket"], &[&device[..], &few].concat());
 }

@@ -1,4 +1,4 @@
-//! Disks and network cards that our daemons serve, as a stock kernel under QEMU sees them.
+//! Disks and network cards that our daemons serve, as stock kernels see them, under QEMU and under our own VMM.
 
 use std::fs::File;
 use std::path::Path;
@@ -35,14 +35,28 @@ fn qemu_loses_nothing_when_the_daemon_is_killed() {
     if there_is_no_qemu() {
         return;
     }
+    loses_nothing(|socket| {
+        under_qemu("6.1", socket, &["-device", "vhost-user-blk-pci,chardev=back,num-queues=2"])
+    });
+}
+
+#[test]
+fn our_machine_loses_nothing_when_the_daemon_is_killed() {
+    tests::elsewhere!();
+    loses_nothing(|socket| {
+        let disk = format!("vhost_user=on,socket={},num_queues=2", socket.display());
+        Linux::new("6.1", BzImage).cpus("boot=2").memory("size=256M,shared=on").with(&["--disk", &disk])
+    });
+}
+
+/// A guest writes to a disk at a socket with both processors while the daemon dies again and again.
+fn loses_nothing(guest: impl FnOnce(&Path) -> Linux) {
     let scratch = place::scratch();
     let (disk, socket) = (scratch.join("disk"), scratch.join("socket"));
     let sectors = (32 << 20) / image::SECTOR;
     image::make(&disk, 1, sectors);
-    let keys = format!("path={},num_queues=2,serial=virga-vu", disk.display());
-    let mut daemon = Daemon::of(programs::vhost_user_block(), "--block-backend", &socket, &keys);
-    let device = ["-device", "vhost-user-blk-pci,chardev=back,num-queues=2"];
-    let mut guest = under_qemu("6.1", &socket, &device).boot();
+    let mut daemon = Daemon::start(&disk, &socket, ",num_queues=2,serial=virga-vu");
+    let mut guest = guest(&socket).boot();
     assert_eq!(guest.sh("cat /sys/block/vda/size /sys/block/vda/serial"), format!("{sectors}\nvirga-vu"));
     assert_eq!(guest.sh("ls -1 /sys/block/vda/mq"), "0\n1");
 

@@ -68,7 +68,7 @@ fn a_machine_waits_for_a_daemon_that_is_started_later() {
     let _daemon = Daemon::start(&path, &socket, "");
     let report = running.finish();
     report.all_passed();
-    assert!(report.messages.contains("nobody answers at"), "{report}");
+    assert!(report.messages.contains("no back end at"), "{report}");
 }
 
 /// The surroundings of a machine under load whose disk a daemon serves.

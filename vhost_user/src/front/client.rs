@@ -26,7 +26,7 @@ const LOOK: Duration = Duration::from_millis(100);
 pub(super) struct Client {
     channel: Channel,
     /// The device is being dropped.
-    gone: Arc<AtomicBool>,
+    pub(super) gone: Arc<AtomicBool>,
     /// What is told is acknowledged.
     pub(super) acknowledges: bool,
 }

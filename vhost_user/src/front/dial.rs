@@ -6,12 +6,13 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use device::VirtioKind;
 use device::virtio::feature;
+use terminal::Listener;
+use terminal::socket::connect;
 
 use super::client::Client;
 use crate::BackError;
@@ -28,12 +29,18 @@ const RINGS: u64 =
 pub struct Wish {
     /// Its name.
     pub id: String,
-    /// The back end's socket.
+    /// The socket.
     pub socket: PathBuf,
-    /// The type.
-    pub kind: VirtioKind,
-    /// Features of the type that the driver may be offered if the back end has them.
+    /// Where we listen at it, if it is the back end that connects.
+    pub listener: Option<Listener>,
+    /// The type (virtio 1.3 §5).
+    pub number: u16,
+    /// Features of the type that the driver may be offered if the back end has them,
     pub features: u64,
+    /// those of them that it must have,
+    pub required: u64,
+    /// and those that the driver is offered whatever the back end has: they are this side's business.
+    pub own: u64,
     /// Names of the type's features.
     pub names: &'static [(u64, &'static str)],
     /// Size of each queue.
@@ -43,8 +50,23 @@ pub struct Wish {
     /// Chains come back in the order in which they were taken, whatever was negotiated: so a back end's death leaves no doubt about
     /// which of them are done.
     pub in_order: bool,
+    /// The back end knows more of the driver than guest memory tells: no other one can go on in its place.
+    pub stateful: bool,
+    /// Where the connection waits while the machine is made anew, if it is to: some back ends end with it.
+    pub parked: Option<Parked>,
     /// The configuration space.
     pub config: ConfigWish,
+}
+
+/// Who tells the bytes of a configuration space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Told {
+    /// We do.
+    Here,
+    /// The back end, once, and when it says that they changed.
+    ByBackEnd,
+    /// The back end, if it has any, whenever the driver reads some: what they mean is not known here.
+    Live,
 }
 
 /// Puts our own into a configuration space.
@@ -52,10 +74,10 @@ pub type Adjust = Box<dyn Fn(&mut [u8]) + Send + Sync>;
 
 /// Where the configuration space comes from, and who may change it.
 pub struct ConfigWish {
-    /// Its bytes where the back end does not tell them; otherwise what they are before it does.
+    /// Who tells its bytes.
+    pub told: Told,
+    /// What they are where the back end does not tell them; otherwise as many as there are.
     pub bytes: Vec<u8>,
-    /// Whether the back end tells them.
-    pub told: bool,
     /// What of them is ours to say.
     pub adjust: Adjust,
     /// What the back end may change while the driver looks on.
@@ -68,8 +90,24 @@ pub struct ConfigWish {
     pub writable_with: u64,
 }
 
+/// A place for a connection between two lives of a machine.
+#[derive(Clone, Default)]
+pub struct Parked(Arc<Mutex<Option<Client>>>);
+
+impl Parked {
+    pub(super) fn put(&self, client: Client) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(client);
+    }
+
+    fn take(&self) -> Option<Client> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
 /// What a back end offers.
 pub(super) struct Offer {
+    /// All that the back end has.
+    pub(super) theirs: u64,
     /// Features for the driver.
     pub(super) features: u64,
     /// Protocol features that were agreed on.
@@ -80,24 +118,37 @@ pub(super) struct Offer {
     pub(super) back: Option<UnixStream>,
 }
 
+/// Goes on with the connection of the machine's last life, if it is still good.
+pub(super) fn again(wish: &Wish, gone: &Arc<AtomicBool>) -> Option<(Client, Offer)> {
+    let mut client = wish.parked.as_ref()?.take()?;
+    client.gone = gone.clone();
+    match agree(&mut client, wish) {
+        Ok(offer) => Some((client, offer)),
+        Err(e) => {
+            log::warn!("{}: the back end at {} is gone: {}", wish.id, wish.socket.display(), e.line());
+            None
+        }
+    }
+}
+
 /// Connects, and if nobody answers tries again for so long.
 pub(super) fn wait(
     wish: &Wish,
     gone: &Arc<AtomicBool>,
     patience: Duration,
 ) -> Result<(Client, Offer), BackError> {
-    let until = Instant::now() + patience;
+    let begun = Instant::now();
     let mut told = false;
     loop {
         match dial(wish, gone) {
-            Err(BackError::Connect { source, .. }) if absent(&source) && Instant::now() < until => {
+            Err(BackError::Connect { source, .. }) if absent(&source) && begun.elapsed() < patience => {
                 if !told {
-                    log::warn!(
-                        "{}: nobody answers at {} yet ({source}); waiting up to {} seconds",
-                        wish.id,
-                        wish.socket.display(),
-                        patience.as_secs()
-                    );
+                    let (id, socket) = (&wish.id, wish.socket.display());
+                    let how_long = match patience {
+                        Duration::MAX => "for it".to_owned(),
+                        patience => format!("up to {} seconds", patience.as_secs()),
+                    };
+                    log::warn!("{id}: no back end at {socket} yet ({source}); waiting {how_long}");
                 }
                 told = true;
                 if told_to_end() {
@@ -130,33 +181,38 @@ pub(super) fn absent(e: &io::Error) -> bool {
 
 /// Connects and asks what there is.
 pub(super) fn dial(wish: &Wish, gone: &Arc<AtomicBool>) -> Result<(Client, Offer), BackError> {
+    let stream = match &wish.listener {
+        Some(listener) => listener.socket().accept().map(|(stream, _)| stream),
+        None => reach(wish)?,
+    };
+    let stream = stream.map_err(|source| BackError::Connect { path: wish.socket.clone(), source })?;
+    let mut client = Client::new(stream, gone.clone())?;
+    client.tell(request::SET_OWNER, &[], &[])?;
+    let offer = agree(&mut client, wish)?;
+    Ok((client, offer))
+}
+
+/// Connects to somebody who listens.
+fn reach(wish: &Wish) -> Result<io::Result<UnixStream>, BackError> {
     let path = &wish.socket;
     // The kernel says the same of a file that is no socket as of a socket that nobody listens on.
     if std::fs::metadata(path).is_ok_and(|found| !found.file_type().is_socket()) {
         return Err(BackError::NoSocket(path.clone()));
     }
-    let stream = terminal::socket::connect(path)
-        .map_err(|source| BackError::Connect { path: path.clone(), source })?;
-    let mut client = Client::new(stream, gone.clone())?;
-    let offer = negotiate(&mut client, wish)?;
-    Ok((client, offer))
+    Ok(connect(path))
 }
 
-fn negotiate(client: &mut Client, wish: &Wish) -> Result<Offer, BackError> {
-    client.tell(request::SET_OWNER, &[], &[])?;
+/// Asks what there is, and says what is made use of.
+fn agree(client: &mut Client, wish: &Wish) -> Result<Offer, BackError> {
     let features = client.number(request::GET_FEATURES)?;
-    for (bit, name) in
-        [(F_PROTOCOL_FEATURES, "VHOST_USER_F_PROTOCOL_FEATURES"), (feature::VERSION_1, "VIRTIO_F_VERSION_1")]
-    {
-        if features & bit == 0 {
-            return Err(BackError::Lacks(name.to_owned()));
-        }
+    if features & F_PROTOCOL_FEATURES == 0 {
+        return Err(BackError::Lacks("VHOST_USER_F_PROTOCOL_FEATURES".to_owned()));
     }
-    let config = if wish.config.told { protocol::CONFIG } else { 0 };
-    let wanted = protocol::WANTED & !protocol::CONFIG | config;
+    let told = wish.config.told;
+    let wanted = protocol::WANTED & if told == Told::Here { !protocol::CONFIG } else { u64::MAX };
     let agreed = client.number(request::GET_PROTOCOL_FEATURES)? & wanted;
-    if agreed & config != config {
-        return Err(BackError::Lacks(names(config)));
+    if told == Told::ByBackEnd && agreed & protocol::CONFIG == 0 {
+        return Err(BackError::Lacks(names(protocol::CONFIG, protocol::NAMES)));
     }
     client.tell(request::SET_PROTOCOL_FEATURES, &agreed.to_ne_bytes(), &[])?;
     client.acknowledges = agreed & protocol::REPLY_ACK != 0;
@@ -168,6 +224,10 @@ fn negotiate(client: &mut Client, wish: &Wish) -> Result<Offer, BackError> {
     if offered < wanted as u64 {
         return Err(BackError::Queues { offered, wanted });
     }
+    let missing = (wish.required | feature::VERSION_1) & !features;
+    if missing != 0 {
+        return Err(BackError::Lacks(names(missing, &[wish.names, feature::NAMES].concat())));
+    }
     let mut back = None;
     if agreed & protocol::BACKEND_REQ != 0 {
         let failed = |source| BackError::Host { what: "make a socket for its requests", source };
@@ -176,27 +236,43 @@ fn negotiate(client: &mut Client, wish: &Wish) -> Result<Offer, BackError> {
         back = Some(ours);
     }
     let config = config_of(client, wish)?;
-    Ok(Offer { features: features & (RINGS | wish.features), protocol: agreed, config, back })
+    let theirs = features;
+    let features = theirs & (RINGS | wish.features | wish.required) | wish.own;
+    Ok(Offer { theirs, features, protocol: agreed, config, back })
 }
 
 /// The configuration space as the driver is to see it.
 pub(super) fn config_of(client: &mut Client, wish: &Wish) -> Result<Vec<u8>, BackError> {
     let mut bytes = wish.config.bytes.clone();
-    if wish.config.told {
-        let length = bytes.len().min(MAX_BODY - CONFIG_HEADER);
-        let answer = client.ask(request::GET_CONFIG, &config_body(0, &bytes[..length]))?;
-        let mut fields = answer.fields();
-        let (offset, size) = (fields.u32()?, fields.u32()?);
-        fields.u32()?;
-        let told = fields.rest();
-        if offset != 0 || size as usize != length || told.len() != length {
-            let what = format!("{} bytes at {offset}, of {length} at 0", told.len());
+    if wish.config.told == Told::ByBackEnd {
+        let length = bytes.len();
+        let told = config_part(client, 0, length)?;
+        if told.len() != length {
+            let what = format!("{} bytes, of {length}", told.len());
             return Err(BackError::Answer { request: request::GET_CONFIG, what });
         }
-        bytes[..length].copy_from_slice(told);
+        bytes = told;
     }
     (wish.config.adjust)(&mut bytes);
     Ok(bytes)
+}
+
+/// Part of the configuration space, as the back end has it; nothing if it has no such part.
+pub(super) fn config_part(client: &mut Client, offset: u32, length: usize) -> Result<Vec<u8>, BackError> {
+    let length = length.min(MAX_BODY - CONFIG_HEADER);
+    let answer = client.ask(request::GET_CONFIG, &config_body(offset, &vec![0; length]))?;
+    let mut fields = answer.fields();
+    let (of, size) = (fields.u32()?, fields.u32()?);
+    fields.u32()?;
+    let told = fields.rest();
+    if size == 0 {
+        return Ok(Vec::new());
+    }
+    if of != offset || size as usize != length || told.len() != length {
+        let what = format!("{} bytes at {of}, of {length} at {offset}", told.len());
+        return Err(BackError::Answer { request: request::GET_CONFIG, what });
+    }
+    Ok(told.to_vec())
 }
 
 /// Bytes before those of the configuration space: offset, size, flags.
@@ -213,8 +289,8 @@ pub(super) fn config_body(offset: u32, bytes: &[u8]) -> Vec<u8> {
     body
 }
 
-/// Names of protocol features.
-pub(super) fn names(features: u64) -> String {
-    let names: Vec<_> = protocol::NAMES.iter().filter(|(bit, _)| features & bit != 0).collect();
-    names.iter().map(|(_, name)| *name).collect::<Vec<_>>().join(", ")
+/// Names of features.
+pub(super) fn names(features: u64, table: &[(u64, &str)]) -> String {
+    let names: Vec<_> = table.iter().filter(|(bit, _)| features & bit != 0).map(|(_, name)| *name).collect();
+    names.join(", ")
 }

@@ -22,74 +22,31 @@ mod client;
 mod dial;
 mod error;
 mod rings;
+mod shared;
 mod state;
 mod watch;
 
 use std::collections::BTreeMap;
-use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use device::limit::LogLimit;
 use device::state::{self as saved, Node, StateError};
-use device::{Attached, DeviceError, DriverLink, LiveQueue, Virtio, VirtioGrant, VirtioKind, guest_warn};
+use device::{Attached, DeviceError, LiveQueue, Virtio, VirtioGrant, VirtioKind, guest_warn};
 use sandbox::Set;
 use virtio_queue::{QueueState, QueueT};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use client::Client;
 use dial::{Offer, config_body};
 use rings::{Driver, Progress, Ring, progress, tell_event};
+use shared::{Shared, Shown, Talk};
 use watch::Watching;
 
-pub use dial::{Adjust, ConfigWish, Wish};
+pub use dial::{Adjust, ConfigWish, Parked, Told, Wish};
 pub use error::BackError;
 
 use crate::wire::{protocol, request};
-
-/// The conversation with a back end.
-struct Talk {
-    /// None while there is no back end.
-    client: Option<Client>,
-    /// Protocol features.
-    agreed: u64,
-    /// Where the back end asks us, until somebody listens there.
-    back: Option<UnixStream>,
-    driver: Driver,
-    /// A ring was stopped without the back end, which had taken chains from it.
-    unsure: bool,
-}
-
-/// The configuration space.
-struct Shown {
-    bytes: Vec<u8>,
-    /// What the driver wrote.
-    written: BTreeMap<usize, u8>,
-}
-
-impl Shown {
-    fn byte(&self, at: usize) -> u8 {
-        self.written.get(&at).or_else(|| self.bytes.get(at)).copied().unwrap_or(0)
-    }
-}
-
-struct Shared {
-    wish: Wish,
-    offered: u64,
-    /// The device is being dropped.
-    gone: Arc<AtomicBool>,
-    grant: OnceLock<VirtioGrant>,
-    talk: Mutex<Talk>,
-    shown: Mutex<Shown>,
-    /// Rung in place of interrupts that have no vector.
-    bell: EventFd,
-    /// Rung when a back end gives a ring up.
-    error: EventFd,
-    /// Rung when there is a back end again.
-    wake: EventFd,
-    limit: LogLimit,
-}
 
 /// See the module.
 pub struct Remote {
@@ -104,14 +61,17 @@ impl Remote {
     /// Nobody answers at the socket, or nobody that can be worked with.
     pub fn find(wish: Wish, patience: Duration) -> Result<Self, BackError> {
         let gone = Arc::new(AtomicBool::new(false));
-        let (client, offer) = dial::wait(&wish, &gone, patience)?;
-        let Offer { features: offered, protocol: agreed, config, back } = offer;
+        let (client, offer) = match dial::again(&wish, &gone) {
+            Some(found) => found,
+            None => dial::wait(&wish, &gone, patience)?,
+        };
+        let Offer { theirs, features: offered, protocol: agreed, config, back } = offer;
         let event = || {
             EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)
                 .map_err(|source| BackError::Host { what: "make an eventfd", source })
         };
         let rings = wish.sizes.iter().map(|_| None).collect();
-        let driver = Driver { rings, ..Driver::default() };
+        let driver = Driver { theirs, rings, ..Driver::default() };
         let shared = Shared {
             wish,
             offered,
@@ -128,171 +88,62 @@ impl Remote {
     }
 }
 
-impl Drop for Remote {
-    fn drop(&mut self) {
-        self.shared.gone.store(true, Ordering::Relaxed);
+impl Remote {
+    fn is_live(&self) -> bool {
+        self.shared.wish.config.told == Told::Live
+    }
+
+    /// Takes what the board granted, as [`Virtio::connect`].
+    pub fn join(&self, grant: VirtioGrant) {
+        let id = &self.shared.wish.id;
+        let worker = grant.workers.shared();
+        if self.shared.grant.set(grant).is_err() {
+            log::warn!("{id}: connected twice");
+            return;
+        }
+        let task = Watching::new(self.shared.clone());
+        match worker.map_err(std::io::Error::other).and_then(|worker| worker.attach(task)) {
+            // Only the first call comes this far.
+            Ok(attached) => drop(self.watching.set(attached)),
+            Err(e) => log::error!("{id}: cannot watch its back end: {e}"),
+        }
+    }
+
+    /// Tells the back end whether the driver uses a queue now; it does unless told otherwise.
+    pub fn use_queue(&self, index: usize, used: bool) {
+        let mut talk = self.shared.talk();
+        let unused = &mut talk.driver.unused;
+        unused.retain(|other| *other != index);
+        if !used {
+            unused.push(index);
+        }
+        if talk.driver.rings.get(index).is_some_and(Option::is_some) {
+            self.shared.say_or_break(&mut talk, |client, _| {
+                client.tell_ring(request::SET_VRING_ENABLE, index, used.into())
+            });
+        }
     }
 }
 
-impl Shared {
-    fn talk(&self) -> MutexGuard<'_, Talk> {
-        self.talk.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn shown(&self) -> MutexGuard<'_, Shown> {
-        self.shown.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn link(&self) -> Option<&dyn DriverLink> {
-        self.grant.get().map(|grant| &*grant.link)
-    }
-
-    fn error(&self, what: String) -> DeviceError {
-        DeviceError { what: format!("\"{}\": {what}", self.wish.id), source: None }
-    }
-
-    /// Ends the conversation.
-    fn lose(&self, talk: &mut Talk, why: &BackError) {
-        let Some(client) = talk.client.take() else { return };
-        client.hang_up();
-        guest_warn!(
-            self.limit,
-            "{}: lost the back end at {}: {}; requests wait until it is back",
-            self.wish.id,
-            self.wish.socket.display(),
-            why.line()
-        );
-    }
-
-    /// Says something to the back end, if there is one. One that went is no error.
-    fn say<R>(
-        &self,
-        talk: &mut Talk,
-        work: impl FnOnce(&mut Client, &mut Driver) -> Result<R, BackError>,
-    ) -> Result<Option<R>, BackError> {
-        let Some(client) = &mut talk.client else { return Ok(None) };
-        match work(client, &mut talk.driver) {
-            Ok(answer) => Ok(Some(answer)),
-            Err(why) => {
-                self.lose(talk, &why);
-                if why.is_loss() { Ok(None) } else { Err(why) }
-            }
+impl Drop for Remote {
+    fn drop(&mut self) {
+        // Its rings were brought to rest before.
+        if let Some(parked) = &self.shared.wish.parked
+            && let Some(client) = self.shared.talk().client.take()
+        {
+            parked.put(client);
         }
-    }
-
-    /// The same where nobody can be told of an error but the driver.
-    fn say_or_break<R>(
-        &self,
-        talk: &mut Talk,
-        work: impl FnOnce(&mut Client, &mut Driver) -> Result<R, BackError>,
-    ) -> Option<R> {
-        self.say(talk, work).unwrap_or_else(|_| {
-            self.link().inspect(|link| link.needs_reset());
-            None
-        })
-    }
-
-    /// What interrupts for a queue.
-    fn call(&self, index: usize) -> Result<EventFd, BackError> {
-        let event = self.link().and_then(|link| link.queue_event(index as u16));
-        event
-            .map_or_else(|| self.bell.try_clone(), Ok)
-            .map_err(|source| BackError::Host { what: "pass an interrupt on", source })
-    }
-
-    /// Where a ring that ran goes on with a new back end, if that can be known.
-    fn base(&self, driver: &Driver, ring: &Ring) -> Option<u16> {
-        if ring.base.is_some() {
-            return ring.base;
-        }
-        let Progress { available, used } = progress(&ring.live.ram.map(), &ring.live.queue.state())?;
-        let known = driver.inflight.is_some() || self.wish.in_order || available == used;
-        known.then_some(used)
-    }
-
-    /// Goes on with a new back end.
-    fn adopt(&self, mut client: Client, offer: Offer) -> Result<(), BackError> {
-        let Offer { features, protocol: agreed, config, back } = offer;
-        let missing = self.offered & !features;
-        if missing != 0 {
-            let known = |(bit, name): &(u64, &'static str)| (missing & bit != 0).then_some(*name);
-            let names: Vec<_> = self.wish.names.iter().filter_map(known).collect();
-            let what = format!("features {missing:#x} ({}), which it did before", names.join(", "));
-            return Err(BackError::Lacks(what));
-        }
-        let mut talk = self.talk();
-        if self.gone.load(Ordering::Relaxed) {
-            return Err(BackError::Gone);
-        }
-        if talk.driver.inflight.is_some() && agreed & protocol::INFLIGHT_SHMFD == 0 {
-            return Err(BackError::Lacks(dial::names(protocol::INFLIGHT_SHMFD)));
-        }
-        let mut lost = Vec::new();
-        if let Some(grant) = self.grant.get() {
-            talk.driver.begin(&mut client, agreed, &self.wish.sizes, &grant.ram.map())?;
-            self.tell_written(&talk, &mut client)?;
-            for index in 0..self.wish.sizes.len() {
-                let driver = &mut talk.driver;
-                let Some(ring) = driver.rings.get(index).and_then(Option::as_ref) else { continue };
-                let Some(base) = self.base(driver, ring) else {
-                    lost.push(index);
-                    continue;
-                };
-                driver.serve(&mut client, index, base, &self.call(index)?, &self.error)?;
-            }
-        }
-        (talk.client, talk.agreed, talk.back) = (Some(client), agreed, back);
-        let running: Vec<_> =
-            talk.driver.rings.iter().enumerate().filter(|(_, ring)| ring.is_some()).map(|(n, _)| n).collect();
-        drop(talk);
-        log::info!("{}: the back end at {} is back", self.wish.id, self.wish.socket.display());
-        let Some(link) = self.link() else { return Ok(()) };
-        if !lost.is_empty() {
-            guest_warn!(
-                self.limit,
-                "{}: queues {lost:?} had requests under way, and the back end does not offer {}: what became of them is not known",
-                self.wish.id,
-                dial::names(protocol::INFLIGHT_SHMFD)
-            );
-            link.needs_reset();
-        }
-        for index in running {
-            // An interrupt may have died with the other one. One too many does no harm.
-            link.queue_used(index as u16);
-        }
-        self.show(&config);
-        Ok(())
-    }
-
-    /// Tells a new back end what the driver wrote into the configuration space.
-    fn tell_written(&self, talk: &Talk, client: &mut Client) -> Result<(), BackError> {
-        if talk.driver.features.is_none() {
-            return Ok(());
-        }
-        let written = self.shown().written.clone();
-        for (at, byte) in written {
-            client.tell(request::SET_CONFIG, &config_body(at as u32, &[byte]), &[])?;
-        }
-        Ok(())
-    }
-
-    /// Shows the driver what changed of the configuration space.
-    fn show(&self, config: &[u8]) {
-        let changes = self.wish.config.changes.clone();
-        let mut shown = self.shown();
-        let Some((now, then)) = config.get(changes.clone()).zip(shown.bytes.get_mut(changes)) else { return };
-        if now == then {
-            return;
-        }
-        then.copy_from_slice(now);
-        drop(shown);
-        self.link().inspect(|link| link.config_changed());
+        self.shared.gone.store(true, Ordering::Relaxed);
     }
 }
 
 impl Virtio for Remote {
     fn kind(&self) -> VirtioKind {
-        self.shared.wish.kind
+        VirtioKind::of(self.type_number())
+    }
+
+    fn type_number(&self) -> u16 {
+        self.shared.wish.number
     }
 
     fn calls(&self) -> Vec<Set> {
@@ -312,11 +163,24 @@ impl Virtio for Remote {
     }
 
     fn config_length(&self) -> usize {
-        self.shared.wish.config.bytes.len()
+        // Asked for once: which it is does not change.
+        let none = self.is_live() && self.shared.talk().agreed & protocol::CONFIG == 0;
+        if none { 0 } else { self.shared.wish.config.bytes.len() }
     }
 
     fn read_config(&self, offset: usize, data: &mut [u8]) {
-        let shown = self.shared.shown();
+        let shared = &*self.shared;
+        if self.is_live() {
+            data.fill(0);
+            let read = shared.say_or_break(&mut shared.talk(), |client, _| {
+                dial::config_part(client, offset as u32, data.len())
+            });
+            for (to, from) in data.iter_mut().zip(read.into_iter().flatten()) {
+                *to = from;
+            }
+            return;
+        }
+        let shown = shared.shown();
         for (at, byte) in (offset..).zip(data) {
             *byte = shown.byte(at);
         }
@@ -326,6 +190,11 @@ impl Virtio for Remote {
         let shared = &*self.shared;
         let config = &shared.wish.config;
         let mut talk = shared.talk();
+        if self.is_live() {
+            let body = config_body(offset as u32, data);
+            shared.say_or_break(&mut talk, |client, _| client.tell(request::SET_CONFIG, &body, &[]));
+            return;
+        }
         if talk.driver.features.is_none_or(|f| f & config.writable_with != config.writable_with) {
             return;
         }
@@ -337,18 +206,7 @@ impl Virtio for Remote {
     }
 
     fn connect(&mut self, grant: VirtioGrant) {
-        let id = &self.shared.wish.id;
-        let worker = grant.workers.shared();
-        if self.shared.grant.set(grant).is_err() {
-            log::warn!("{id}: connected twice");
-            return;
-        }
-        let task = Watching::new(self.shared.clone());
-        match worker.map_err(std::io::Error::other).and_then(|worker| worker.attach(task)) {
-            // Only the first call comes this far.
-            Ok(attached) => drop(self.watching.set(attached)),
-            Err(e) => log::error!("{id}: cannot watch its back end: {e}"),
-        }
+        self.join(grant);
     }
 
     fn activate(&self, features: u64) -> Result<(), DeviceError> {
@@ -414,7 +272,7 @@ impl Virtio for Remote {
             });
             rested.ok().flatten()
         });
-        if rested.is_none() && available != used && !shared.wish.in_order {
+        if rested.is_none() && available != used && !shared.wish.in_order && !shared.wish.stateful {
             talk.unsure = true;
             if talk.driver.inflight.is_none() {
                 guest_warn!(

@@ -23,8 +23,12 @@ use crate::wire::{
 pub(super) struct Driver {
     /// Features that were accepted, once the driver is ready.
     pub(super) features: Option<u64>,
+    /// Features of the present back end: what else was accepted is not its business.
+    pub(super) theirs: u64,
     /// Rings that run.
     pub(super) rings: Vec<Option<Ring>>,
+    /// Rings that the driver has no use for at the moment.
+    pub(super) unused: Vec<usize>,
     /// The area for requests under way.
     pub(super) inflight: Option<(InflightBody, OwnedFd)>,
 }
@@ -67,7 +71,11 @@ impl Driver {
         map: &RamMap,
     ) -> Result<(), BackError> {
         let Some(features) = self.features else { return Ok(()) };
-        client.tell(request::SET_FEATURES, &(features | F_PROTOCOL_FEATURES).to_ne_bytes(), &[])?;
+        client.tell(
+            request::SET_FEATURES,
+            &(features & self.theirs | F_PROTOCOL_FEATURES).to_ne_bytes(),
+            &[],
+        )?;
         if agreed & protocol::INFLIGHT_SHMFD != 0 {
             if self.inflight.is_none() {
                 self.inflight = area(client, sizes)?;
@@ -92,6 +100,7 @@ impl Driver {
         call: &EventFd,
         error: &EventFd,
     ) -> Result<(), BackError> {
+        let enabled = !self.unused.contains(&index);
         let Some(ring) = self.rings.get_mut(index).and_then(Option::as_mut) else { return Ok(()) };
         let queue = ring.live.queue.state();
         let addresses = addresses(&ring.live.ram.map(), index, &queue)?;
@@ -101,7 +110,7 @@ impl Driver {
         tell_event(client, request::SET_VRING_ERR, index, error)?;
         tell_event(client, request::SET_VRING_CALL, index, call)?;
         tell_event(client, request::SET_VRING_KICK, index, &ring.live.kick)?;
-        client.tell_ring(request::SET_VRING_ENABLE, index, 1)?;
+        client.tell_ring(request::SET_VRING_ENABLE, index, enabled.into())?;
         ring.base = None;
         // What is available may have been announced to somebody else.
         if let Err(e) = ring.live.kick.write(1) {

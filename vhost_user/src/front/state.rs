@@ -5,7 +5,7 @@ use device::DeviceError;
 use device::state::{Node, State, StateError};
 use serde::{Deserialize, Serialize};
 
-use super::Shared;
+use super::shared::Shared;
 
 /// A device behind a socket.
 #[derive(Debug, Serialize, Deserialize)]
@@ -26,7 +26,12 @@ impl State for RemoteState {
 impl Shared {
     pub(super) fn save(&self) -> Result<Node, DeviceError> {
         let (id, socket) = (&self.wish.id, self.wish.socket.display());
-        if self.talk().unsure {
+        let talk = self.talk();
+        if self.wish.stateful && talk.driver.features.is_some() {
+            let what = format!("what the back end of {id:?} at {socket} knows of its driver cannot be saved");
+            return Err(DeviceError { what, source: None });
+        }
+        if talk.unsure {
             let what = format!(
                 "the back end of {id:?} at {socket} went away with requests under way, and is not back"
             );
@@ -34,7 +39,7 @@ impl Shared {
         }
         let shown = self.shown();
         let state = RemoteState {
-            device: self.wish.kind as u16,
+            device: self.wish.number,
             config: shown.bytes.clone(),
             // At most 4096: see `Virtio::config_length`.
             written: shown.written.iter().map(|(at, byte)| (*at as u16, *byte)).collect(),
@@ -46,7 +51,7 @@ impl Shared {
         let saved: RemoteState = node.read()?;
         let (id, socket) = (&self.wish.id, self.wish.socket.display());
         let refuse = |what: String| Err(StateError::value::<RemoteState>(what));
-        if saved.device != self.wish.kind as u16 {
+        if saved.device != self.wish.number {
             return refuse(format!("{id:?} was a device of type {}", saved.device));
         }
         let mut shown = self.shown();

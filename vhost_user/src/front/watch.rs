@@ -13,7 +13,7 @@ use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::timerfd::TimerFd;
 
 use super::dial::{AGAIN, absent, config_of, dial};
-use super::{Shared, Talk};
+use super::shared::{Shared, Talk};
 use crate::BackError;
 use crate::channel::Channel;
 use crate::wire::{CONFIG_CHANGE, Message, flag};

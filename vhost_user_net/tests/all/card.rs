@@ -77,7 +77,7 @@ impl Guest {
 
     /// Starts the rings where they stand, which is where the one before, if there was one, has come to. Frames that it left go.
     pub(crate) fn plug(&mut self, front: Front) {
-        self.plug_with(front, Front::start);
+        self.plug_with(front, |front, memory, queues| front.start(memory, queues));
     }
 
     /// The same, in another order.

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use ::spec::Refusal;
 use device::{Host, Virtio, VirtioKind};
-use vhost_user::front::{ConfigWish, Remote, Wish};
+use vhost_user::front::{ConfigWish, Remote, Told, Wish};
 
 use super::DiskSpec;
 use super::wire::{BLOCK, CAPACITY, CONFIG_LENGTH, QUEUES, SEGMENTS, WRITEBACK, feature, segments};
@@ -30,15 +30,20 @@ impl DiskSpec {
         let wish = Wish {
             id: host.id.to_owned(),
             socket: self.vhost_socket.clone().unwrap_or_default(),
-            kind: VirtioKind::Block,
-            features: FEATURES | if queues > 1 { feature::MQ } else { 0 },
+            listener: None,
+            number: VirtioKind::Block as u16,
+            features: FEATURES,
+            required: if queues > 1 { feature::MQ } else { 0 },
+            own: 0,
             names: feature::NAMES,
             sizes: vec![size; self.num_queues],
             few_queues: 1,
             in_order: false,
+            stateful: false,
+            parked: None,
             config: ConfigWish {
                 bytes: vec![0; CONFIG_LENGTH],
-                told: true,
+                told: Told::ByBackEnd,
                 adjust: Box::new(move |bytes| adjust(bytes, queues, size)),
                 changes: CAPACITY,
                 fits,

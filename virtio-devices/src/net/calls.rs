@@ -3,14 +3,18 @@
 use device::Calls;
 use net_util::calls as tap;
 use sandbox::common;
+use vhost_user::front::calls as remote;
 
 use crate::rate;
 
 pub(super) const CALLS: Calls = Calls {
-    own: &[tap::MOVE, rate::WAIT],
+    own: &[tap::MOVE, rate::WAIT, remote::TALK, remote::DIAL, remote::SEARCH],
     // The control queue.
-    shared: &[tap::SET],
+    shared: &[tap::SET, remote::TALK],
     // Activation and reset.
-    registers: &[tap::SET, rate::MAKE],
-    host: &[common::FILES, tap::OPEN],
+    registers: &[tap::SET, rate::MAKE, remote::TALK],
+    host: &[common::FILES, tap::OPEN, remote::TALK, remote::DIAL],
 };
+
+/// Of the queues of a tap.
+pub(super) const PAIRS: &[sandbox::Set] = &[tap::MOVE, rate::WAIT];

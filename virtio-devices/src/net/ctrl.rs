@@ -22,14 +22,29 @@ const BUDGET: usize = 64;
 
 static BAD_COMMAND: LogLimit = LogLimit::new();
 
+/// What commands are about.
+pub(super) trait Commanded: Send + Sync {
+    /// The device's name.
+    fn id(&self) -> &str;
+
+    /// Carries a command out, and tells whether that could be done.
+    fn carry_out(&self, command: Command) -> bool;
+}
+
 /// Serves the control queue.
 pub(super) struct Ctrl {
     pub(super) queue: LiveQueue,
-    shared: Arc<Shared>,
+    shared: Arc<dyn Commanded>,
+}
+
+/// Complains about a command that makes no sense.
+pub(super) fn refuse(id: &str, command: Command) -> bool {
+    guest_warn!(BAD_COMMAND, "{id}: refused {command:?}");
+    false
 }
 
 impl Ctrl {
-    pub(super) fn new(queue: LiveQueue, shared: Arc<Shared>) -> Self {
+    pub(super) fn new(queue: LiveQueue, shared: Arc<dyn Commanded>) -> Self {
         Ctrl { queue, shared }
     }
 
@@ -41,7 +56,7 @@ impl Ctrl {
         while used < BUDGET {
             let Some(chain) = next_chain(queue, &map) else { break };
             let head = chain.head_index();
-            let written = answer(shared, &map, chain);
+            let written = answer(&**shared, &map, chain);
             queue.push(&map, head, written);
             used += 1;
         }
@@ -55,7 +70,7 @@ impl Ctrl {
 }
 
 /// Carries out the command in `chain`, and returns the number of bytes written to it.
-fn answer(shared: &Shared, map: &RamMap, chain: Chain<'_>) -> u32 {
+fn answer(shared: &dyn Commanded, map: &RamMap, chain: Chain<'_>) -> u32 {
     let mut command = [0u8; MAX_COMMAND];
     let mut length = 0;
     let mut ack_at: Option<GuestAddress> = None;
@@ -68,58 +83,61 @@ fn answer(shared: &Shared, map: &RamMap, chain: Chain<'_>) -> u32 {
         }
         let size = size.min(command.len() - length);
         if map.read_slice(&mut command[length..length + size], descriptor.addr()).is_err() {
-            guest_warn!(BAD_COMMAND, "{}: a command outside of RAM", shared.id);
+            guest_warn!(BAD_COMMAND, "{}: a command outside of RAM", shared.id());
             length = 0;
             break;
         }
         length += size;
     }
     let Some(ack_at) = ack_at else {
-        guest_warn!(BAD_COMMAND, "{}: a command without room for the answer", shared.id);
+        guest_warn!(BAD_COMMAND, "{}: a command without room for the answer", shared.id());
         return 0;
     };
     let ack = match Command::parse(&command[..length]) {
-        Some(command) if carry_out(shared, command) => ACK_OK,
+        Some(command) if shared.carry_out(command) => ACK_OK,
         Some(_) => ACK_ERR,
         None => {
-            debug!("{}: unknown command {:?}", shared.id, &command[..length.min(2)]);
+            debug!("{}: unknown command {:?}", shared.id(), &command[..length.min(2)]);
             ACK_ERR
         }
     };
     match map.write_obj(ack, ack_at) {
         Ok(()) => 1,
         Err(_) => {
-            guest_warn!(BAD_COMMAND, "{}: the answer to a command is outside of RAM", shared.id);
+            guest_warn!(BAD_COMMAND, "{}: the answer to a command is outside of RAM", shared.id());
             0
         }
     }
 }
 
-/// Whether the command could be carried out.
-fn carry_out(shared: &Shared, command: Command) -> bool {
-    let features = shared.features.load(Ordering::Acquire);
-    let done = match command {
-        Command::AnnounceAck if features & feature::GUEST_ANNOUNCE != 0 => {
-            shared.status.fetch_and(!STATUS_ANNOUNCE, Ordering::AcqRel);
-            return true;
-        }
-        Command::SetPairs(count)
-            if features & feature::MQ != 0 && (1..=shared.pairs.list.len()).contains(&usize::from(count)) =>
-        {
-            shared.pairs.use_first(usize::from(count))
-        }
-        Command::SetOffloads(wanted)
-            if features & feature::CTRL_GUEST_OFFLOADS != 0
-                && wanted & !(features & feature::GUEST_OFFLOADS) == 0 =>
-        {
-            shared.set_offloads(wanted)
-        }
-        _ => {
-            guest_warn!(BAD_COMMAND, "{}: refused {command:?}", shared.id);
-            return false;
-        }
-    };
-    done.inspect_err(|e| warn!("{}: {command:?}: {e}", shared.id)).is_ok()
+impl Commanded for Shared {
+    fn id(&self) -> &str {
+        &self.id
+    }
+
+    fn carry_out(&self, command: Command) -> bool {
+        let features = self.features.load(Ordering::Acquire);
+        let done = match command {
+            Command::AnnounceAck if features & feature::GUEST_ANNOUNCE != 0 => {
+                self.status.fetch_and(!STATUS_ANNOUNCE, Ordering::AcqRel);
+                return true;
+            }
+            Command::SetPairs(count)
+                if features & feature::MQ != 0
+                    && (1..=self.pairs.list.len()).contains(&usize::from(count)) =>
+            {
+                self.pairs.use_first(usize::from(count))
+            }
+            Command::SetOffloads(wanted)
+                if features & feature::CTRL_GUEST_OFFLOADS != 0
+                    && wanted & !(features & feature::GUEST_OFFLOADS) == 0 =>
+            {
+                self.set_offloads(wanted)
+            }
+            _ => return refuse(&self.id, command),
+        };
+        done.inspect_err(|e| warn!("{}: {command:?}: {e}", self.id)).is_ok()
+    }
 }
 
 impl Task for Ctrl {

@@ -21,6 +21,7 @@ mod calls;
 mod ctrl;
 mod held;
 mod pair;
+mod remote;
 mod rx;
 mod spec;
 mod state;
@@ -265,7 +266,7 @@ impl Virtio for Net {
     }
 
     fn calls(&self) -> Vec<Set> {
-        calls::CALLS.own.to_vec()
+        calls::PAIRS.to_vec()
     }
 
     fn connect(&mut self, grant: VirtioGrant) {

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use device::{Build, Built, Calls, Host, Naming, Virtio};
@@ -54,9 +55,11 @@ spec::spec! {
             "num_queues" => num_queues: usize = 2,
             /// Size of each queue: a power of two.
             "queue_size" => queue_size: u16 = 256,
-            /// Use a vhost-user back end (not supported yet).
+            /// Have another process move the frames (vhost-user); there is no tap then. Needs socket and --memory shared=on.
             "vhost_user" => vhost_user: bool = false,
-            /// Who makes the vhost-user connection (server is not supported yet).
+            /// The socket of that process.
+            "socket" => vhost_socket: Option<PathBuf> = None,
+            /// Who connects to it: client means that we do.
             "vhost_mode" => vhost_mode: VhostMode = VhostMode::Client,
             /// Pass large TCP segments through in one piece; needs offload_csum.
             "offload_tso" => offload_tso: bool = true,
@@ -65,9 +68,7 @@ spec::spec! {
             /// Leave checksums of frames that do not leave the host undone.
             "offload_csum" => offload_csum: bool = true,
         }
-        unsupported {
-            "socket" => vhost_socket,
-        }
+        unsupported {}
     }
 }
 
@@ -84,10 +85,9 @@ impl Spec for NetSpec {
             return Err(Refusal::unsupported(format!("--net {key}")));
         }
         if self.vhost_user {
-            return Err(Refusal::unsupported("--net vhost_user"));
-        }
-        if self.vhost_mode == VhostMode::Server {
-            return Err(Refusal::unsupported("--net vhost_mode=server"));
+            spec::vhost_user::check(self.vhost_socket.as_deref(), self.limits.is_active(), facts)?;
+        } else if self.vhost_socket.is_some() {
+            return refuse("A socket without vhost_user=on".into());
         }
         let pairs = self.num_queues / 2;
         spec::queues::check(pairs, self.queue_size, facts)?;
@@ -127,7 +127,7 @@ impl Spec for NetSpec {
 
 impl NetSpec {
     /// The features that the offload switches stand for, on a kernel that packs datagrams or one that does not.
-    fn offloads(&self, packs_datagrams: bool) -> u64 {
+    pub(super) fn offloads(&self, packs_datagrams: bool) -> u64 {
         let mut offered = 0;
         if self.offload_csum {
             offered |= feature::CSUM | feature::GUEST_CSUM | feature::CTRL_GUEST_OFFLOADS;
@@ -165,7 +165,7 @@ impl Build for NetSpec {
     const NAMING: Naming = Naming::Counted("net");
     const CALLS: Calls = super::calls::CALLS;
     const REPLACEABLE: &'static [&'static str] =
-        &["tap", "ip", "mask", "mac", "host_mac", "rate_limiter_config"];
+        &["tap", "ip", "mask", "mac", "host_mac", "rate_limiter_config", "vhost_socket", "vhost_mode"];
 
     fn common(&self) -> Option<&PciCommon> {
         Some(&self.pci)
@@ -185,24 +185,39 @@ impl Build for NetSpec {
     }
 
     fn paths(&self) -> Vec<HostPath> {
-        let opens = self.fds.numbers().is_empty();
+        let opens = !self.vhost_user && self.fds.numbers().is_empty();
         opens.then(|| HostPath::new(net_util::TUN_PATH, Use::ReadWrite)).into_iter().collect()
     }
 
     fn build(&mut self, host: &Host<'_>) -> Result<Built, Refusal> {
-        self.make(host).map(|net| Built::Virtio(Box::new(net)))
+        Ok(Built::Virtio(if self.vhost_user {
+            Box::new(self.find(host)?)
+        } else {
+            Box::new(self.make(host)?)
+        }))
+    }
+
+    fn shares_memory(&self) -> bool {
+        self.vhost_user
     }
 }
 
 impl NetSpec {
-    /// Builds the device; the tap's name and the MAC are written back.
-    pub(super) fn make(&mut self, host: &Host<'_>) -> Result<Net, Refusal> {
-        let pairs = self.take(host)?;
-        let mac = match self.mac.map(|mac| mac.0).or(pairs.mac) {
-            Some(mac) => mac,
+    /// The MAC, drawn if the user does not say, and written back.
+    pub(super) fn drawn_mac(&mut self) -> Result<MacAddr, Refusal> {
+        let mac = match self.mac {
+            Some(Mac(mac)) => mac,
             None => MacAddr::random().map_err(|e| Refusal::host("cannot draw a MAC address", e))?,
         };
         self.mac = Some(Mac(mac));
+        Ok(mac)
+    }
+
+    /// Builds the device; the tap's name and the MAC are written back.
+    pub(super) fn make(&mut self, host: &Host<'_>) -> Result<Net, Refusal> {
+        let pairs = self.take(host)?;
+        self.mac = self.mac.or(pairs.mac.map(Mac));
+        self.drawn_mac()?;
         Ok(self.device(host, pairs, Commands::Ours))
     }
 

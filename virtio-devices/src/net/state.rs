@@ -31,7 +31,7 @@ pub(super) struct Settings {
     /// What the driver takes, as the bits of features.
     pub(super) offloads: u64,
     /// The driver is asked to announce itself and has not done so.
-    announce: bool,
+    pub(super) announce: bool,
 }
 
 impl State for NetState {
@@ -59,6 +59,31 @@ impl Settings {
     }
 }
 
+/// The state of a device with this MTU.
+pub(super) fn node(mtu: Option<u16>, driver: Option<Settings>) -> Result<Node, StateError> {
+    Node::of(&NetState { mtu, driver })
+}
+
+/// What a driver had set up, for the device `id` with this MTU and so many pairs.
+pub(super) fn settings(
+    node: Node,
+    id: &str,
+    mtu: Option<u16>,
+    pairs: usize,
+) -> Result<Option<Settings>, StateError> {
+    let saved: NetState = node.read()?;
+    let refuse = |what: String| Err(StateError::value::<NetState>(what));
+    if saved.mtu != mtu {
+        return refuse(format!("mtu of {id:?} is {:?}, and the specification's is {mtu:?}", saved.mtu));
+    }
+    if let Some(driver) = saved.driver
+        && !(1..=pairs).contains(&usize::from(driver.pairs))
+    {
+        return refuse(format!("pairs of {id:?} is {}, and there are {pairs}", driver.pairs));
+    }
+    Ok(saved.driver)
+}
+
 impl Net {
     pub(super) fn save_state(&self) -> Result<Node, StateError> {
         let shared = &self.shared;
@@ -69,26 +94,12 @@ impl Net {
             offloads: shared.offloads.load(Ordering::Acquire),
             announce: shared.status.load(Ordering::Acquire) & STATUS_ANNOUNCE != 0,
         });
-        Node::of(&NetState { mtu: self.mtu, driver })
+        node(self.mtu, driver)
     }
 
     /// Checks a state; it is put into effect when the device is activated, which it is if it was active before.
     pub(super) fn load_state(&self, node: Node) -> Result<(), StateError> {
-        let saved: NetState = node.read()?;
-        let (id, pairs) = (&self.shared.id, self.pairs());
-        let refuse = |what: String| Err(StateError::value::<NetState>(what));
-        if saved.mtu != self.mtu {
-            return refuse(format!(
-                "mtu of {id:?} is {:?}, and the specification's is {:?}",
-                saved.mtu, self.mtu
-            ));
-        }
-        if let Some(driver) = saved.driver
-            && !(1..=pairs).contains(&usize::from(driver.pairs))
-        {
-            return refuse(format!("pairs of {id:?} is {}, and there are {pairs}", driver.pairs));
-        }
-        *self.loaded() = saved.driver;
+        *self.loaded() = settings(node, &self.shared.id, self.mtu, self.pairs())?;
         Ok(())
     }
 }

@@ -27,6 +27,8 @@ use device::{
 use thiserror::Error;
 use vmm_sys_util::eventfd::EventFd;
 
+pub use layout::MAX_TYPE;
+
 use common::{Field, Outcome, Part, Setup};
 use life::{Life, Supplies};
 use link::{Link, status};
@@ -52,6 +54,14 @@ pub enum TransportError {
         id: String,
         /// The size.
         size: u16,
+    },
+    /// A type without a PCI device ID.
+    #[error("device {id} is of type {number}, and at most {} can be on PCI", layout::MAX_TYPE)]
+    Type {
+        /// The device.
+        id: String,
+        /// Its type.
+        number: u16,
     },
     /// A configuration space beyond its window.
     #[error("device {id} has {length} bytes of configuration, and at most {} are possible", layout::DEVICE.length)]
@@ -108,7 +118,11 @@ impl VirtioPci {
         if config_length > layout::DEVICE.length as usize {
             return Err(TransportError::Config { id, length: config_length });
         }
-        let mut needs = layout::needs(device.kind(), sizes.len(), config_length > 0, bar);
+        let number = device.type_number();
+        if number > MAX_TYPE {
+            return Err(TransportError::Type { id, number });
+        }
+        let mut needs = layout::needs(number, sizes.len(), config_length > 0, bar);
         if let Some(pci) = &mut needs.pci {
             pci.apertures = device.apertures();
         }

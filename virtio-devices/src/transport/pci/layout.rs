@@ -89,11 +89,14 @@ pub(super) fn doorbell(queue: usize) -> DoorbellNeed {
     DoorbellNeed { region: Region::Bar(BAR), offset }
 }
 
-/// Everything the function needs; `queues` is at most [`MAX_QUEUES`].
-pub(super) fn needs(kind: VirtioKind, queues: usize, has_config: bool, bar: BarKind) -> Needs {
+/// Largest number of a device type that has a PCI device ID (virtio 1.3 §4.1.2).
+pub const MAX_TYPE: u16 = 0x3f;
+
+/// Everything the function of a device of this type needs; `queues` is at most [`MAX_QUEUES`].
+pub(super) fn needs(number: u16, queues: usize, has_config: bool, bar: BarKind) -> Needs {
     const VENDOR: u16 = 0x1af4;
     const FIRST_DEVICE: u16 = 0x1040;
-    let device = FIRST_DEVICE + kind as u16;
+    let (device, kind) = (FIRST_DEVICE + number, VirtioKind::of(number));
     let mut capabilities =
         vec![capability(cfg_type::COMMON, COMMON, &[]), capability(cfg_type::ISR, ISR, &[])];
     if has_config {

@@ -27,7 +27,7 @@ fn the_function_looks_as_the_contract_says() {
         (VirtioKind::Console, 0x1043, 0xff_ff00),
         (VirtioKind::Rng, 0x1044, 0xff_ff00),
     ] {
-        let needs = layout::needs(kind, 3, true, BarKind::Memory32);
+        let needs = layout::needs(kind as u16, 3, true, BarKind::Memory32);
         let pci = needs.pci.unwrap();
         let id = pci.identity;
         assert_eq!((id.vendor, id.device, id.revision, id.class), (0x1af4, device, 1, class));
@@ -54,7 +54,7 @@ fn the_function_looks_as_the_contract_says() {
         );
         assert!(pci.capabilities.iter().all(|c| c.id == 9));
     }
-    let bare = layout::needs(VirtioKind::Rng, 1, false, BarKind::Memory32).pci.unwrap();
+    let bare = layout::needs(VirtioKind::Rng as u16, 1, false, BarKind::Memory32).pci.unwrap();
     assert_eq!(bare.capabilities.len(), 4);
     assert_eq!(bar_kind(VirtioKind::Block, 0, true), BarKind::Memory32);
     for (kind, segment, boot) in

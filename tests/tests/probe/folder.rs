@@ -1,0 +1,173 @@
+//! Folders that virtiofsd shows, and devices of which this side knows no more than their type and queues.
+//!
+//! The program is `VIRGA_VIRTIOFSD` in the environment, else the one on the PATH.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use tests::image::{self, SECTOR};
+use tests::probe::{Guest, Report};
+
+const SHARED: &str = "size=256M,shared=on";
+const SECTORS: u64 = 16;
+
+/// virtiofsd at work on a folder; killed on drop.
+struct Daemon(Child);
+
+fn program() -> PathBuf {
+    std::env::var_os("VIRGA_VIRTIOFSD").unwrap_or_else(|| "virtiofsd".into()).into()
+}
+
+/// Whether it is there.
+fn skipped() -> bool {
+    let missing = Command::new(program()).arg("--version").output().is_err();
+    if missing {
+        println!("SKIPPED: there is no virtiofsd on the PATH");
+    }
+    missing
+}
+
+impl Daemon {
+    fn start(folder: &Path, socket: &Path) -> Daemon {
+        let _ = fs::remove_file(socket);
+        let mut command = Command::new(program());
+        command.arg("--shared-dir").arg(folder).arg("--socket-path").arg(socket);
+        // It tells the tag to those who ask.
+        let child = command.args(["--sandbox", "none", "--tag", "home"]).stderr(Stdio::null()).spawn();
+        let daemon = Daemon(child.expect("virtiofsd starts"));
+        let begun = Instant::now();
+        while !socket.exists() {
+            assert!(begun.elapsed() < Duration::from_secs(30), "virtiofsd does not listen");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        daemon
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // Both fail only if it has ended meanwhile.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A guest that uses a file in a folder, its socket and its file.
+fn guest(tests: &str, words: &str) -> (Guest, PathBuf, PathBuf) {
+    let guest = Guest::new(tests).option(words).memory(SHARED).with_api();
+    let folder = guest.file("folder");
+    fs::create_dir(&folder).expect("the scratch directory takes a directory");
+    let file = image::make(&folder.join("probe"), 7, SECTORS);
+    let socket = guest.file("socket");
+    (guest, socket, file)
+}
+
+/// The first half as it was, the second as the guest writes it.
+#[track_caller]
+fn was_used(file: &Path, seed: u64) {
+    let content = fs::read(file).expect("the file is there");
+    let (first, second) = content.split_at((SECTORS / 2 * SECTOR) as usize);
+    assert!(first == image::pattern(7, 0, SECTORS / 2), "the first half changed");
+    assert!(second == image::pattern(seed, SECTORS / 2, SECTORS / 2), "the second half is not the guest's");
+}
+
+/// Runs the guest to its end with this device.
+#[track_caller]
+fn uses(flag: &str, keys: &str) -> Report {
+    let (guest, socket, file) = guest("fs", "probe.seed=5");
+    let _daemon = Daemon::start(file.parent().expect("it is in a folder"), &socket);
+    let line = format!("socket={},{keys}", socket.display());
+    let mut running = guest.with(&[flag, &line]).start();
+    running.wait_for("DONE", 1);
+    was_used(&file, 5);
+    let report = running.finish();
+    report.all_passed();
+    report
+}
+
+#[test]
+fn a_file_of_the_host_is_read_and_written() {
+    if skipped() {
+        return;
+    }
+    let report = uses("--fs", "tag=ours");
+    assert_eq!(report.fact("fs", "tag"), "ours", "{report}");
+}
+
+#[test]
+fn the_same_by_a_device_of_which_only_the_type_is_known() {
+    if skipped() {
+        return;
+    }
+    let report = uses("--generic-vhost-user", "device_type=fs,queue_sizes=[64,64]");
+    assert_eq!(report.fact("fs", "tag"), "home", "{report}");
+}
+
+#[test]
+fn a_daemon_that_dies_is_reported_and_another_serves_the_driver_that_begins_anew() {
+    if skipped() {
+        return;
+    }
+    let (guest, socket, file) = guest("fs", "probe.seed=5 probe.again=1");
+    let folder = file.parent().expect("it is in a folder").to_owned();
+    let daemon = Daemon::start(&folder, &socket);
+    let mut running = guest.with(&["--fs", &format!("socket={},tag=home,id=home", socket.display())]).start();
+    running.wait_for("# used", 1);
+    was_used(&file, 5);
+    // What it knows of open files cannot be saved.
+    running.ask(&["pause"]);
+    let place = running.file("snapshot");
+    fs::create_dir(&place).expect("the scratch directory takes another");
+    let refused = running.remote(&["snapshot", &format!("file://{}", place.display())]).unwrap_err();
+    assert!(refused.contains("knows of its driver cannot be saved"), "{refused}");
+    running.ask(&["resume"]);
+    drop(daemon);
+    let _daemon = Daemon::start(&folder, &socket);
+    running.wait_for("# broken", 1);
+    running.wait_for("DONE", 1);
+    was_used(&file, 6);
+    let report = running.finish();
+    report.all_passed();
+    assert!(report.messages.contains("the driver has to begin anew"), "{report}");
+}
+
+#[test]
+fn a_folder_comes_and_goes() {
+    if skipped() {
+        return;
+    }
+    let guest = Guest::new("hang").memory(SHARED).with_api();
+    let (folder, socket) = (guest.file("folder"), guest.file("socket"));
+    fs::create_dir(&folder).expect("the scratch directory takes a directory");
+    let _daemon = Daemon::start(&folder, &socket);
+    let mut running = guest.start();
+    running.wait_for("# hanging", 1);
+    running.ask(&["add-fs", &format!("socket={},tag=home", socket.display())]);
+    let info = running.info();
+    assert!(info["device_tree"].get("_fs0").is_some() && info["config"]["fs"][0]["tag"] == "home", "{info}");
+    running.ask(&["remove-device", "_fs0"]);
+    running.signal(libc::SIGTERM);
+    running.finish().ended_well();
+}
+
+#[test]
+fn a_folder_is_there_after_a_reboot_though_virtiofsd_ends_with_its_connection() {
+    if skipped() {
+        return;
+    }
+    let (guest, socket, file) = guest("fs,hang", "probe.seed=5");
+    let _daemon = Daemon::start(file.parent().expect("it is in a folder"), &socket);
+    let mut running = guest.with(&["--fs", &format!("socket={},tag=home", socket.display())]).start();
+    for life in 1..=3 {
+        running.wait_for("# hanging", life);
+        assert_eq!(running.serial().matches("PASS fs").count(), life, "{}", running.serial());
+        was_used(&file, 5);
+        if life < 3 {
+            running.ask(&["reboot"]);
+        }
+    }
+    running.signal(libc::SIGTERM);
+    running.finish().ended_well();
+}
