@@ -19,7 +19,7 @@ REGRESSIONS = FOLDER / "regressions"
 COVERAGE = ["-Cpasses=sancov-module", *(f"-Cllvm-args=-sanitizer-coverage-{what}" for what in (
     "level=4", "inline-8bit-counters", "pc-table", "trace-compares"))]
 # Sanitizers are not a stable part of Rust yet.
-BUILD = {"RUSTC_BOOTSTRAP": "1", "RUSTFLAGS": " ".join([*COVERAGE, "-Zsanitizer=address", "--cfg", "fuzzing"])}
+BUILD = {"RUSTC_BOOTSTRAP": "1", "RUSTFLAGS": " ".join([*COVERAGE, "--cfg", "fuzzing", "-Zsanitizer=address"])}
 # What a target may take: bytes of memory in all and for one allocation (in MiB), seconds for one input.
 LIMITS = ["-rss_limit_mb=1024", "-malloc_limit_mb=256", "-timeout=20"]
 SANITIZER = "detect_leaks=0:quarantine_size_mb=16:allocator_may_return_null=1:handle_sigbus=0"
