@@ -247,3 +247,22 @@ fn chains_that_bite_their_tail_or_reach_out_are_refused() {
     assert!(open("a").contains("does not say of what format"), "{}", open("a"));
     assert_eq!(fs::read(at("secret")).unwrap(), vec![0x53; MIB]);
 }
+
+/// A file without end, as far as it goes: there is nothing in most of it.
+#[test]
+fn a_file_that_is_longer_than_what_is_counted_in_it_is_not_searched() {
+    let dir = directory();
+    let path = dir.as_path().join("image");
+    qemu(
+        "qemu-img",
+        &["create", "-q", "-f", "qcow2", "-o", "cluster_size=512", path.to_str().unwrap(), "1M"],
+    );
+    let file = fs::File::options().write(true).open(&path).unwrap();
+    file.set_len(1 << 50).unwrap();
+    let mut disk = Disk::open(&options(&path, Format::Qcow2));
+    let begin = std::time::Instant::now();
+    // The clusters that are counted are used up; there is no refcount table for those behind the end.
+    let written = (0..600).take_while(|n| disk.write(n * 512, &[7; 512]).is_ok()).count();
+    assert!((1..600).contains(&written), "{written}");
+    assert!(begin.elapsed() < std::time::Duration::from_secs(20));
+}

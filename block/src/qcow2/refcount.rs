@@ -75,7 +75,10 @@ impl State {
             let number = self.hint;
             if self.block_of(layout, number)?.is_none() {
                 // Nobody has counted there; such clusters are left alone.
-                self.hint = (number | ((1 << layout.block_bits()) - 1)) + 1;
+                let next = (number | ((1 << layout.block_bits()) - 1)) + 1;
+                let beyond = (next >> layout.block_bits()) as usize >= self.refcount_table.len();
+                // A file may be very much longer than what is counted.
+                self.hint = if beyond { self.end } else { next };
                 continue;
             }
             self.hint += 1;
