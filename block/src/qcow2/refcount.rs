@@ -10,6 +10,10 @@ use super::{Layout, OFFSET};
 /// The file grows by at least this much at once, so that not every new cluster takes a system call.
 const GROWTH: u64 = 1 << 20;
 
+/// Bytes of released clusters that may wait to be used again, if they are more than a sixteenth of the disk, and how many clusters.
+const WAITING: u64 = 64 << 20;
+const WAITING_CLUSTERS: u64 = 1 << 20;
+
 /// New space for tables.
 struct Reserved {
     /// The first of the clusters asked for.
@@ -212,9 +216,16 @@ impl State {
         }
     }
 
-    /// Writes tables if too many of them are changed for the next operation to find room.
+    /// Writes tables if too many of them are changed for the next operation to find room, or if too many released clusters wait for
+    /// that: until then new ones make the file longer.
     pub(super) fn make_room(&mut self, layout: &Layout) -> io::Result<()> {
-        if self.l2.is_full() || self.refcounts.is_full() { self.flush(layout) } else { Ok(()) }
+        let waiting = self.freed.iter().map(Vec::len).sum::<usize>() as u64;
+        let most = (WAITING.max(self.size / 16) >> layout.cluster_bits).clamp(1, WAITING_CLUSTERS);
+        if waiting > most || self.l2.is_full() || self.refcounts.is_full() {
+            self.flush(layout)
+        } else {
+            Ok(())
+        }
     }
 
     /// Writes everything that was changed, in an order that is right wherever it ends. The last of it is durable only when the file
