@@ -265,6 +265,10 @@ impl State {
             // What the flush before this one wrote is durable now; so is what this one did.
             layout.storage.sync()?;
             for number in list {
+                // Nothing but such counts has changed since the flush, and they may be written at any time.
+                if self.refcounts.is_full() {
+                    self.refcounts.write(&layout.storage)?;
+                }
                 self.count_down(layout, number)?;
             }
         }
