@@ -261,6 +261,7 @@ impl State {
             return Ok(());
         }
         let list = std::mem::take(&mut self.freed[1]);
+        let mut result = Ok(());
         if !list.is_empty() {
             // What the flush before this one wrote is durable now; so is what this one did.
             layout.storage.sync()?;
@@ -269,12 +270,13 @@ impl State {
                 if self.refcounts.is_full() {
                     self.refcounts.write(&layout.storage)?;
                 }
-                self.count_down(layout, number)?;
+                // One that is counted wrongly does not keep the others.
+                result = result.and(self.count_down(layout, number));
             }
         }
         self.freed.swap(0, 1);
         self.generation = 1 - self.generation;
-        Ok(())
+        result
     }
 
     fn count_down(&mut self, layout: &Layout, number: u64) -> io::Result<()> {
