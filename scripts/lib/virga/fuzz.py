@@ -34,7 +34,7 @@ def check():
     libraries = pathlib.Path(run(["rustc", "--print", "sysroot"]).strip()) / "lib/rustlib" / toolchain.TARGET / "lib"
     if not list(libraries.glob("librustc*asan*")):
         raise Failure(f"this Rust has no AddressSanitizer (no librustc*asan* in {libraries}): "
-                      "the one of a distribution often has none; install rustup's, and put ~/.cargo/bin first on the PATH")
+                      "the one of a distribution often has none; install rustup's, and put ~/.cargo/bin first")
 
 
 def build():
@@ -90,11 +90,17 @@ class Target:
             corpus.mkdir(parents=True, exist_ok=True)
             inputs = [corpus, directory / "seeds", *[self.regressions] * self.regressions.is_dir()]
             words = [f"-max_total_time={seconds}", f"-artifact_prefix={self.found}/", *inputs]
-            done = subprocess.run(self.argv(directory, *words), env=env, check=False, stdin=subprocess.DEVNULL,
-                                  stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                                  timeout=600 + 2 * seconds)
+            try:
+                done = subprocess.run(self.argv(directory, *words), env=env, check=False, stdin=subprocess.DEVNULL,
+                                      stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=600 + 2 * seconds)
+            except subprocess.TimeoutExpired:
+                raise Failure(f"{self.name} does not end after {seconds} s, nor {600 + seconds} s later") from None
         output = done.stdout.decode(errors="replace")
-        return Outcome(self.name, done.returncode, output, time.monotonic() - begin, set(self.found.iterdir()) - before)
+        new = set(self.found.iterdir()) - before
+        outcome = Outcome(self.name, done.returncode, output, time.monotonic() - begin, new)
+        what = "nothing" if outcome.ok() else "SOMETHING"
+        say(f"{self.name}: {outcome.runs} inputs in {outcome.seconds:.0f} s, {what} found")
+        return outcome
 
 
 class Outcome:
@@ -148,14 +154,16 @@ def replay(target, path):
     """Tries one input, with its log."""
     with target.ready() as (env, directory):
         argv = target.argv(directory, path.absolute())
-        return subprocess.run(argv, env={**env, "VIRGA_FUZZ_LOG": "1"}, check=False, stdin=subprocess.DEVNULL).returncode
+        env = {**env, "VIRGA_FUZZ_LOG": "1"}
+        return subprocess.run(argv, env=env, check=False, stdin=subprocess.DEVNULL).returncode
 
 
 def minimise(target, path):
     """Makes an input shorter."""
     shorter = path.with_name(path.name + ".short")
     with target.ready() as (env, directory):
-        argv = target.argv(directory, "-minimize_crash=1", "-runs=20000", f"-exact_artifact_path={shorter}", path.absolute())
+        words = ["-minimize_crash=1", "-runs=20000", f"-exact_artifact_path={shorter}", path.absolute()]
+        argv = target.argv(directory, *words)
         subprocess.run(argv, env=env, check=False, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
                        stderr=subprocess.DEVNULL)
     if not shorter.exists():
