@@ -91,11 +91,12 @@ class Target:
             inputs = [corpus, directory / "seeds", *[self.regressions] * self.regressions.is_dir()]
             words = [f"-max_total_time={seconds}", f"-artifact_prefix={self.found}/", *inputs]
             try:
+                # On standard output there is what guests write there.
                 done = subprocess.run(self.argv(directory, *words), env=env, check=False, stdin=subprocess.DEVNULL,
-                                      stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=600 + 2 * seconds)
+                                      stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, timeout=600 + 2 * seconds)
             except subprocess.TimeoutExpired:
                 raise Failure(f"{self.name} does not end after {seconds} s, nor {600 + seconds} s later") from None
-        output = done.stdout.decode(errors="replace")
+        output = done.stderr.decode(errors="replace")
         new = set(self.found.iterdir()) - before
         outcome = Outcome(self.name, done.returncode, output, time.monotonic() - begin, new)
         what = "nothing" if outcome.ok() else "SOMETHING"
