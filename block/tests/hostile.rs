@@ -300,3 +300,49 @@ fn chains_that_bite_their_tail_or_reach_out_are_refused() {
     assert!(open("a").contains("does not say of what format"), "{}", open("a"));
     assert_eq!(fs::read(at("secret")).unwrap(), vec![0x53; MIB]);
 }
+
+/// A file without end, as far as it goes: there is nothing in most of it.
+#[test]
+fn a_file_that_is_longer_than_what_is_counted_in_it_is_not_searched() {
+    let dir = directory();
+    let path = dir.as_path().join("image");
+    qemu(
+        "qemu-img",
+        &["create", "-q", "-f", "qcow2", "-o", "cluster_size=512", path.to_str().unwrap(), "1M"],
+    );
+    let file = fs::File::options().write(true).open(&path).unwrap();
+    file.set_len(1 << 50).unwrap();
+    let mut disk = Disk::open(&options(&path, Format::Qcow2));
+    let begin = std::time::Instant::now();
+    // The clusters that are counted are used up; there is no refcount table for those behind the end.
+    let written = (0..600).take_while(|n| disk.write(n * 512, &[7; 512]).is_ok()).count();
+    assert!((1..600).contains(&written), "{written}");
+    assert!(begin.elapsed() < std::time::Duration::from_secs(20));
+}
+
+#[test]
+fn a_cluster_that_is_counted_wrongly_does_not_keep_others_from_being_freed() {
+    let dir = directory();
+    let path = dir.as_path().join("image");
+    let name = path.to_str().unwrap();
+    qemu("qemu-img", &["create", "-q", "-f", "qcow2", name, "1M"]);
+    qemu(
+        "qemu-io",
+        &["-f", "qcow2", "-c", "write 0 64k", "-c", "write 64k 64k", "-c", "write 128k 64k", name],
+    );
+    let mut bytes = fs::read(&path).unwrap();
+    let l2 = (get(&bytes, get(&bytes, 40) as usize) & 0xff_ffff_ffff_fe00) as usize;
+    let block = get(&bytes, get(&bytes, 48) as usize) as usize;
+    // Where the count of each of the three is.
+    let counts =
+        [0, 1, 2].map(|n| block + 2 * ((get(&bytes, l2 + 8 * n) & 0xff_ffff_ffff_fe00) >> 16) as usize);
+    assert!(counts.iter().all(|at| bytes[*at..at + 2] == [0, 1]));
+    put(&mut bytes, counts[0], 0, 2);
+    fs::write(&path, &bytes).unwrap();
+    let mut disk = Disk::open(&options(&path, Format::Qcow2));
+    disk.zero(0, 192 << 10, true).unwrap();
+    assert!((0..4).any(|_| disk.flush().is_err()), "it is told");
+    drop(disk);
+    let bytes = fs::read(&path).unwrap();
+    assert!(counts.iter().all(|at| bytes[*at..at + 2] == [0, 0]), "the others are free");
+}

@@ -465,3 +465,24 @@ fn a_killed_writer_leaves_a_good_image_with_all_that_was_flushed() {
         check(&path, true);
     }
 }
+
+#[test]
+fn a_guest_that_never_flushes_cannot_make_the_file_grow_without_end() {
+    let dir = directory();
+    let path = dir.as_path().join("image");
+    create(&path, "cluster_size=64k", MIB);
+    let mut disk = Disk::open(&options(&path, Format::Qcow2));
+    let bytes = vec![7; 64 << 10];
+    let mut most = 0;
+    for _ in 0..6000 {
+        disk.write(0, &bytes).unwrap();
+        disk.engine.discard(0, 64 << 10, 0).unwrap();
+        disk.wait().unwrap();
+        most = most.max(fs::metadata(&path).unwrap().len());
+    }
+    assert!(most < 200 * MIB as u64, "{most} bytes for a disk of one MiB");
+    disk.write(0, &bytes).unwrap();
+    assert!(disk.read(0, 64 << 10).unwrap() == bytes);
+    drop(disk);
+    check(&path, false);
+}

@@ -63,7 +63,7 @@ pub static QCOW2: LazyLock<Vec<Good>> = good!(
     "qcow2" false, "qcow2_old" false, "qcow2_zlib" false, "qcow2_zstd" false, "qcow2_over" true
 );
 pub static VHD: LazyLock<Vec<Good>> = good!("vhd" false);
-pub static VHDX: LazyLock<Vec<Good>> = good!("vhdx" false, "vhdx_fixed" false);
+pub static VHDX: LazyLock<Vec<Good>> = good!("vhdx" false, "vhdx_fixed" false, "vhdx_log" false);
 
 /// A file outside of the images' directory: sixteen bytes, again and again.
 pub struct Secret {
@@ -114,16 +114,28 @@ fn crc32c(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(!0, |crc: u32, byte| crc >> 8 ^ TABLE[(crc as u8 ^ byte) as usize])
 }
 
-/// VHDX: the headers and the region tables.
+/// VHDX: the headers, the region tables, and entries of the log where QEMU has it.
 pub fn mend_vhdx(file: &File) {
+    for at in (0x10_0000..0x11_0000).step_by(0x1000) {
+        let mut entry = vec![0; 0x1000];
+        if file.read_exact_at(&mut entry, at).is_ok() && entry.starts_with(b"loge") {
+            let length = u32::from_le_bytes([entry[8], entry[9], entry[10], entry[11]]).clamp(0x1000, 0x4000);
+            mend_at(file, at, length as usize);
+        }
+    }
     for (offset, length) in
         [(0x1_0000, 0x1000), (0x2_0000, 0x1000), (0x3_0000, 0x1_0000), (0x4_0000, 0x1_0000)]
     {
-        let mut bytes = vec![0; length];
-        if file.read_exact_at(&mut bytes, offset).is_ok() {
-            bytes[4..8].fill(0);
-            file.write_all_at(&crc32c(&bytes).to_le_bytes(), offset + 4).unwrap();
-        }
+        mend_at(file, offset, length);
+    }
+}
+
+/// A structure whose checksum is at byte 4.
+fn mend_at(file: &File, offset: u64, length: usize) {
+    let mut bytes = vec![0; length];
+    if file.read_exact_at(&mut bytes, offset).is_ok() {
+        bytes[4..8].fill(0);
+        file.write_all_at(&crc32c(&bytes).to_le_bytes(), offset + 4).unwrap();
     }
 }
 

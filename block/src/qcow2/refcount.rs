@@ -10,6 +10,10 @@ use super::{Layout, OFFSET};
 /// The file grows by at least this much at once, so that not every new cluster takes a system call.
 const GROWTH: u64 = 1 << 20;
 
+/// Bytes of released clusters that may wait to be used again, if they are more than a sixteenth of the disk, and how many clusters.
+const WAITING: u64 = 64 << 20;
+const WAITING_CLUSTERS: u64 = 1 << 20;
+
 /// New space for tables.
 struct Reserved {
     /// The first of the clusters asked for.
@@ -75,7 +79,10 @@ impl State {
             let number = self.hint;
             if self.block_of(layout, number)?.is_none() {
                 // Nobody has counted there; such clusters are left alone.
-                self.hint = (number | ((1 << layout.block_bits()) - 1)) + 1;
+                let next = (number | ((1 << layout.block_bits()) - 1)) + 1;
+                let beyond = (next >> layout.block_bits()) as usize >= self.refcount_table.len();
+                // A file may be very much longer than what is counted.
+                self.hint = if beyond { self.end } else { next };
                 continue;
             }
             self.hint += 1;
@@ -209,9 +216,16 @@ impl State {
         }
     }
 
-    /// Writes tables if too many of them are changed for the next operation to find room.
+    /// Writes tables if too many of them are changed for the next operation to find room, or if too many released clusters wait for
+    /// that: until then new ones make the file longer.
     pub(super) fn make_room(&mut self, layout: &Layout) -> io::Result<()> {
-        if self.l2.is_full() || self.refcounts.is_full() { self.flush(layout) } else { Ok(()) }
+        let waiting = self.freed.iter().map(Vec::len).sum::<usize>() as u64;
+        let most = (WAITING.max(self.size / 16) >> layout.cluster_bits).clamp(1, WAITING_CLUSTERS);
+        if waiting > most || self.l2.is_full() || self.refcounts.is_full() {
+            self.flush(layout)
+        } else {
+            Ok(())
+        }
     }
 
     /// Writes everything that was changed, in an order that is right wherever it ends. The last of it is durable only when the file
@@ -247,16 +261,22 @@ impl State {
             return Ok(());
         }
         let list = std::mem::take(&mut self.freed[1]);
+        let mut result = Ok(());
         if !list.is_empty() {
             // What the flush before this one wrote is durable now; so is what this one did.
             layout.storage.sync()?;
             for number in list {
-                self.count_down(layout, number)?;
+                // Nothing but such counts has changed since the flush, and they may be written at any time.
+                if self.refcounts.is_full() {
+                    self.refcounts.write(&layout.storage)?;
+                }
+                // One that is counted wrongly does not keep the others.
+                result = result.and(self.count_down(layout, number));
             }
         }
         self.freed.swap(0, 1);
         self.generation = 1 - self.generation;
-        Ok(())
+        result
     }
 
     fn count_down(&mut self, layout: &Layout, number: u64) -> io::Result<()> {

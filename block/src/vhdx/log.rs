@@ -7,6 +7,9 @@ use super::SECTOR;
 use super::tables::{Headers, checksum, le32, le64, wrong};
 use crate::storage::Storage;
 
+/// The most entries that are tried as the newest of a sequence: a writer that was stopped leaves one that is not whole, or a few.
+const HEADS: usize = 64;
+
 /// An entry of the log that is whole.
 struct Entry {
     bytes: Vec<u8>,
@@ -19,9 +22,7 @@ pub(super) fn replay(storage: &Storage, headers: &Headers) -> io::Result<()> {
     let (at, length) = headers.log_range();
     let mut ring = vec![0; length as usize];
     storage.read_at(at, &mut ring)?;
-    let entries: BTreeMap<u64, Entry> = (0..length / SECTOR)
-        .filter_map(|n| Some((n * SECTOR, entry(&ring, n * SECTOR, headers.log_guid())?)))
-        .collect();
+    let entries = entries(&ring, headers.log_guid())?;
     if entries.is_empty() {
         // A writer announced its log and ended before the first entry was whole: nothing can have followed from it.
         return Ok(());
@@ -29,7 +30,7 @@ pub(super) fn replay(storage: &Storage, headers: &Headers) -> io::Result<()> {
     // The active sequence is the one that ends with the newest entry whose predecessors are all there.
     let mut heads: Vec<(&u64, &Entry)> = entries.iter().collect();
     heads.sort_unstable_by_key(|(_, entry)| std::cmp::Reverse(entry.sequence));
-    let sequence = heads.into_iter().find_map(|(at, head)| sequence(&entries, *at, head, length));
+    let sequence = heads.into_iter().take(HEADS).find_map(|(at, head)| sequence(&entries, *at, head, length));
     let sequence = sequence.ok_or_else(|| wrong("its log cannot be replayed"))?;
     if let Some(last) = sequence.last()
         && le64(&last.bytes, 48) > storage.length()
@@ -47,8 +48,29 @@ pub(super) fn replay(storage: &Storage, headers: &Headers) -> io::Result<()> {
     storage.sync()
 }
 
-/// The entry at a position of the ring, if there is one.
-fn entry(ring: &[u8], at: u64, guid: &[u8]) -> Option<Entry> {
+/// All entries, by their positions.
+///
+/// Writers go around in the ring, so that what is left of their entries fills it once at most. Entries that lie in each other would take
+/// the square of the log's length to look at, and to keep.
+fn entries(ring: &[u8], guid: &[u8]) -> io::Result<BTreeMap<u64, Entry>> {
+    let whole = ring.len() as u64;
+    let mut entries = BTreeMap::new();
+    let mut sum = 0;
+    for at in (0..whole).step_by(SECTOR as usize) {
+        let Some(length) = claim(ring, at, guid) else { continue };
+        sum += length;
+        if sum > 2 * whole {
+            return Err(wrong("entries of its log overlap"));
+        }
+        if let Some(entry) = entry(ring, at, length) {
+            entries.insert(at, entry);
+        }
+    }
+    Ok(entries)
+}
+
+/// The length of the entry at a position of the ring, if there seems to be one.
+fn claim(ring: &[u8], at: u64, guid: &[u8]) -> Option<u64> {
     let header = ring.get(at as usize..at as usize + 64)?;
     let (length, tail, sequence) =
         (u64::from(le32(header, 8)), u64::from(le32(header, 12)), le64(header, 16));
@@ -60,11 +82,15 @@ fn entry(ring: &[u8], at: u64, guid: &[u8]) -> Option<Entry> {
         && length.is_multiple_of(SECTOR)
         && tail.is_multiple_of(SECTOR)
         && tail < whole;
-    if !sane {
-        return None;
-    }
+    sane.then_some(length)
+}
+
+/// The entry of this length at a position of the ring, if it is whole.
+fn entry(ring: &[u8], at: u64, length: u64) -> Option<Entry> {
+    let whole = ring.len() as u64;
     let mut bytes = ring.get(at as usize..(at + length).min(whole) as usize)?.to_vec();
     bytes.extend(&ring[..(length as usize).checked_sub(bytes.len())?]);
+    let (tail, sequence) = (u64::from(le32(&bytes, 12)), le64(&bytes, 16));
     (le32(&bytes, 4) == checksum(&bytes)).then_some(Entry { bytes, sequence, tail })
 }
 

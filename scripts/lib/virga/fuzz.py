@@ -19,7 +19,7 @@ REGRESSIONS = FOLDER / "regressions"
 COVERAGE = ["-Cpasses=sancov-module", *(f"-Cllvm-args=-sanitizer-coverage-{what}" for what in (
     "level=4", "inline-8bit-counters", "pc-table", "trace-compares"))]
 # Sanitizers are not a stable part of Rust yet.
-BUILD = {"RUSTC_BOOTSTRAP": "1", "RUSTFLAGS": " ".join([*COVERAGE, "-Zsanitizer=address", "--cfg", "fuzzing"])}
+BUILD = {"RUSTC_BOOTSTRAP": "1", "RUSTFLAGS": " ".join([*COVERAGE, "--cfg", "fuzzing", "-Zsanitizer=address"])}
 # What a target may take: bytes of memory in all and for one allocation (in MiB), seconds for one input.
 LIMITS = ["-rss_limit_mb=1024", "-malloc_limit_mb=256", "-timeout=20"]
 SANITIZER = "detect_leaks=0:quarantine_size_mb=16:allocator_may_return_null=1:handle_sigbus=0"
@@ -34,7 +34,7 @@ def check():
     libraries = pathlib.Path(run(["rustc", "--print", "sysroot"]).strip()) / "lib/rustlib" / toolchain.TARGET / "lib"
     if not list(libraries.glob("librustc*asan*")):
         raise Failure(f"this Rust has no AddressSanitizer (no librustc*asan* in {libraries}): "
-                      "the one of a distribution often has none; install rustup's, and put ~/.cargo/bin first on the PATH")
+                      "the one of a distribution often has none; install rustup's, and put ~/.cargo/bin first")
 
 
 def build():
@@ -90,11 +90,18 @@ class Target:
             corpus.mkdir(parents=True, exist_ok=True)
             inputs = [corpus, directory / "seeds", *[self.regressions] * self.regressions.is_dir()]
             words = [f"-max_total_time={seconds}", f"-artifact_prefix={self.found}/", *inputs]
-            done = subprocess.run(self.argv(directory, *words), env=env, check=False, stdin=subprocess.DEVNULL,
-                                  stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                                  timeout=600 + 2 * seconds)
-        output = done.stdout.decode(errors="replace")
-        return Outcome(self.name, done.returncode, output, time.monotonic() - begin, set(self.found.iterdir()) - before)
+            try:
+                # On standard output there is what guests write there.
+                done = subprocess.run(self.argv(directory, *words), env=env, check=False, stdin=subprocess.DEVNULL,
+                                      stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, timeout=600 + 2 * seconds)
+            except subprocess.TimeoutExpired:
+                raise Failure(f"{self.name} does not end after {seconds} s, nor {600 + seconds} s later") from None
+        output = done.stderr.decode(errors="replace")
+        new = set(self.found.iterdir()) - before
+        outcome = Outcome(self.name, done.returncode, output, time.monotonic() - begin, new)
+        what = "nothing" if outcome.ok() else "SOMETHING"
+        say(f"{self.name}: {outcome.runs} inputs in {outcome.seconds:.0f} s, {what} found")
+        return outcome
 
 
 class Outcome:
@@ -148,14 +155,16 @@ def replay(target, path):
     """Tries one input, with its log."""
     with target.ready() as (env, directory):
         argv = target.argv(directory, path.absolute())
-        return subprocess.run(argv, env={**env, "VIRGA_FUZZ_LOG": "1"}, check=False, stdin=subprocess.DEVNULL).returncode
+        env = {**env, "VIRGA_FUZZ_LOG": "1"}
+        return subprocess.run(argv, env=env, check=False, stdin=subprocess.DEVNULL).returncode
 
 
 def minimise(target, path):
     """Makes an input shorter."""
     shorter = path.with_name(path.name + ".short")
     with target.ready() as (env, directory):
-        argv = target.argv(directory, "-minimize_crash=1", "-runs=20000", f"-exact_artifact_path={shorter}", path.absolute())
+        words = ["-minimize_crash=1", "-runs=20000", f"-exact_artifact_path={shorter}", path.absolute()]
+        argv = target.argv(directory, *words)
         subprocess.run(argv, env=env, check=False, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
                        stderr=subprocess.DEVNULL)
     if not shorter.exists():
