@@ -14,6 +14,8 @@ use terminal::Listener;
 use vhost_user::{MAX_QUEUES, Server};
 use virtio_devices::block::{DiskSpec, DiskType, ImageType, LockGranularity};
 
+use crate::confined::DISK;
+
 spec::spec! {
     /// A disk, and the socket that it is served on. May be given several times.
     pub struct BackendSpec: "block-backend" {
@@ -144,7 +146,7 @@ pub fn start(specs: &[BackendSpec], events: &Arc<dyn Events>) -> Result<Vec<Serv
     let opened = specs.iter().enumerate().map(open).collect::<Result<Vec<_>, _>>()?;
     let serve = |((n, spec), (device, listener)): ((usize, &BackendSpec), _)| {
         let name = format!("disk{n} on {}", spec.socket().display());
-        Server::start(&name, listener, device, events.clone())
+        Server::start(&name, listener, device, events.clone(), DISK)
             .map_err(|e| Refusal::host(format!("cannot serve {name}"), e))
     };
     specs.iter().enumerate().zip(opened).map(serve).collect()

@@ -1,9 +1,11 @@
 //! The command line of `vhost_user_block`, and what becomes of it.
 
 mod backend;
+pub mod confined;
 
 use catalog::flags::{Flag, Purpose};
-use clap::Command;
+use clap::{Arg, Command};
+use sandbox::Mode;
 
 pub use backend::{BackendSpec, look, start};
 
@@ -38,4 +40,5 @@ pub fn command() -> Command {
         .after_long_help(EXAMPLES)
         .arg_required_else_help(true)
         .arg(flag)
+        .arg(Arg::new("seccomp").long("seccomp").value_name("mode").default_value("true").help(Mode::HELP))
 }

@@ -8,7 +8,7 @@ use clap::ArgMatches;
 use device::Events;
 use spec::Refusal;
 use vhost_user::daemon::{self, Signals, Watchman};
-use vhost_user_block::{BackendSpec, command, look, start};
+use vhost_user_block::{BackendSpec, command, confined, look, start};
 
 fn main() -> ExitCode {
     let matches = match command().try_get_matches() {
@@ -31,7 +31,11 @@ fn main() -> ExitCode {
 
 fn run(matches: &ArgMatches) -> Result<(), Refusal> {
     let specs: Vec<BackendSpec> = flags::many(matches)?.unwrap_or_default();
+    let text = matches.get_one::<String>("seccomp").map_or("true", String::as_str);
+    let mode = text.parse().map_err(|e| Refusal::invalid(format!("Error parsing --seccomp: {e}")))?;
     let signals = Signals::take().map_err(|e| Refusal::host("cannot take signals", e))?;
+    sandbox::begin(mode, || {}).map_err(|e| Refusal::host("cannot take signals", e))?;
+    confined::main()?;
     let watchman = Watchman::new().map_err(|e| Refusal::host("cannot watch over threads", e))?;
     let events: Arc<dyn Events> = watchman.clone();
     let servers = start(&specs, &events)?;

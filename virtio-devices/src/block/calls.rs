@@ -11,7 +11,8 @@ pub(super) const CALLS: Calls = Calls {
     own: &[image::TRANSFER, image::IO_URING, image::AIO, image::MAKE_ENGINE, rate::WAIT],
     shared: &[],
     registers: &[rate::MAKE, image::DROP_ENGINE],
-    host: &[common::FILES, image::OPEN, image::TRANSFER],
+    upkeep: &[image::OPEN, image::TRANSFER],
+    host: &[common::FILES],
 };
 
 /// Of the queues of one disk, once their engines are made.

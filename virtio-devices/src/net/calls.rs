@@ -12,5 +12,6 @@ pub(super) const CALLS: Calls = Calls {
     shared: &[tap::SET],
     // Activation and reset.
     registers: &[tap::SET, rate::MAKE],
+    upkeep: &[],
     host: &[common::FILES, tap::OPEN],
 };
