@@ -135,7 +135,8 @@ fn every_thread_of_every_kind_is_confined() {
     machine.put("vm.reboot", &Value::Null);
     machine.wait_for("# loading ");
     threads(machine.id());
-    drop(machine);
+    // In order, so that the locks of its disks are gone when it is.
+    machine.shut_down().ended_well();
 
     let value = format!("source_url=file://{},memory_restore_mode=ondemand,resume=on", saved.display());
     let mut machine = Living::restore(loaded.scratch.path(), "restored", &value, &[]);
