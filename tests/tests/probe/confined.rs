@@ -52,15 +52,16 @@ impl Watch {
     fn begin(process: u32) -> Watch {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
-        let thread = std::thread::spawn(move || {
+        let watch = move || {
             let mut seen = Threads::new();
             while !stopped.load(Ordering::Relaxed) {
                 seen.extend(threads(process));
                 std::thread::sleep(Duration::from_micros(200));
             }
             seen
-        });
-        Watch { stop, thread }
+        };
+        let thread = std::thread::Builder::new().name("watch".into()).spawn(watch);
+        Watch { stop, thread: thread.expect("a thread can be started") }
     }
 
     fn end(self) -> Threads {
