@@ -153,6 +153,16 @@ pub const UNSUPPORTED: &[(&str, bool)] = &[
     ("watchdog", false),
 ];
 
+/// The flag by which a program is told what becomes of system calls that it has no need of.
+pub fn seccomp() -> Arg {
+    Arg::new("seccomp").long("seccomp").value_name("mode").default_value("true").help(sandbox::Mode::HELP)
+}
+
+/// What [`seccomp`] was given.
+pub fn seccomp_of(matches: &ArgMatches) -> &str {
+    matches.get_one::<String>("seccomp").map_or("true", String::as_str)
+}
+
 /// A flag of the contract that is refused when used; it does not show in the help.
 pub fn unsupported_arg((name, value): &(&'static str, bool)) -> Arg {
     let arg = Arg::new(*name).long(*name).hide(true);

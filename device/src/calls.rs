@@ -14,11 +14,13 @@ pub struct Calls {
     pub shared: &'static [Set],
     /// Where registers are accessed and queues start and stop: on vCPUs' threads.
     pub registers: &'static [Set],
-    /// While the device is built, resized, saved and dropped: on the control thread, which does all of the above as well.
+    /// While the device is resized or saved: on the control thread, which does all of the above as well.
+    pub upkeep: &'static [Set],
+    /// While it is built and dropped: there as well.
     pub host: &'static [Set],
 }
 
 impl Calls {
     /// Nothing beyond what every thread does.
-    pub const NONE: Calls = Calls { own: &[], shared: &[], registers: &[], host: &[] };
+    pub const NONE: Calls = Calls { own: &[], shared: &[], registers: &[], upkeep: &[], host: &[] };
 }

@@ -95,6 +95,7 @@ impl Build for DebugConsoleSpec {
         own: &[],
         shared: &[calls::SERVE],
         registers: &[calls::WRITE],
+        upkeep: &[],
         host: &[common::FILES, calls::OPEN],
     };
     // All that an option text of the mode sets, although no socket is taken.

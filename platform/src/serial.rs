@@ -52,6 +52,7 @@ impl Build for SerialSpec {
         own: &[],
         shared: &[calls::SERVE],
         registers: &[calls::WRITE],
+        upkeep: &[],
         host: &[common::FILES, calls::OPEN],
     };
     const REPLACEABLE: &'static [&'static str] = &["mode", "file", "socket"];

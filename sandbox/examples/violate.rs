@@ -13,12 +13,11 @@ fn main() {
     if let Some(log) = &log {
         sandbox::also_tell(log.as_raw_fd());
     }
-    sandbox::watch(|| {
+    sandbox::begin(mode, || {
         // SAFETY: as in any signal handler: a plain system call on bytes of the program.
         unsafe { libc::write(libc::STDOUT_FILENO, b"restored\n".as_ptr().cast(), 9) };
     })
     .expect("a handler can be set up");
-    sandbox::switch_on(mode);
     (Role { asked_by: "the program", sets: &[common::EVERYWHERE, common::STARTS_THREADS] })
         .enter()
         .expect("the kernel has filters");

@@ -65,6 +65,8 @@ pub const STARTS_THREADS: Set = &[
     Call::any(libc::SYS_rseq),
     Call::any(libc::SYS_sched_getaffinity),
     Call::any(libc::SYS_sched_setaffinity),
+    // Guard pages of stacks, as newer C libraries make them (MADV_GUARD_INSTALL, Linux 6.13).
+    madvise(&[102]),
     prctl(&[libc::PR_SET_NAME as u32, libc::PR_SET_NO_NEW_PRIVS as u32]),
     // The C library's own signal for all threads at once.
     Call::one_of(libc::SYS_rt_sigaction, 0, &[33]),

@@ -7,11 +7,12 @@
 //!
 //! Which files a process may open is said in the same way, as [`HostPath`]s, and enforced by a [`paths::Domain`].
 //!
-//! Until [`switch_on`] is called, which programs do and tests of single crates do not, roles are entered without effect. Nothing here
+//! Until [`begin`] is called, which programs do and tests of single crates do not, roles are entered without effect. Nothing here
 //! knows a device.
 
 pub mod call;
 pub mod common;
+mod ends;
 mod filter;
 mod mode;
 mod names;
@@ -20,9 +21,10 @@ mod role;
 mod violation;
 
 pub use call::{Call, Set, When};
+pub use ends::begin;
 pub use filter::compile;
-pub use mode::{Mode, UnknownMode, mode, switch_on};
+pub use mode::{Mode, UnknownMode, mode};
 pub use names::name;
 pub use paths::{HostPath, Use};
 pub use role::{Refused, Role};
-pub use violation::{also_tell, note, watch};
+pub use violation::{also_tell, note};

@@ -51,6 +51,10 @@ impl fmt::Display for Mode {
 }
 
 impl Mode {
+    /// The help of the flag by which a program takes a mode.
+    pub const HELP: &str = "What becomes of a system call that a thread has no need of: true (the program says so and ends), log (the \
+                            kernel notes it), errno (it fails), or false (nothing is filtered)";
+
     /// What a filter answers (`SECCOMP_RET_…`) to a call that is not allowed.
     pub(crate) fn answer(self) -> u32 {
         match self {
@@ -64,8 +68,8 @@ impl Mode {
 
 static MODE: AtomicU8 = AtomicU8::new(0);
 
-/// From now on roles are entered in this mode. Called before the first thread is started.
-pub fn switch_on(mode: Mode) {
+/// From now on roles are entered in this mode.
+pub(crate) fn switch_on(mode: Mode) {
     MODE.store(mode as u8, Ordering::Relaxed);
 }
 

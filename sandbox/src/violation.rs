@@ -42,7 +42,7 @@ pub fn also_tell(fd: std::os::fd::RawFd) {
 ///
 /// # Errors
 /// What the kernel answered.
-pub fn watch(before: fn()) -> io::Result<()> {
+pub(crate) fn watch(before: fn()) -> io::Result<()> {
     // Somebody who calls twice means the same.
     let _ = BEFORE.set(before);
     // SAFETY: zeros are a valid action, to be filled in.

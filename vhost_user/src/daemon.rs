@@ -9,11 +9,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use device::{Events, Request, Virtio};
+use device::{Calls, Events, Request, Virtio};
+use sandbox::{Role, Set, common};
 use spec::Refusal;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use crate::calls::SERVE;
 use crate::{Door, Server};
 
 /// How long what is under way may take when the program is told to end.
@@ -23,6 +25,7 @@ const LAST_REQUESTS: Duration = Duration::from_secs(30);
 pub struct Daemon {
     signals: Signals,
     watchman: Arc<Watchman>,
+    calls: Calls,
 }
 
 /// A device, and where it is to be served.
@@ -35,10 +38,16 @@ pub struct Opened {
     pub door: Door,
 }
 
-/// The life of `program` after its command line was understood: `body` opens what is to be served and has the daemon serve it.
-pub fn main(program: &str, body: impl FnOnce(Daemon) -> Result<(), Refusal>) -> ExitCode {
+/// The life of `program` after its command line was understood: `body` opens what is to be served and has the daemon serve it. All its
+/// threads are confined as `seccomp` says ([`sandbox::Mode`]) to what is here and `calls`, those of such devices.
+pub fn main(
+    program: &str,
+    seccomp: &str,
+    calls: Calls,
+    body: impl FnOnce(Daemon) -> Result<(), Refusal>,
+) -> ExitCode {
     log();
-    match Daemon::new().and_then(body) {
+    match Daemon::new(seccomp, calls).and_then(body) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             report(program, &e);
@@ -48,10 +57,13 @@ pub fn main(program: &str, body: impl FnOnce(Daemon) -> Result<(), Refusal>) -> 
 }
 
 impl Daemon {
-    fn new() -> Result<Daemon, Refusal> {
+    fn new(seccomp: &str, calls: Calls) -> Result<Daemon, Refusal> {
+        let mode = seccomp.parse().map_err(|e| Refusal::invalid(format!("Error parsing --seccomp: {e}")))?;
         let signals = Signals::take().map_err(|e| Refusal::host("cannot take signals", e))?;
+        sandbox::begin(mode, || {}).map_err(|e| Refusal::host("cannot take signals", e))?;
+        confine(calls)?;
         let watchman = Watchman::new().map_err(|e| Refusal::host("cannot watch over threads", e))?;
-        Ok(Daemon { signals, watchman })
+        Ok(Daemon { signals, watchman, calls })
     }
 
     /// Serves these devices until SIGTERM or SIGINT comes; SIGHUP calls `look` with the servers in their order. Then hangs up and waits
@@ -62,12 +74,25 @@ impl Daemon {
     pub fn serve(self, devices: Vec<Opened>, look: impl Fn(&[Server])) -> Result<(), Refusal> {
         let events: Arc<dyn Events> = self.watchman.clone();
         let start = |Opened { name, device, door }| {
-            Server::start(&name, door, device, events.clone())
+            Server::start(&name, door, device, events.clone(), self.calls)
                 .map_err(|e| Refusal::host(format!("cannot serve {name}"), e))
         };
         let servers = devices.into_iter().map(start).collect::<Result<Vec<_>, _>>()?;
         run(servers, &self.signals, &self.watchman, look)
     }
+}
+
+/// Confines the main thread, which opens what is served, and starts a thread for each of it.
+fn confine(calls: Calls) -> Result<(), Refusal> {
+    let mut sets: Vec<Set> =
+        vec![common::EVERYWHERE, common::STARTS_THREADS, common::FILES, SERVE, terminal::calls::OPEN];
+    sets.extend([calls.own, calls.registers, calls.upkeep, calls.host].concat());
+    (Role { asked_by: "the main thread", sets: &sets }).enter().map_err(|e| {
+        Refusal::host(
+            "cannot confine the program; --seccomp false runs it without filters of system calls",
+            e,
+        )
+    })
 }
 
 /// Logs to standard error, warnings and worse unless `RUST_LOG` in the environment says otherwise.

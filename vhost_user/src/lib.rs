@@ -17,6 +17,7 @@
 //!
 //! What is not offered: packed rings, logging of dirty pages, postcopy, polled rings, an IOMMU.
 
+pub mod calls;
 mod channel;
 pub mod daemon;
 mod door;

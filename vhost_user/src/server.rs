@@ -12,12 +12,14 @@ use std::time::{Duration, Instant};
 use device::guest_warn;
 use device::limit::LogLimit;
 use device::ram::RamMap;
-use device::{Events, Ram, Request, Virtio, VirtioGrant, Workers};
+use device::{Calls, Events, Ram, Request, Virtio, VirtioGrant, Workers};
+use sandbox::{Role, common};
 use terminal::socket::connect;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::PeerError;
+use crate::calls::SERVE;
 use crate::channel::Channel;
 use crate::door::Door;
 use crate::link::Link;
@@ -42,11 +44,12 @@ pub struct Server {
     /// Its absence tells the thread to end.
     commands: Option<Sender<Command>>,
     wake: EventFd,
-    thread: Option<JoinHandle<()>>,
+    /// It gives the way to front ends back: who waits for the thread removes the socket's file.
+    thread: Option<JoinHandle<Door>>,
 }
 
 impl Server {
-    /// Serves a device from now on; `name` is for messages.
+    /// Serves a device from now on; `name` is for messages, and `calls` are those of such devices.
     ///
     /// # Errors
     /// No descriptor or thread could be had.
@@ -55,6 +58,7 @@ impl Server {
         door: Door,
         mut device: Box<dyn Virtio>,
         events: Arc<dyn Events>,
+        calls: Calls,
     ) -> io::Result<Server> {
         let ram = Ram::new(RamMap::new());
         let link = Arc::new(Link::new(name, device.queue_sizes().len()));
@@ -78,12 +82,19 @@ impl Server {
         let host = Host { served, door, epoll, wake: wake.try_clone()?, bell, inbox };
         let thread = std::thread::Builder::new().name(name.chars().take(15).collect()).spawn(move || {
             let name = host.served.name.clone();
-            match catch_unwind(AssertUnwindSafe(|| host.run())) {
-                Ok(Ok(())) => return,
+            let run = || {
+                let mut sets = vec![common::EVERYWHERE, common::STARTS_THREADS, SERVE];
+                sets.extend([calls.own, calls.registers, calls.upkeep].concat());
+                (Role { asked_by: &name, sets: &sets }).enter().map_err(io::Error::other)?;
+                host.run()
+            };
+            match catch_unwind(AssertUnwindSafe(run)) {
+                Ok(Ok(())) => return host.door,
                 Ok(Err(e)) => log::error!("{name}: cannot serve any more: {e}"),
                 Err(_) => log::error!("{name}: its thread panicked"),
             }
             events.request(Request::Fault);
+            host.door
         })?;
         Ok(Server { name: name.to_owned(), commands: Some(commands), wake, thread: Some(thread) })
     }

@@ -2,7 +2,7 @@
 
 mod backend;
 
-use catalog::flags::{Flag, Purpose};
+use catalog::flags::{self, Flag, Purpose};
 use clap::Command;
 
 pub use backend::{BackendSpec, look, open};
@@ -26,7 +26,7 @@ const EXAMPLES: &str = "Examples:
 
   QEMU as the front end; its guest's memory must be shared:
     qemu-system-x86_64 -object memory-backend-memfd,id=m,size=1G,share=on -m 1G -machine q35,memory-backend=m \\
-      -chardev socket,id=c,path=/run/disk.sock,reconnect=1 -device vhost-user-blk-pci,chardev=c,num-queues=2 ...";
+      -chardev socket,id=c,path=/run/disk.sock,reconnect-ms=1000 -device vhost-user-blk-pci,chardev=c,num-queues=2 ...";
 
 /// The command with its flags and their help.
 pub fn command() -> Command {
@@ -38,4 +38,5 @@ pub fn command() -> Command {
         .after_long_help(EXAMPLES)
         .arg_required_else_help(true)
         .arg(flag)
+        .arg(flags::seccomp())
 }

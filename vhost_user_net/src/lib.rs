@@ -2,7 +2,7 @@
 
 mod backend;
 
-use catalog::flags::{Flag, Purpose};
+use catalog::flags::{self, Flag, Purpose};
 use clap::Command;
 
 pub use backend::{BackendSpec, open};
@@ -28,7 +28,7 @@ const EXAMPLES: &str = "Examples:
 
   QEMU as the front end; its guest's memory must be shared:
     qemu-system-x86_64 -object memory-backend-memfd,id=m,size=1G,share=on -m 1G -machine q35,memory-backend=m \\
-      -chardev socket,id=c,path=/run/net.sock,reconnect=1 -netdev vhost-user,id=n,chardev=c,queues=2 \\
+      -chardev socket,id=c,path=/run/net.sock,reconnect-ms=1000 -netdev vhost-user,id=n,chardev=c,queues=2 \\
       -device virtio-net-pci,netdev=n,mq=on ...";
 
 /// The command with its flags and their help.
@@ -41,4 +41,5 @@ pub fn command() -> Command {
         .after_long_help(EXAMPLES)
         .arg_required_else_help(true)
         .arg(flag)
+        .arg(flags::seccomp())
 }

@@ -83,6 +83,7 @@ impl Build for ConsoleSpec {
         own: &[],
         shared: &[calls::SERVE],
         registers: &[calls::WRITE],
+        upkeep: &[],
         host: &[common::FILES, calls::OPEN],
     };
     const REPLACEABLE: &'static [&'static str] = &["mode", "file", "socket"];

@@ -10,7 +10,7 @@ use vhost_user::front::{Parked, Remote, Wish, calls};
 
 /// What devices that are nothing but the other process' ask of the kernel here.
 pub(crate) const CALLS: Calls =
-    Calls { own: SEARCH, shared: &[calls::TALK], registers: &[calls::TALK], host: FIND };
+    Calls { own: SEARCH, shared: &[calls::TALK], registers: &[calls::TALK], upkeep: &[], host: FIND };
 
 /// On the thread that looks for a back end.
 pub(crate) const SEARCH: &[Set] = &[calls::TALK, calls::DIAL, calls::SEARCH];

@@ -74,15 +74,7 @@ fn command_for(purpose: Purpose) -> Command {
             "no-shutdown",
             "Keeps the process when the guest powers itself off; needs the API to go on",
         ))
-        .arg(
-            value(
-                "seccomp",
-                "mode",
-                "What becomes of a system call that a thread has no need of: true (the program says so and ends), log (the kernel \
-                 notes it), errno (it fails), or false (nothing is filtered)",
-            )
-            .default_value("true"),
-        )
+        .arg(catalog::flags::seccomp())
         .arg(switch(
             "check-host",
             "Says whether this host can run guests, what is missing and how to mend it",

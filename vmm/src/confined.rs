@@ -48,6 +48,7 @@ fn control_sets() -> Vec<Set> {
     sets.extend(WRITER.sets);
     sets.extend(vcpu_sets());
     sets.extend(spawner_sets());
+    sets.extend(of_devices(|calls| calls.upkeep));
     sets.extend(of_devices(|calls| calls.host));
     sets
 }

@@ -11,7 +11,6 @@ use catalog::VmSpec;
 use clap::ArgMatches;
 use clap::error::ErrorKind;
 use hypervisor::kvm::Kvm;
-use sandbox::Mode;
 use spec::Refusal;
 use vmm::api_socket::ApiSocket;
 use vmm::cli;
@@ -68,24 +67,8 @@ fn run(matches: &ArgMatches) -> Result<(), Refusal> {
     // SAFETY: umask takes an integer and cannot fail.
     unsafe { libc::umask(0o077) };
     let signals = Signals::take().map_err(|e| Refusal::host("Error setting up signals", e))?;
-    let hook = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |info| {
-        // The message is of no use in a terminal that is still raw.
-        terminal::restore_all();
-        match std::thread::current().name() {
-            Some("main") | None => hook(info),
-            // A confined thread may not open the program's file, which names of functions would need.
-            Some(name) if mode != Mode::Off => {
-                let what = info.payload_as_str().unwrap_or("something that is no text");
-                let at = info.location().map(ToString::to_string).unwrap_or_default();
-                // Nothing can be done about a standard error that takes nothing.
-                let _ = writeln!(std::io::stderr(), "thread '{name}' panicked at {at}:\n{what}");
-            }
-            Some(_) => hook(info),
-        }
-    }));
-    sandbox::watch(terminal::restore_all).map_err(|e| Refusal::host("Error setting up signals", e))?;
-    sandbox::switch_on(mode);
+    // Messages are of no use in a terminal that is still raw.
+    sandbox::begin(mode, terminal::restore_all).map_err(|e| Refusal::host("Error setting up signals", e))?;
     vmm::confined::control()?;
 
     let monitor = Monitor::new(cli::event_monitor(matches)?)

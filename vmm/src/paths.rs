@@ -31,10 +31,16 @@ impl Confinement {
     /// # Errors
     /// A path that is not there, or a kernel that cannot do it: the machine is not to be run.
     pub fn enter(&mut self, spec: &VmSpec, more: Vec<HostPath>) -> Result<(), Refusal> {
+        if !spec.landlock_enable && self.domains.is_empty() {
+            return Ok(());
+        }
+        let mut paths = [more, spec.paths()?].concat();
+        // What an earlier machine brought about stays.
+        self.check(&paths)?;
         if !spec.landlock_enable {
             return Ok(());
         }
-        let mut paths = [self.own.clone(), more, spec.paths()?].concat();
+        paths.extend(self.own.iter().cloned());
         paths.extend(OF_EVERY_PROCESS.map(|path| HostPath::new(path, Use::Read)));
         let domain =
             Domain::enter(&paths).map_err(|e| Refusal::host("Cannot confine the process by Landlock", e))?;

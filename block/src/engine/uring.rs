@@ -9,7 +9,7 @@
 //! the ring's descriptor is woken for work that is put off, so an eventfd would be needed, with a read per wake-up.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::time::Duration;
 
 use io_uring::register::Restriction;
@@ -81,17 +81,21 @@ fn make_ring(entries: u32) -> io::Result<IoUring> {
     last
 }
 
+/// Has a ring refuse all but the operations that are needed, on these files. No filter of system calls sees what a ring is asked.
+fn restrict(ring: &IoUring, files: &[RawFd]) -> io::Result<()> {
+    ring.submitter().register_files(files)?;
+    let mut allowed = Vec::from(OPERATIONS.map(Restriction::sqe_op));
+    allowed.push(Restriction::sqe_flags_required(squeue::Flags::FIXED_FILE.bits()));
+    allowed.push(Restriction::sqe_flags_allowed(squeue::Flags::FIXED_FILE.bits()));
+    ring.submitter().register_restrictions(&mut allowed)
+}
+
 impl Uring {
     pub(super) fn new(files: &Files, depth: usize) -> io::Result<Self> {
         let entries = u32::try_from(depth).map_err(io::Error::other)?;
         let ring = make_ring(entries.next_power_of_two())?;
         let descriptors: Vec<_> = files.iter().map(|storage| storage.file().as_raw_fd()).collect();
-        ring.submitter().register_files(&descriptors)?;
-        // No filter of system calls sees what a ring is asked: the ring itself refuses all but this, on these files.
-        let mut allowed = Vec::from(OPERATIONS.map(Restriction::sqe_op));
-        allowed.push(Restriction::sqe_flags_required(squeue::Flags::FIXED_FILE.bits()));
-        allowed.push(Restriction::sqe_flags_allowed(squeue::Flags::FIXED_FILE.bits()));
-        ring.submitter().register_restrictions(&mut allowed)?;
+        restrict(&ring, &descriptors)?;
         Ok(Uring {
             files: files.clone(),
             ring,
@@ -334,5 +338,42 @@ impl Drop for Uring {
             log::error!("cannot wait for I/O on {}: {error}", self.files.own().path().display());
             std::process::abort();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ring_refuses_what_disks_have_no_need_of() {
+        if !super::super::io_uring_available() {
+            eprintln!("SKIPPED: restrictions of rings: this kernel has no io_uring for us");
+            return;
+        }
+        let file = std::fs::File::open("/dev/zero").unwrap();
+        let other = types::Fd(file.as_raw_fd());
+        let mut ring = make_ring(4).unwrap();
+        restrict(&ring, &[file.as_raw_fd()]).unwrap();
+        ring.submitter().register_enable_rings().unwrap();
+        let mut bytes = [1u8; 8];
+        let here = bytes.as_mut_ptr();
+        for (entry, answer) in [
+            (opcode::Read::new(FILE, here, 8).build(), 8),
+            // A file that was not registered, and operations that bring others.
+            (opcode::Read::new(other, here, 8).build(), -libc::EACCES),
+            (opcode::OpenAt::new(types::Fd(libc::AT_FDCWD), c"/".as_ptr()).build(), -libc::EACCES),
+            (opcode::Socket::new(libc::AF_INET, libc::SOCK_STREAM, 0).build(), -libc::EACCES),
+            (opcode::Nop::new().build(), -libc::EACCES),
+        ] {
+            push(&mut ring.submission(), &entry);
+            ring.submit_and_wait(1).unwrap();
+            let result = ring.completion().next().map(|done| done.result());
+            assert_eq!(result, Some(answer), "{entry:?}");
+        }
+        assert_eq!(bytes, [0; 8]);
+        // Nor does it take other files.
+        let taken = ring.submitter().register_files_update(0, &[file.as_raw_fd()]);
+        assert_eq!(taken.unwrap_err().raw_os_error(), Some(libc::EACCES));
     }
 }

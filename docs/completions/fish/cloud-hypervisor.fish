@@ -6,6 +6,7 @@ complete -c cloud-hypervisor -l memory -d 'The machine\'s memory' -r
 complete -c cloud-hypervisor -l platform -d 'The machine\'s identity, as SMBIOS tells it to the guest' -r
 complete -c cloud-hypervisor -l pci-segment -d 'The share of the PCI address windows that a segment gets' -r
 complete -c cloud-hypervisor -l rate-limit-group -d 'A limit that several disks share: those that name it with rate_limit_group' -r
+complete -c cloud-hypervisor -l landlock-rules -d 'A path that a process confined by --landlock may use besides those that its machine is made of: for what is added later, and for snapshots' -r
 complete -c cloud-hypervisor -l console -d 'The paravirtual console (hvc0 in the guest), and where it goes on the host' -r
 complete -c cloud-hypervisor -l disk -d 'A disk on an image file or block device of the host' -r
 complete -c cloud-hypervisor -l net -d 'A network device on a tap of the host' -r
@@ -17,9 +18,10 @@ complete -c cloud-hypervisor -l debug-console -d 'The debug console: what a gues
 complete -c cloud-hypervisor -l restore -d 'A saved machine to go on with' -r
 complete -c cloud-hypervisor -l api-socket -d 'UNIX socket for requests (see ch-remote); a bare path works too' -r
 complete -c cloud-hypervisor -l event-monitor -d 'Writes a JSON record of each event to this file' -r
-complete -c cloud-hypervisor -l seccomp -d 'System call filters: only false is supported yet' -r
+complete -c cloud-hypervisor -l seccomp -d 'What becomes of a system call that a thread has no need of: true (the program says so and ends), log (the kernel notes it), errno (it fails), or false (nothing is filtered)' -r
 complete -c cloud-hypervisor -l log-file -d 'Logs to this file instead of standard error' -r
 complete -c cloud-hypervisor -l log-format -d 'Format of log records' -r
+complete -c cloud-hypervisor -l landlock -d 'Keeps the process to the paths of its machine (Landlock); a host that cannot do it is an error'
 complete -c cloud-hypervisor -l no-shutdown -d 'Keeps the process when the guest powers itself off; needs the API to go on'
 complete -c cloud-hypervisor -l check-host -d 'Says whether this host can run guests, what is missing and how to mend it'
 complete -c cloud-hypervisor -s V -l version -d 'Prints the version; with -v also the compiled-in features'

@@ -1,3 +1,4 @@
 complete -c vhost_user_block -l block-backend -d 'A disk, and the socket that it is served on' -r
+complete -c vhost_user_block -l seccomp -d 'What becomes of a system call that a thread has no need of: true (the program says so and ends), log (the kernel notes it), errno (it fails), or false (nothing is filtered)' -r
 complete -c vhost_user_block -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c vhost_user_block -s V -l version -d 'Print version'

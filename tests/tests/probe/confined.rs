@@ -52,15 +52,16 @@ impl Watch {
     fn begin(process: u32) -> Watch {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
-        let thread = std::thread::spawn(move || {
+        let watch = move || {
             let mut seen = Threads::new();
             while !stopped.load(Ordering::Relaxed) {
                 seen.extend(threads(process));
                 std::thread::sleep(Duration::from_micros(200));
             }
             seen
-        });
-        Watch { stop, thread }
+        };
+        let thread = std::thread::Builder::new().name("watch".into()).spawn(watch);
+        Watch { stop, thread: thread.expect("a thread can be started") }
     }
 
     fn end(self) -> Threads {
@@ -135,7 +136,8 @@ fn every_thread_of_every_kind_is_confined() {
     machine.put("vm.reboot", &Value::Null);
     machine.wait_for("# loading ");
     threads(machine.id());
-    drop(machine);
+    // In order, so that the locks of its disks are gone when it is.
+    machine.shut_down().ended_well();
 
     let value = format!("source_url=file://{},memory_restore_mode=ondemand,resume=on", saved.display());
     let mut machine = Living::restore(loaded.scratch.path(), "restored", &value, &[]);

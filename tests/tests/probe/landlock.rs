@@ -76,11 +76,11 @@ fn what_is_added_must_lie_within_the_rules() {
     let link = scratch.file("inside/link");
     std::os::unix::fs::symlink(&outside, &link).expect("a link can be made");
     refused(&machine, "vm.add-disk", &disk(&link), &link, "rw");
-    let elsewhere = scratch.file("elsewhere");
-    std::fs::create_dir(&elsewhere).expect("the scratch directory takes another");
-    let vsock = json!({ "cid": 3, "socket": elsewhere.join("vsock") });
+    // Where the API's socket is others may be as well, but not elsewhere.
+    let elsewhere = Scratch::new();
+    let vsock = json!({ "cid": 3, "socket": elsewhere.file("vsock") });
     let (status, text) = machine.ask("PUT", "vm.add-vsock", &vsock);
-    let rule = format!("--landlock-rules path={},access=w", elsewhere.display());
+    let rule = format!("--landlock-rules path={},access=w", elsewhere.path().display());
     assert!(status == 400 && text.contains(&rule), "{status} {text}");
     let disks = machine.info()["config"]["disks"].clone();
     assert_eq!(disks, Value::Null, "what was refused is not part of the machine");
@@ -125,6 +125,12 @@ fn a_machine_described_over_the_api_is_kept_to_its_paths() {
     machine.put("vm.create", &described);
     machine.put("vm.boot", &Value::Null);
     refused(&machine, "vm.add-disk", &json!({ "path": outside, "image_type": "Raw" }), &outside, "rw");
+    // It lasts as long as the process: another machine must do with the same paths.
+    machine.put("vm.delete", &Value::Null);
+    let other = json!({ "payload": { "kernel": outside } });
+    refused(&machine, "vm.create", &other, &outside, "r");
+    machine.put("vm.create", &described);
+    machine.put("vm.boot", &Value::Null);
     machine.shut_down().ended_well();
 }
 

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on may as well end there")]
 
 mod bad_lines;
+mod confined;
 mod death;
 mod disk;
 mod hostile;

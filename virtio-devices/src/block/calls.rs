@@ -21,7 +21,8 @@ pub(super) const CALLS: Calls = Calls {
     ],
     shared: &[remote::TALK],
     registers: &[rate::MAKE, image::DROP_ENGINE, remote::TALK],
-    host: &[common::FILES, image::OPEN, image::TRANSFER, remote::TALK, remote::DIAL],
+    upkeep: &[image::OPEN, image::TRANSFER],
+    host: &[common::FILES, remote::TALK, remote::DIAL],
 };
 
 /// Of the queues of one disk, once their engines are made.

@@ -13,6 +13,7 @@ pub(super) const CALLS: Calls = Calls {
     shared: &[tap::SET, remote::TALK],
     // Activation and reset.
     registers: &[tap::SET, rate::MAKE, remote::TALK],
+    upkeep: &[],
     host: &[common::FILES, tap::OPEN, remote::TALK, remote::DIAL],
 };
 

@@ -11,5 +11,6 @@ pub(super) const CALLS: Calls = Calls {
     own: &[FLUSH],
     shared: &[],
     registers: &[],
+    upkeep: &[],
     host: &[common::FILES, image::OPEN, image::TRANSFER],
 };

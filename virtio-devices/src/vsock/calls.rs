@@ -21,5 +21,6 @@ pub(super) const CALLS: Calls = Calls {
     own: &[SOCKETS],
     shared: &[],
     registers: &[&[Call::any(libc::SYS_timerfd_create), Call::any(libc::SYS_shutdown)]],
+    upkeep: &[],
     host: &[common::FILES, terminal::OPEN],
 };
