@@ -12,6 +12,8 @@ complete -c cloud-hypervisor -l disk -d 'A disk on an image file or block device
 complete -c cloud-hypervisor -l net -d 'A network device on a tap of the host' -r
 complete -c cloud-hypervisor -l rng -d 'The source of the guest\'s random numbers' -r
 complete -c cloud-hypervisor -l pmem -d 'A file as persistent memory of the guest\'s (virtio-pmem), which it can map instead of reading blocks' -r
+complete -c cloud-hypervisor -l generic-vhost-user -d 'A virtio device of any type that another process serves by vhost-user' -r
+complete -c cloud-hypervisor -l fs -d 'A folder of the host that another process (virtiofsd) shows to the guest by vhost-user' -r
 complete -c cloud-hypervisor -l vsock -d 'Sockets between guest and host (virtio-vsock)' -r
 complete -c cloud-hypervisor -l serial -d 'The serial port: a 16550A UART at port 0x3f8' -r
 complete -c cloud-hypervisor -l debug-console -d 'The debug console: what a guest writes to one port' -r
