@@ -9,8 +9,13 @@ use vhost_user::BackError;
 use vhost_user::front::{Parked, Remote, Wish, calls};
 
 /// What devices that are nothing but the other process' ask of the kernel here.
-pub(crate) const CALLS: Calls =
-    Calls { own: SEARCH, shared: &[calls::TALK], registers: &[calls::TALK], upkeep: &[], host: FIND };
+pub(crate) const CALLS: Calls = Calls {
+    own: SEARCH,
+    shared: &[calls::TALK, calls::SEARCH],
+    registers: &[calls::TALK],
+    upkeep: &[],
+    host: FIND,
+};
 
 /// On the thread that looks for a back end.
 pub(crate) const SEARCH: &[Set] = &[calls::TALK, calls::DIAL, calls::SEARCH];

@@ -24,5 +24,5 @@ pub const DIAL: Set = &[
     Call::any(libc::SYS_rt_sigpending),
 ];
 
-/// Looking for one again and again.
+/// Looking for one again and again, and beginning to.
 pub const SEARCH: Set = &[Call::any(libc::SYS_timerfd_create), Call::any(libc::SYS_timerfd_settime)];

@@ -19,7 +19,7 @@ pub(super) const CALLS: Calls = Calls {
         remote::DIAL,
         remote::SEARCH,
     ],
-    shared: &[remote::TALK],
+    shared: &[remote::TALK, remote::SEARCH],
     registers: &[rate::MAKE, image::DROP_ENGINE, remote::TALK],
     upkeep: &[image::OPEN, image::TRANSFER],
     host: &[common::FILES, remote::TALK, remote::DIAL],

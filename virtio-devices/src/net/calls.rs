@@ -10,7 +10,7 @@ use crate::rate;
 pub(super) const CALLS: Calls = Calls {
     own: &[tap::MOVE, rate::WAIT, remote::TALK, remote::DIAL, remote::SEARCH],
     // The control queue.
-    shared: &[tap::SET, remote::TALK],
+    shared: &[tap::SET, remote::TALK, remote::SEARCH],
     // Activation and reset.
     registers: &[tap::SET, rate::MAKE, remote::TALK],
     upkeep: &[],
