@@ -608,4 +608,5 @@ fn cpu_time() -> Duration {
 
 mod large;
 mod merged;
+mod random;
 mod state;
