@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -11,7 +12,9 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tests::living::Living;
 use tests::probe::Guest;
+use tests::programs;
 
+use crate::landlock::without;
 use crate::loaded::{Loaded, MAC};
 
 /// Names of threads, and the filters on each.
@@ -163,4 +166,29 @@ fn a_machine_works_the_same_in_every_mode() {
     for mode in ["true", "log", "errno"] {
         Guest::new("hello,memory-map").with(&["--seccomp", mode]).run().all_passed();
     }
+}
+
+#[test]
+fn a_kernel_without_filters_runs_nothing_unless_told() {
+    let run = |mode: &str| {
+        let mut command = Command::new(programs::cloud_hypervisor());
+        command.args(["--seccomp", mode, "--kernel"]).arg(programs::probe());
+        command.args([
+            "--cmdline",
+            "probe.run=hello",
+            "--console",
+            "off",
+            "--serial",
+            "tty",
+            "--memory",
+            "size=64M",
+        ]);
+        without(&mut command, libc::SYS_seccomp).output().expect("the VMM starts")
+    };
+    let refused = run("true");
+    let messages = String::from_utf8_lossy(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(1), "{messages}");
+    assert!(messages.contains("Cannot confine the program; --seccomp false runs it without"), "{messages}");
+    assert!(refused.stdout.is_empty(), "the guest was run");
+    assert!(run("false").status.success());
 }

@@ -134,12 +134,12 @@ fn a_machine_described_over_the_api_is_kept_to_its_paths() {
     machine.shut_down().ended_well();
 }
 
-/// Lets a program believe that the kernel has no Landlock: a filter answers for it.
-fn without_landlock(command: &mut Command) -> &mut Command {
+/// Lets a program believe that the kernel does not know a system call: a filter answers for it.
+pub(crate) fn without(command: &mut Command, call: libc::c_long) -> &mut Command {
     let step = |code: u32, jt, jf, k: u32| libc::sock_filter { code: code as u16, jt, jf, k };
     let filter = [
         step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0),
-        step(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, libc::SYS_landlock_create_ruleset as u32),
+        step(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, call as u32),
         step(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32),
         step(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ALLOW),
     ];
@@ -165,7 +165,7 @@ fn a_kernel_that_cannot_do_it_runs_no_machine() {
             "off",
         ]);
         command.args(["--serial", "tty", "--memory", "size=64M"]).args(arguments);
-        without_landlock(&mut command).output().expect("the VMM starts")
+        without(&mut command, libc::SYS_landlock_create_ruleset).output().expect("the VMM starts")
     };
     let refused = run(&["--landlock"]);
     let messages = String::from_utf8_lossy(&refused.stderr);

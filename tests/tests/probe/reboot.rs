@@ -13,8 +13,10 @@ const ROUNDS: usize = 10;
 /// What the guest found on its bus, once for each time it came up.
 fn buses(serial: &str) -> Vec<Vec<&str>> {
     let boots = serial.split("# loading ");
-    let mut buses: Vec<Vec<&str>> =
-        boots.map(|boot| boot.lines().filter(|line| line.starts_with("# pci ")).collect()).collect();
+    // The first of them may follow a line that a reboot cut off.
+    let listed =
+        boots.map(|boot| boot.lines().filter_map(|line| Some(&line[line.find("# pci ")?..])).collect());
+    let mut buses: Vec<Vec<&str>> = listed.collect();
     buses.pop(); // behind the last
     buses
 }
