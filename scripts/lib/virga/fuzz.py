@@ -163,8 +163,9 @@ def minimise(target, path):
     """Makes an input shorter."""
     shorter = path.with_name(path.name + ".short")
     with target.ready() as (env, directory):
-        words = ["-minimize_crash=1", "-runs=20000", f"-exact_artifact_path={shorter}", path.absolute()]
-        argv = target.argv(directory, *words)
+        words = ["-minimize_crash=1", "-max_total_time=60", f"-exact_artifact_path={shorter}", path.absolute()]
+        # libFuzzer sets the greatest length itself here, and cannot have it set twice.
+        argv = [word for word in target.argv(directory, *words) if not word.startswith("-max_len=")]
         subprocess.run(argv, env=env, check=False, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
                        stderr=subprocess.DEVNULL)
     if not shorter.exists():
