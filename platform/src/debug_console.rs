@@ -6,7 +6,7 @@ use device::{
     Build, Built, Calls, Device, DeviceError, Effect, Grant, Host, Naming, Needs, Region, Registers, Space,
     WindowNeed, Workers,
 };
-use sandbox::{HostPath, common};
+use sandbox::HostPath;
 use serde::{Deserialize, Serialize};
 use spec::{Facts, Key, Options, ParseError, Part, Refusal, Spec, Value};
 use terminal::{ConsoleMode, Input, Mode, Session, Terminal, calls};
@@ -91,13 +91,7 @@ impl Spec for DebugConsoleSpec {
 
 impl Build for DebugConsoleSpec {
     const NAMING: Naming = Naming::Single("__debug_console");
-    const CALLS: Calls = Calls {
-        own: &[],
-        shared: &[calls::SERVE],
-        registers: &[calls::WRITE],
-        upkeep: &[],
-        host: &[common::FILES, calls::OPEN],
-    };
+    const CALLS: Calls = calls::CONSOLE;
     // All that an option text of the mode sets, although no socket is taken.
     const REPLACEABLE: &'static [&'static str] = &["mode", "file", "socket"];
 

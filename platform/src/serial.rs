@@ -9,7 +9,7 @@ use device::{
     Build, Built, Calls, Device, DeviceError, Effect, Grant, Host, Line, LineNeed, Naming, Needs, Placed,
     Region, Registers, Space, TableSink, WindowNeed, Workers,
 };
-use sandbox::{HostPath, common};
+use sandbox::HostPath;
 use spec::{Facts, Refusal, Spec};
 use terminal::{ConsoleMode, Input, Mode, Session, Terminal, calls};
 
@@ -48,13 +48,7 @@ impl Spec for SerialSpec {
 
 impl Build for SerialSpec {
     const NAMING: Naming = Naming::Single("__serial");
-    const CALLS: Calls = Calls {
-        own: &[],
-        shared: &[calls::SERVE],
-        registers: &[calls::WRITE],
-        upkeep: &[],
-        host: &[common::FILES, calls::OPEN],
-    };
+    const CALLS: Calls = calls::CONSOLE;
     const REPLACEABLE: &'static [&'static str] = &["mode", "file", "socket"];
 
     fn paths(&self) -> Vec<HostPath> {

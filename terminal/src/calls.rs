@@ -1,6 +1,11 @@
 //! The system calls of this crate, for those who confine the threads that use it.
 
-use sandbox::{Call, Set, call};
+use device::Calls;
+use sandbox::{Call, Set, call, common};
+
+/// Of a device that is a console: clients come and write by the thread of quiet devices, and the guest writes by its own.
+pub const CONSOLE: Calls =
+    Calls { own: &[], shared: &[SERVE], registers: &[WRITE], upkeep: &[], host: &[common::FILES, OPEN] };
 
 /// Opening the other end of a console, and letting go of it. It takes those of [`SERVE`] and [`WRITE`] as well.
 pub const OPEN: Set = &[

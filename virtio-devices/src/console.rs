@@ -23,7 +23,7 @@ use device::{
     VirtioKind, Watch, guest_warn,
 };
 use log::warn;
-use sandbox::{HostPath, common};
+use sandbox::HostPath;
 use serde::{Deserialize, Serialize};
 use spec::{Facts, Part, PciCommon, Refusal, Spec};
 use terminal::{ConsoleMode, Inbox, Input, Mode, Session, Terminal, calls};
@@ -79,13 +79,7 @@ impl Spec for ConsoleSpec {
 
 impl Build for ConsoleSpec {
     const NAMING: Naming = Naming::Single("__console");
-    const CALLS: Calls = Calls {
-        own: &[],
-        shared: &[calls::SERVE],
-        registers: &[calls::WRITE],
-        upkeep: &[],
-        host: &[common::FILES, calls::OPEN],
-    };
+    const CALLS: Calls = calls::CONSOLE;
     const REPLACEABLE: &'static [&'static str] = &["mode", "file", "socket"];
 
     fn common(&self) -> Option<&PciCommon> {

@@ -5,8 +5,8 @@ use net_util::{VNET_HDR_LEN, netns_test};
 use vhost::VhostBackend;
 use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::VhostUserProtocolFeatures;
-use vhost_user::testing::Scratch;
 use vhost_user::testing::front::{EVENT_IDX, Front};
+use vhost_user::testing::{Daemon, Scratch};
 
 use crate::card::{ALL, Guest, OFFLOADS, TAP, frame, number, ours, start};
 
@@ -16,13 +16,19 @@ fn payload(length: usize) -> Vec<u8> {
     device::fake::random::Random(length as u64).bytes(length)
 }
 
-fn put_together(accept: u64) {
+/// A daemon with a card, the host's end of its tap, and a guest whose driver accepts these features.
+fn plugged(accept: u64) -> ((Daemon, Scratch), Wire, Guest) {
     let scratch = Scratch::new();
     let socket = scratch.path("socket");
-    let _daemon = start(&scratch, &socket, "");
+    let daemon = start(&scratch, &socket, "");
     let wire = Wire::new(TAP).unwrap();
     let mut guest = Guest::new(1);
     guest.plug(Front::connect(&socket, accept));
+    ((daemon, scratch), wire, guest)
+}
+
+fn put_together(accept: u64) {
+    let (_serving, wire, mut guest) = plugged(accept);
     guest.exchange(&wire, 0, 300);
 }
 
@@ -36,12 +42,7 @@ netns_test! {
     }
 
     fn a_large_segment_goes_both_ways_whole_where_that_was_agreed() {
-        let scratch = Scratch::new();
-        let socket = scratch.path("socket");
-        let _daemon = start(&scratch, &socket, "");
-        let wire = Wire::new(TAP).unwrap();
-        let mut guest = Guest::new(1);
-        guest.plug(Front::connect(&socket, ALL));
+        let (_serving, wire, mut guest) = plugged(ALL);
         for length in [2000, 20_000, 64_000] {
             let segment = Large::Tcp.frame(&payload(length), MSS);
             let (header, bytes) = segment.split_at(HEADER);
@@ -59,12 +60,7 @@ netns_test! {
     }
 
     fn a_guest_that_takes_no_large_segments_gets_pieces_with_their_checksums() {
-        let scratch = Scratch::new();
-        let socket = scratch.path("socket");
-        let _daemon = start(&scratch, &socket, "");
-        let wire = Wire::new(TAP).unwrap();
-        let mut guest = Guest::new(1);
-        guest.plug(Front::connect(&socket, ALL & !OFFLOADS));
+        let (_serving, wire, mut guest) = plugged(ALL & !OFFLOADS);
         for length in [2000, 20_000] {
             let sent = payload(length);
             wire.send(&Large::Tcp.frame(&sent, MSS)).unwrap();
@@ -101,12 +97,7 @@ netns_test! {
     }
 
     fn a_ring_that_was_stopped_goes_on_where_it_was_over_three_hundred_rounds() {
-        let scratch = Scratch::new();
-        let socket = scratch.path("socket");
-        let _daemon = start(&scratch, &socket, "");
-        let wire = Wire::new(TAP).unwrap();
-        let mut guest = Guest::new(1);
-        guest.plug(Front::connect(&socket, ALL));
+        let (_serving, wire, mut guest) = plugged(ALL);
         let (mut out, mut came_out, mut inward, mut came_in) = (0u64, 0, 0u64, 0);
         let look = |guest: &mut Guest, came_out: &mut u64, came_in: &mut u64| {
             while let Some(frame) = wire.next() {
