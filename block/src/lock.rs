@@ -8,6 +8,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use crate::{Error, Result};
 
@@ -21,8 +22,15 @@ pub enum Granularity {
     Full,
 }
 
+/// How long a lock may be held that nobody seems to have, and between two looks.
+const LINGERING: Duration = Duration::from_secs(1);
+const LOOK: Duration = Duration::from_millis(2);
+
 /// Takes a lock on `file`, for writing if `write`, else for reading. It is held until
 /// [`release`], or until the file is closed.
+///
+/// What a killed program had under way the kernel brings to its end after the program is gone, and keeps the file, and so the lock, until
+/// then. Whoever starts the next one at once is not refused for it.
 pub(crate) fn acquire(
     file: &File,
     path: &Path,
@@ -32,19 +40,26 @@ pub(crate) fn acquire(
 ) -> Result<()> {
     let error = |source| Error::Lock { path: path.to_owned(), source };
     let kind = if write { libc::F_WRLCK } else { libc::F_RDLCK };
-    let mut lock = describe(kind, size, granularity).map_err(error)?;
-    let Err(refusal) = fcntl_lock(file, libc::F_OFD_SETLK, &mut lock) else {
-        return Ok(());
+    let begun = Instant::now();
+    let (theirs, holder) = loop {
+        let mut lock = describe(kind, size, granularity).map_err(error)?;
+        let Err(refusal) = fcntl_lock(file, libc::F_OFD_SETLK, &mut lock) else {
+            return Ok(());
+        };
+        if !matches!(refusal.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) {
+            return Err(error(refusal));
+        }
+        // Who is in the way? The answer may be out of date already.
+        let mut other = describe(kind, size, granularity).map_err(error)?;
+        fcntl_lock(file, libc::F_OFD_GETLK, &mut other).map_err(error)?;
+        let theirs = if i32::from(other.l_type) == libc::F_RDLCK { "reading" } else { "writing" };
+        // OFD locks have no owner; the kernel reports -1 for them and the process for classic locks.
+        let holder = if other.l_pid > 0 { Some(other.l_pid.cast_unsigned()) } else { find_holder(file) };
+        if holder.is_some() || begun.elapsed() > LINGERING {
+            break (theirs, holder);
+        }
+        std::thread::sleep(LOOK);
     };
-    if !matches!(refusal.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) {
-        return Err(error(refusal));
-    }
-    // Who is in the way? The answer may be out of date already; it is only for the message.
-    let mut other = describe(kind, size, granularity).map_err(error)?;
-    fcntl_lock(file, libc::F_OFD_GETLK, &mut other).map_err(error)?;
-    let theirs = if i32::from(other.l_type) == libc::F_RDLCK { "reading" } else { "writing" };
-    // OFD locks have no owner; the kernel reports -1 for them and the process for classic locks.
-    let holder = if other.l_pid > 0 { Some(other.l_pid.cast_unsigned()) } else { find_holder(file) };
     let holder = holder.map_or_else(|| "another program".to_owned(), name_process);
     Err(Error::Locked { path: path.to_owned(), theirs, holder, ours_writes: write })
 }

@@ -4,12 +4,14 @@
 
 use std::error::Error as _;
 use std::fs;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use block::{Error, Forbidden, Format, Granularity, Image, Options, Type};
+use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 use vmm_sys_util::tempdir::TempDir;
 
 fn directory() -> TempDir {
@@ -232,6 +234,29 @@ fn the_holder_of_a_lock_is_named() {
     child.wait().unwrap();
     assert!(text.contains(&format!("is locked for writing by process {} (python3", child.id())), "{text}");
     open(&path).unwrap();
+}
+
+/// As a killed program's ring does while it is torn down: the file is open, but no process has it.
+#[test]
+fn a_lock_that_nobody_has_any_more_is_waited_for() {
+    let dir = directory();
+    let path = file(&dir, "image", &[0; 4096]);
+    let held = fs::File::options().read(true).write(true).open(&path).unwrap();
+    // SAFETY: an open descriptor and a lock to read, of which all zeroes are one.
+    unsafe {
+        let lock = libc::flock { l_type: libc::F_WRLCK as i16, ..std::mem::zeroed() };
+        assert_eq!(libc::fcntl(held.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock), 0);
+    }
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    ours.send_with_fd(&b"."[..], held.as_raw_fd()).unwrap();
+    drop(held);
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            std::thread::sleep(std::time::Duration::from_millis(50));
+            drop((ours, theirs));
+        });
+        open(&path).unwrap();
+    });
 }
 
 #[test]

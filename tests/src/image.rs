@@ -19,6 +19,18 @@ pub fn pattern(seed: u64, first: u64, sectors: u64) -> Vec<u8> {
     (0..sectors * 64).flat_map(|i| pattern_word(seed, first + i / 64, i % 64).to_le_bytes()).collect()
 }
 
+/// The number of the write that the probe stamped a sector with; 0 if it is all zeroes, nothing if it is not whole.
+pub fn stamp(bytes: &[u8], sector: u64) -> Option<u64> {
+    let words: Vec<u64> = bytes.as_chunks().0.iter().map(|word| u64::from_le_bytes(*word)).collect();
+    let number = *words.first()?;
+    if number == 0 {
+        return words.iter().all(|word| *word == 0).then_some(0);
+    }
+    let sum = words[..63].iter().fold(0u64, |sum, word| sum.rotate_left(1).wrapping_add(*word));
+    let pattern = (1..63).all(|i| words[i as usize] == pattern_word(number, sector, i));
+    (pattern && words[63] == sum).then_some(number)
+}
+
 /// Writes an image of the pattern `seed` to `path`.
 pub fn make(path: &Path, seed: u64, sectors: u64) -> PathBuf {
     std::fs::write(path, pattern(seed, 0, sectors)).expect("the scratch directory has room for an image");

@@ -112,11 +112,13 @@ fn report(program: &str, error: &Refusal) {
 struct Signals(File);
 
 impl Signals {
-    /// Blocks SIGTERM, SIGINT and SIGHUP in this thread and those it starts.
+    /// Blocks SIGTERM, SIGINT and SIGHUP in this thread and those it starts. SIGXFSZ is ignored.
     ///
     /// # Errors
     /// What the host answered.
     fn take() -> io::Result<Signals> {
+        // SAFETY: ignoring it runs no handler; an image that may not grow any more is then an error of the request.
+        unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
         // SAFETY: a zeroed set is what sigemptyset makes; the calls only read and write the set.
         let fd = unsafe {
             let mut set: libc::sigset_t = zeroed();

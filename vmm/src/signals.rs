@@ -20,15 +20,17 @@ const HANDLED: [libc::c_int; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGWINCH];
 pub struct Signals(File);
 
 impl Signals {
-    /// Blocks the signals in this thread and those it starts, and lets them be read instead. SIGCHLD and SIGPIPE are ignored.
+    /// Blocks the signals in this thread and those it starts, and lets them be read instead. SIGCHLD, SIGPIPE and SIGXFSZ are ignored.
     ///
     /// # Errors
     /// What the host answered.
     pub fn take() -> io::Result<Self> {
-        // SAFETY: ignoring these signals runs no handler; a broken pipe is then an error where it is written to.
+        // SAFETY: ignoring these signals runs no handler; a broken pipe, or a file that may not grow any more, is then an error
+        // where it is written to.
         unsafe {
             libc::signal(libc::SIGCHLD, libc::SIG_IGN);
             libc::signal(libc::SIGPIPE, libc::SIG_IGN);
+            libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
         }
         // SAFETY: a zeroed set is what sigemptyset makes; the calls only read and write the set.
         let fd = unsafe {

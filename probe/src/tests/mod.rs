@@ -27,6 +27,8 @@ mod pci;
 mod platform;
 mod pmem;
 mod ports;
+mod promise;
+mod steps;
 mod streams;
 mod talk;
 
@@ -144,6 +146,8 @@ static TESTS: &[Entry] = &[
     on_demand("bench-net", bench::network),
     on_demand("pulse", bench::pulse),
     on_demand("load", load::load),
+    on_demand("promise", promise::promise),
+    on_demand("steps", steps::steps),
     on_demand("talk", talk::talk),
     on_demand("x2apic", cpu::x2apic),
     on_demand("processors", cpu::processors),

@@ -159,3 +159,36 @@ pub(crate) fn pattern(seed: u64, sector: u64, index: u64) -> u64 {
     z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
     z ^ z >> 31
 }
+
+/// What a sector holds whose content is known by a number: the number, then its pattern, then a sum of all; zeroes for the number 0. So
+/// a sector that is old, torn, misplaced or another's is told apart.
+pub(crate) mod stamp {
+    use super::{Region, pattern};
+
+    /// What the first 63 words of a sector add up to.
+    fn sum(sector: Region) -> u64 {
+        (0..63).fold(0u64, |sum, i| sum.rotate_left(1).wrapping_add(sector.read64(i * 8)))
+    }
+
+    /// Fills the buffer of a sector.
+    pub(crate) fn write(buffer: Region, sector: u64, number: u64) {
+        if number == 0 {
+            return buffer.fill(0);
+        }
+        buffer.write64(0, number);
+        (1..63).for_each(|i| buffer.write64(i * 8, pattern(number, sector, i)));
+        buffer.write64(63 * 8, sum(buffer));
+    }
+
+    /// The number of what a sector holds; nothing if it is not whole.
+    pub(crate) fn read(buffer: Region, sector: u64) -> Option<u64> {
+        let number = buffer.read64(0);
+        let whole = if number == 0 {
+            (0..64).all(|i| buffer.read64(i * 8) == 0)
+        } else {
+            (1..63).all(|i| buffer.read64(i * 8) == pattern(number, sector, i))
+                && buffer.read64(63 * 8) == sum(buffer)
+        };
+        whole.then_some(number)
+    }
+}

@@ -3,12 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
-use tests::image::{SECTOR, pattern_word};
+use tests::image::{SECTOR, stamp};
 use tests::living::Living;
 use tests::scratch::Scratch;
 use tests::tap::{self, Partner, Tap};
 
-use crate::formats::{qemu_img, text};
+use crate::formats::{qemu_img, raw_copy, text};
 
 /// The guest's card.
 pub(crate) const MAC: &str = "52:54:00:10:ad:01";
@@ -124,13 +124,7 @@ impl Loaded {
 
 /// The same for an image of any type, which must be in order itself.
 fn written_to(image: &Path, image_type: &str) -> usize {
-    if image_type == "raw" {
-        return written(image);
-    }
-    qemu_img(&["check", "-q", "-f", image_type, text(image)]);
-    let raw = image.with_extension("raw");
-    qemu_img(&["convert", "-f", image_type, "-O", "raw", text(image), text(&raw)]);
-    written(&raw)
+    written(&raw_copy(image, image_type))
 }
 
 /// Checks that each sector of an image is one that the probe's `load` writes there, or empty; how many it has written.
@@ -138,16 +132,8 @@ pub(crate) fn written(image: &Path) -> usize {
     let bytes = std::fs::read(image).expect("the image is there");
     assert_eq!(bytes.len() as u64, SECTORS * SECTOR, "{} has another size", image.display());
     let whole = |(sector, bytes): (usize, &[u8])| {
-        let words: Vec<u64> = bytes.as_chunks().0.iter().map(|word| u64::from_le_bytes(*word)).collect();
-        let (number, sector) = (words[0], sector as u64);
-        if number == 0 {
-            assert!(words.iter().all(|word| *word == 0), "sector {sector} is neither empty nor written");
-            return false;
-        }
-        let sum = words[..63].iter().fold(0u64, |sum, word| sum.rotate_left(1).wrapping_add(*word));
-        let pattern = (1..63).all(|i| words[i as usize] == pattern_word(number, sector, i));
-        assert!(pattern && words[63] == sum, "sector {sector} is torn: write {number:#x}");
-        true
+        let number = stamp(bytes, sector as u64);
+        number.unwrap_or_else(|| panic!("sector {sector} is neither empty nor written, but torn")) != 0
     };
     bytes.chunks(SECTOR as usize).enumerate().filter(|sector| whole(*sector)).count()
 }

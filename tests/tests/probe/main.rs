@@ -16,6 +16,7 @@ mod network;
 mod passt;
 mod pause;
 mod pmem;
+mod promised;
 mod reboot;
 mod restore;
 mod sockets;
