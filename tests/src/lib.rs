@@ -14,6 +14,7 @@ pub mod probe;
 pub mod programs;
 pub mod remote;
 pub mod scratch;
+pub mod small;
 pub mod stock;
 pub mod tap;
 pub mod terminal;

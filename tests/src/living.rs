@@ -230,9 +230,14 @@ impl Living {
         }
     }
 
+    /// Types something at the guest's serial port.
+    pub fn type_in(&mut self, text: &str) {
+        self.wire.send(text.as_bytes());
+    }
+
     /// Tells the guest's load to end.
     pub fn end_load(&mut self) {
-        self.wire.send(b"q");
+        self.type_in("q");
     }
 
     /// Everything from the serial port so far.

@@ -20,4 +20,5 @@ mod promised;
 mod reboot;
 mod restore;
 mod sockets;
+mod trouble;
 mod vhost_user;

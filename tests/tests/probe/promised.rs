@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use tests::image::{SECTOR, pattern_word, stamp};
-use tests::probe::Guest;
+use tests::probe::{Guest, Report};
 use tests::scratch::Scratch;
 
 use crate::formats::{qemu_img, raw_copy, text};
@@ -24,6 +24,16 @@ fn place(number: u64) -> (std::ops::Range<u64>, u64) {
     let count = 1 + dice % SLOT_SECTORS;
     let first = number * 1021 % SLOTS * SLOT_SECTORS + (dice >> 8) % (SLOT_SECTORS - count + 1);
     (first..first + count, if (dice >> 16).is_multiple_of(8) { 0 } else { number })
+}
+
+/// Has a guest write, and kills its VMM a `moment` after the first promises.
+fn killed(disk: &str, words: &str, moment: Duration) -> Report {
+    let mut running = Guest::new("promise").option(words).with(&["--disk", disk]).start();
+    // The first line is whole when the second comes.
+    running.wait_for("HELD ", 2);
+    std::thread::sleep(moment);
+    running.signal(libc::SIGKILL);
+    running.finish()
 }
 
 /// An image, and what must be in it.
@@ -48,16 +58,10 @@ impl Witness {
         Witness { scratch, image, format, stamps, first: 1, early: 0 }
     }
 
-    /// Has a guest write, kills the VMM a `moment` after the first promise, and looks at the image.
+    /// Has a guest write, kills its VMM, and looks at the image.
     fn round(&mut self, keys: &str, words: &str, moment: Duration) {
         let disk = format!("path={},image_type={}{keys}", self.image.display(), self.format);
-        let guest = Guest::new("promise").option(&format!("probe.first={} {words}", self.first));
-        let mut running = guest.with(&["--disk", &disk]).start();
-        // The first line is whole when the second comes.
-        running.wait_for("HELD ", 2);
-        std::thread::sleep(moment);
-        running.signal(libc::SIGKILL);
-        let report = running.finish();
+        let report = killed(&disk, &format!("probe.first={} {words}", self.first), moment);
         let what = format!("{disk} {words}");
         assert!(!report.serial.contains("FAIL"), "{what}: {report}");
         // The last line that is whole.
@@ -138,4 +142,15 @@ fn promises_of_a_qcow2_disk_outlive_the_vmm() {
 #[test]
 fn promises_of_a_vhdx_disk_outlive_the_vmm() {
     kept_by_every_engine("vhdx", &["-o", "block_size=1M"]);
+}
+
+/// What was under way holds the image for a while after its VMM is gone.
+#[test]
+fn the_next_vmm_has_the_disk_of_one_that_was_killed() {
+    let scratch = Scratch::new();
+    let image = scratch.file("image");
+    qemu_img(&["create", "-q", "-f", "raw", text(&image), &(SLOTS * SLOT_SECTORS * SECTOR).to_string()]);
+    for round in 0..8 {
+        killed(&format!("path={},image_type=raw", image.display()), "", Duration::from_millis(round));
+    }
 }
