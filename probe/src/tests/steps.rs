@@ -11,7 +11,6 @@ use crate::verdict::{Outcome, Stop};
 use crate::virtio::blk::{self, Disk, SECTOR, stamp};
 use crate::virtio::queue::Buffer;
 
-const DISKS: usize = 2;
 /// Sectors of a request.
 const CHUNK: u64 = 128;
 
@@ -85,7 +84,7 @@ impl Steps {
 
 /// The test.
 pub(super) fn steps(machine: &mut Machine) -> Outcome {
-    let mut disks = [const { None }; DISKS];
+    let mut disks = [const { None }; 2];
     for (nth, disk) in disks.iter_mut().enumerate() {
         *disk = Steps::open(machine, nth as u64)?;
     }

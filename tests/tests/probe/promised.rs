@@ -38,7 +38,7 @@ fn killed(disk: &str, words: &str, moment: Duration) -> Report {
 
 /// An image, and what must be in it.
 struct Witness {
-    scratch: Scratch,
+    _scratch: Scratch,
     image: PathBuf,
     format: &'static str,
     stamps: Vec<u64>,
@@ -55,7 +55,7 @@ impl Witness {
         let size = (SLOTS * SLOT_SECTORS * SECTOR).to_string();
         qemu_img(&[&["create", "-q", "-f", format], create, &[text(&image), &size]].concat());
         let stamps = vec![0; (SLOTS * SLOT_SECTORS) as usize];
-        Witness { scratch, image, format, stamps, first: 1, early: 0 }
+        Witness { _scratch: scratch, image, format, stamps, first: 1, early: 0 }
     }
 
     /// Has a guest write, kills its VMM, and looks at the image.

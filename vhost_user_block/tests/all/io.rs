@@ -274,3 +274,26 @@ fn a_qcow2_image_with_a_limit() {
     assert!(daemon.end().success());
     qemu_img(&["check"]);
 }
+
+/// A limit of the host for the size of files (RLIMIT_FSIZE), as a user's shell or a service manager sets it.
+#[test]
+fn a_write_past_the_limit_of_files_fails_and_the_daemon_goes_on() {
+    let scratch = Scratch::new();
+    let (image, socket) = (scratch.zeros("image", DISK), scratch.path("socket"));
+    let daemon = start(&scratch, &image, &socket, "");
+    let limit = |bytes: &str| {
+        let (limit, id) = (format!("--fsize={bytes}:"), daemon.id().to_string());
+        assert!(
+            std::process::Command::new("prlimit").args([&limit, "--pid", &id]).status().unwrap().success()
+        );
+    };
+    let memory = Memory::new();
+    let mut rings = [Queue::new(0, 16)];
+    let mut front = Front::connect(&socket, EVENT_IDX);
+    front.start(&memory, &rings);
+    let mut write = |sector| rings[0].ask(&memory, OUT, sector, (DATA, 512));
+    limit("65536");
+    assert_eq!([write(127), write(128), write(0)], [0, 1, 0]);
+    limit("unlimited");
+    assert_eq!(write(128), 0);
+}
