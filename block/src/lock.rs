@@ -22,15 +22,15 @@ pub enum Granularity {
     Full,
 }
 
-/// How long a lock may be held that nobody seems to have, and between two looks.
-const LINGERING: Duration = Duration::from_secs(1);
+/// How long a lock may be held that no living process seems to have, and the time between two looks.
+const LINGERING: Duration = Duration::from_secs(3);
 const LOOK: Duration = Duration::from_millis(2);
 
 /// Takes a lock on `file`, for writing if `write`, else for reading. It is held until
 /// [`release`], or until the file is closed.
 ///
-/// What a killed program had under way the kernel brings to its end after the program is gone, and keeps the file, and so the lock, until
-/// then. Whoever starts the next one at once is not refused for it.
+/// What a killed program had under way the kernel brings to its end while the program goes, and after it is gone, and keeps the file, and
+/// so the lock, until then. Whoever starts the next one at once is not refused for it.
 pub(crate) fn acquire(
     file: &File,
     path: &Path,
@@ -41,6 +41,7 @@ pub(crate) fn acquire(
     let error = |source| Error::Lock { path: path.to_owned(), source };
     let kind = if write { libc::F_WRLCK } else { libc::F_RDLCK };
     let begun = Instant::now();
+    let mut seen = None;
     let (theirs, holder) = loop {
         let mut lock = describe(kind, size, granularity).map_err(error)?;
         let Err(refusal) = fcntl_lock(file, libc::F_OFD_SETLK, &mut lock) else {
@@ -55,9 +56,12 @@ pub(crate) fn acquire(
         let theirs = if i32::from(other.l_type) == libc::F_RDLCK { "reading" } else { "writing" };
         // OFD locks have no owner; the kernel reports -1 for them and the process for classic locks.
         let holder = if other.l_pid > 0 { Some(other.l_pid.cast_unsigned()) } else { find_holder(file) };
-        if holder.is_some() || begun.elapsed() > LINGERING {
+        let holder = holder.filter(|pid| !is_ending(*pid));
+        // One that is seen once may be about to end.
+        if (holder.is_some() && holder == seen) || begun.elapsed() > LINGERING {
             break (theirs, holder);
         }
+        seen = holder;
         std::thread::sleep(LOOK);
     };
     let holder = holder.map_or_else(|| "another program".to_owned(), name_process);
@@ -110,6 +114,15 @@ fn find_holder(file: &File) -> Option<u32> {
     })
 }
 
+/// Whether a process has been killed, or has ended, and only the kernel is still busy with it.
+fn is_ending(pid: u32) -> bool {
+    let Ok(status) = fs::read_to_string(format!("/proc/{pid}/status")) else { return true };
+    let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+    let pending = field("SigPnd:").and_then(|mask| u64::from_str_radix(mask, 16).ok()).unwrap_or(0);
+    // Its memory goes before its files.
+    field("VmSize:").is_none() || pending & 1 << (libc::SIGKILL - 1) != 0
+}
+
 fn name_process(pid: u32) -> String {
     if pid == std::process::id() {
         return "this program itself (is it given twice?)".to_owned();
@@ -117,5 +130,22 @@ fn name_process(pid: u32) -> String {
     match fs::read_to_string(format!("/proc/{pid}/comm")) {
         Ok(name) => format!("process {pid} ({})", name.trim_end().escape_default()),
         Err(_) => format!("process {pid}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_that_was_killed_is_ending_even_if_nobody_waits_for_it() {
+        let mut child = std::process::Command::new("sleep").arg("100").spawn().unwrap();
+        assert!(!is_ending(child.id()) && !is_ending(std::process::id()));
+        child.kill().unwrap();
+        let begun = Instant::now();
+        while !is_ending(child.id()) {
+            assert!(begun.elapsed() < Duration::from_secs(10));
+        }
+        child.wait().unwrap();
     }
 }

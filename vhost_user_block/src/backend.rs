@@ -5,7 +5,7 @@
 use std::fs::File;
 use std::io::{Seek, SeekFrom};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use device::{Built, Host, Kept, Virtio};
 use spec::{Facts, Kind, RateLimit, Refusal, Spec};
@@ -57,9 +57,6 @@ spec::spec! {
 /// How long a queue looks for requests by itself at most.
 const POLLING: Duration = Duration::from_micros(50);
 
-/// How long the requests of a process that was killed may hold its lock.
-const LAST_REQUESTS: Duration = Duration::from_secs(3);
-
 impl Spec for BackendSpec {
     const FLAG: &'static str = BackendSpec::FLAG;
     const ABOUT: &'static str = BackendSpec::ABOUT;
@@ -108,19 +105,10 @@ impl BackendSpec {
         self.socket.as_deref().unwrap_or(Path::new(""))
     }
 
-    /// Opens the image. One that is locked is waited for a little: when a daemon is killed, the kernel has its requests end, and with
-    /// them its lock, some time after it is gone.
+    /// Opens the image.
     fn build(&self, id: &str) -> Result<Built, Refusal> {
-        let (facts, begun) = (facts(), Instant::now());
-        loop {
-            let host = Host { id, facts: &facts, kept: &Kept::default() };
-            match self.disk().build_polling(&host, if self.poll_queue { POLLING } else { Duration::ZERO }) {
-                Err(e) if e.kind() == Kind::Conflict && begun.elapsed() < LAST_REQUESTS => {
-                    std::thread::sleep(Duration::from_millis(20));
-                }
-                answer => return answer,
-            }
-        }
+        let host = Host { id, facts: &facts(), kept: &Kept::default() };
+        self.disk().build_polling(&host, if self.poll_queue { POLLING } else { Duration::ZERO })
     }
 
     /// Opens image and socket.
