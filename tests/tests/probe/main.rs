@@ -20,3 +20,4 @@ mod reboot;
 mod restore;
 mod sockets;
 mod vhost_user;
+mod vhost_user_net;

@@ -18,6 +18,8 @@ pub const DIAL: Set = &[
     call::socket(&[libc::AF_UNIX as u32]),
     Call::one_of(libc::SYS_socketpair, 0, &[libc::AF_UNIX as u32]),
     Call::any(libc::SYS_connect),
+    // Where it is the back end that connects.
+    Call::any(libc::SYS_accept4),
     // Whether there is a socket, or something else.
     Call::any(libc::SYS_statx),
     // Whether the program is to end before somebody answers.

@@ -134,6 +134,8 @@ impl Drop for Remote {
             parked.put(client);
         }
         self.shared.gone.store(true, Ordering::Relaxed);
+        // What the task has in common with us is dropped on this thread, a listening socket's file for one.
+        drop(self.watching.take().and_then(Attached::stop));
     }
 }
 

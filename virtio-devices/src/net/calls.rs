@@ -3,6 +3,7 @@
 use device::Calls;
 use net_util::calls as tap;
 use sandbox::common;
+use terminal::calls as terminal;
 use vhost_user::front::calls as remote;
 
 use crate::rate;
@@ -14,7 +15,7 @@ pub(super) const CALLS: Calls = Calls {
     // Activation and reset.
     registers: &[tap::SET, rate::MAKE, remote::TALK],
     upkeep: &[],
-    host: &[common::FILES, tap::OPEN, remote::TALK, remote::DIAL],
+    host: &[common::FILES, tap::OPEN, remote::TALK, remote::DIAL, terminal::OPEN],
 };
 
 /// Of the queues of a tap.
