@@ -18,13 +18,14 @@ pub const DIAL: Set = &[
     call::socket(&[libc::AF_UNIX as u32]),
     Call::one_of(libc::SYS_socketpair, 0, &[libc::AF_UNIX as u32]),
     Call::any(libc::SYS_connect),
-    // Where it is the back end that connects.
-    Call::any(libc::SYS_accept4),
     // Whether there is a socket, or something else.
     Call::any(libc::SYS_statx),
     // Whether the program is to end before somebody answers.
     Call::any(libc::SYS_rt_sigpending),
 ];
+
+/// Finding one that connects to us.
+pub const ACCEPT: Set = &[Call::any(libc::SYS_accept4)];
 
 /// Looking for one again and again, and beginning to.
 pub const SEARCH: Set = &[Call::any(libc::SYS_timerfd_create), Call::any(libc::SYS_timerfd_settime)];

@@ -149,7 +149,9 @@ impl Virtio for Remote {
     }
 
     fn calls(&self) -> Vec<Set> {
-        vec![calls::TALK, calls::DIAL, calls::SEARCH]
+        let mut all = vec![calls::TALK, calls::DIAL, calls::SEARCH];
+        all.extend(self.shared.wish.listener.as_ref().map(|_| calls::ACCEPT));
+        all
     }
 
     fn features(&self) -> u64 {
