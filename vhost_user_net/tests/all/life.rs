@@ -92,7 +92,7 @@ netns_test! {
             guest.exchange(&Wire::new(&format!("card{n}")).unwrap(), 0, 10);
         }
         daemon.signal(libc::SIGTERM);
-        assert!(daemon.end().success());
+        assert!(daemon.end().success(), "{}", daemon.said());
     }
 
     fn as_a_client_it_goes_to_the_front_end_and_comes_back() {
