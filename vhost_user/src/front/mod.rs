@@ -148,6 +148,10 @@ impl Virtio for Remote {
         self.shared.wish.number
     }
 
+    fn binding_features(&self) -> u64 {
+        self.shared.wish.binding
+    }
+
     fn calls(&self) -> Vec<Set> {
         let mut all = vec![calls::TALK, calls::DIAL, calls::SEARCH];
         all.extend(self.shared.wish.listener.as_ref().map(|_| calls::ACCEPT));

@@ -83,6 +83,7 @@ impl NetSpec {
             names: feature::NAMES,
             sizes: vec![self.queue_size; 2 * pairs],
             few_queues: 2,
+            binding: 0,
             in_order: true,
             stateful: false,
             parked: None,
