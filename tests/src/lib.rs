@@ -15,6 +15,7 @@ pub mod programs;
 pub mod remote;
 pub mod scratch;
 pub mod stock;
+pub mod storage_daemon;
 pub mod tap;
 pub mod terminal;
 pub mod wire;
