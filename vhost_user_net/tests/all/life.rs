@@ -90,6 +90,8 @@ netns_test! {
             let mut guest = Guest::new(1);
             guest.plug(Front::connect(socket, ALL));
             guest.exchange(&Wire::new(&format!("card{n}")).unwrap(), 0, 10);
+            let names = daemon.threads_filtered("2");
+            assert!(names.iter().any(|name| name.ends_with("_q0")), "{names:?}");
         }
         daemon.signal(libc::SIGTERM);
         assert!(daemon.end().success(), "{}", daemon.said());
