@@ -128,6 +128,11 @@ pub trait Virtio: Send + Sync {
     /// Writes configuration space; within bounds as for reads.
     fn write_config(&self, _offset: usize, _data: &[u8]) {}
 
+    /// Features that hold for a driver whether it knows of them or not: a disk that cannot be written.
+    fn binding_features(&self) -> u64 {
+        0
+    }
+
     /// System calls of the device's own threads: see [`crate::Needs::calls`].
     fn calls(&self) -> Vec<sandbox::Set> {
         Vec::new()

@@ -11,6 +11,10 @@ use crate::violation;
 /// # Errors
 /// What the kernel answered to a new signal handler.
 pub fn begin(mode: Mode, before: fn()) -> io::Result<()> {
+    // One heap for all threads: they seldom allocate, and a heap for each would cost pages and system calls, among them reading a file
+    // of /sys to find how many there may be, on whichever thread allocates.
+    // SAFETY: no other thread exists yet; refused or not, memory can be allocated.
+    unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
         before();

@@ -16,6 +16,7 @@ pub mod remote;
 pub mod scratch;
 pub mod small;
 pub mod stock;
+pub mod storage_daemon;
 pub mod tap;
 pub mod terminal;
 pub mod wire;

@@ -100,6 +100,7 @@ impl Build for FsSpec {
             // One for requests that others must not hold up comes before them.
             sizes: vec![self.queue_size; self.num_queues + 1],
             few_queues: 2,
+            binding: 0,
             in_order: false,
             // It knows which files the guest has open.
             stateful: true,

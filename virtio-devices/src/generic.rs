@@ -213,6 +213,7 @@ impl Build for GenericSpec {
             sizes: self.queue_sizes.0.clone(),
             // Whoever does not say how many serves those that the type has, and the user says how many that is.
             few_queues: self.queue_sizes.0.len(),
+            binding: u64::MAX,
             in_order: false,
             stateful: true,
             parked: Some(crate::remote::parked(host)),

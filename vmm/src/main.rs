@@ -19,9 +19,6 @@ use vmm::logger;
 use vmm::signals::Signals;
 
 fn main() -> ExitCode {
-    // One heap for all threads: they seldom allocate, and a heap for each would cost pages and system calls.
-    // SAFETY: no other thread exists yet; refused or not, memory can be allocated.
-    unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
     let matches = match cli::parse() {
         Ok(matches) => matches,
         Err(e) => {

@@ -37,9 +37,15 @@ def programs():
         common.run(argv, limit=1800, cwd=CHECKOUT)
 
 
+def storage_daemon():
+    """Has tests use QEMU's daemon that is known to do, not an old one of the host's."""
+    os.environ.setdefault("VIRGA_STORAGE_DAEMON", str(debian.tools().root / "wrappers/qemu-storage-daemon"))
+
+
 def probe_ready():
     """The same, and programs of others that serve devices to the machine."""
     programs()
+    storage_daemon()
     tree = debian.peers()
     for name in debian.PEERS:
         os.environ.setdefault(f"VIRGA_{name.upper()}", str(tree.root / "wrappers" / name))
@@ -48,6 +54,7 @@ def probe_ready():
 def lab_ready():
     """Fetches and builds what the lab's tests need, so that no test's time limit pays for it."""
     programs()
+    storage_daemon()
     for name in kernels.GUEST_KERNELS:
         guest.initramfs(name)
     debian_image.image()

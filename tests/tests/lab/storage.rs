@@ -2,14 +2,15 @@
 //! removed, a daemon is killed, and the machine is saved and brought back.
 
 use std::fs::File;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::PathBuf;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use tests::daemon::Daemon;
 use tests::linux::{Linux, PATIENCE, Pvh, Running};
 use tests::place;
 use tests::stock::Stock;
+use tests::storage_daemon::StorageDaemon;
 
 /// Of each disk that fio works on; small, so that it is written over often.
 const SIZE: u64 = 16 << 20;
@@ -22,37 +23,6 @@ const WORK: [(&str, &str); 4] = [
     ("theirs", "/dev/disk/by-id/virtio-theirs"),
     ("pmem", "/dev/pmem0"),
 ];
-
-/// QEMU's program that serves disks; killed on drop.
-struct StorageDaemon(Child);
-
-impl StorageDaemon {
-    fn start(image: &Path, socket: &Path) -> StorageDaemon {
-        let disk = format!("driver=file,node-name=disk,filename={}", image.display());
-        let export = format!(
-            "type=vhost-user-blk,id=export,node-name=disk,addr.type=unix,addr.path={},writable=on",
-            socket.display()
-        );
-        let mut command = Command::new("qemu-storage-daemon");
-        let child = command.args(["--blockdev", &disk, "--export", &export]).stdin(Stdio::null()).spawn();
-        let mut daemon = StorageDaemon(child.expect("qemu-storage-daemon is on the PATH of the lab"));
-        let begun = Instant::now();
-        while !socket.exists() {
-            let ended = daemon.0.try_wait().expect("a child can be waited for");
-            assert!(ended.is_none() && begun.elapsed() < PATIENCE, "it does not listen: {ended:?}");
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        daemon
-    }
-}
-
-impl Drop for StorageDaemon {
-    fn drop(&mut self) {
-        // Both fail only if it has ended meanwhile.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 fn empty(name: &str) -> PathBuf {
     let path = place::scratch().join(name);
@@ -134,7 +104,7 @@ fn debian_trusts_disks_of_every_kind() {
     let [raw, ours, theirs, pmem] = ["raw", "ours", "theirs", "pmem"].map(empty);
     let [our_socket, their_socket] = ["ours.socket", "theirs.socket"].map(|name| place::scratch().join(name));
     let mut daemon = Daemon::start(&ours, &our_socket, ",num_queues=2,serial=ours");
-    let storage = StorageDaemon::start(&theirs, &their_socket);
+    let storage = StorageDaemon::start(&theirs, &their_socket, 1);
     let mut machine = Linux::new("6.12", Pvh)
         .root_on_disk()
         .option("rw")

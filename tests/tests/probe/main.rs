@@ -22,3 +22,4 @@ mod restore;
 mod sockets;
 mod trouble;
 mod vhost_user;
+mod vhost_user_net;

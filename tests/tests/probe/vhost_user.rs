@@ -11,6 +11,7 @@ use tests::image::{self, SECTOR};
 use tests::living::Living;
 use tests::probe::Guest;
 use tests::scratch::Scratch;
+use tests::storage_daemon::StorageDaemon;
 
 use crate::loaded::{SECTORS, written};
 
@@ -326,41 +327,11 @@ fn peers_at_the_socket_that_are_none_are_told_of_and_outlived() {
     assert!((1..4).contains(&lost) && report.messages.contains("trying again"), "{report}");
 }
 
-/// QEMU's program that serves disks; killed on drop.
-struct Other(std::process::Child);
-
-impl Other {
-    fn start(image: &Path, socket: &Path) -> Other {
-        let _ = fs::remove_file(socket);
-        let mut command = std::process::Command::new("qemu-storage-daemon");
-        let place = format!("driver=file,node-name=disk,filename={}", image.display());
-        let export = format!(
-            "type=vhost-user-blk,id=disk,node-name=disk,writable=on,num-queues=2,addr.type=unix,addr.path={}",
-            socket.display()
-        );
-        let child = command.args(["--blockdev", &place, "--export", &export]).spawn().expect("it starts");
-        let begun = Instant::now();
-        while !socket.exists() {
-            assert!(begun.elapsed() < Duration::from_secs(30), "qemu-storage-daemon does not listen");
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        Other(child)
-    }
-}
-
-impl Drop for Other {
-    fn drop(&mut self) {
-        // Both fail only if it has ended meanwhile.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 #[test]
 fn the_daemon_of_qemu_serves_a_disk_and_pauses_lose_nothing() {
     let (loaded, daemon) = Loaded::new();
     drop(daemon);
-    let _daemon = Other::start(&loaded.image, &loaded.socket);
+    let _daemon = StorageDaemon::start(&loaded.image, &loaded.socket, 2);
     let disk = disk(&loaded.socket, ",id=data,num_queues=2");
     let arguments = ["--memory", SHARED, "--cpus", "boot=2", "--disk", &disk];
     let cmdline = "probe.run=load probe.interrupts=on";
@@ -379,11 +350,11 @@ fn the_daemon_of_qemu_serves_a_disk_and_pauses_lose_nothing() {
 fn a_daemon_that_keeps_no_account_leaves_a_disk_that_needs_a_reset_when_it_dies() {
     let (loaded, daemon) = Loaded::new();
     drop(daemon);
-    let daemon = Other::start(&loaded.image, &loaded.socket);
+    let daemon = StorageDaemon::start(&loaded.image, &loaded.socket, 2);
     let mut machine = loaded.boot("probe.interrupts=on");
     machine.progress(4000, 0);
     drop(daemon);
-    let _daemon = Other::start(&loaded.image, &loaded.socket);
+    let _daemon = StorageDaemon::start(&loaded.image, &loaded.socket, 2);
     let messages = || fs::read_to_string(loaded.scratch.file("boot.messages")).unwrap_or_default();
     let begun = Instant::now();
     while !messages().contains("what became of them is not known") {

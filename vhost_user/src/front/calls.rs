@@ -24,5 +24,8 @@ pub const DIAL: Set = &[
     Call::any(libc::SYS_rt_sigpending),
 ];
 
+/// Finding one that connects to us.
+pub const ACCEPT: Set = &[Call::any(libc::SYS_accept4)];
+
 /// Looking for one again and again, and beginning to.
 pub const SEARCH: Set = &[Call::any(libc::SYS_timerfd_create), Call::any(libc::SYS_timerfd_settime)];

@@ -41,6 +41,8 @@ pub struct Wish {
     pub required: u64,
     /// and those that the driver is offered whatever the back end has: they are this side's business.
     pub own: u64,
+    /// Features that hold for a driver whether it knows of them or not ([`device::Virtio::binding_features`]).
+    pub binding: u64,
     /// Names of the type's features.
     pub names: &'static [(u64, &'static str)],
     /// Size of each queue.

@@ -134,6 +134,8 @@ impl Drop for Remote {
             parked.put(client);
         }
         self.shared.gone.store(true, Ordering::Relaxed);
+        // What the task has in common with us is dropped on this thread, a listening socket's file for one.
+        drop(self.watching.take().and_then(Attached::stop));
     }
 }
 
@@ -146,8 +148,14 @@ impl Virtio for Remote {
         self.shared.wish.number
     }
 
+    fn binding_features(&self) -> u64 {
+        self.shared.wish.binding
+    }
+
     fn calls(&self) -> Vec<Set> {
-        vec![calls::TALK, calls::DIAL, calls::SEARCH]
+        let mut all = vec![calls::TALK, calls::DIAL, calls::SEARCH];
+        all.extend(self.shared.wish.listener.as_ref().map(|_| calls::ACCEPT));
+        all
     }
 
     fn features(&self) -> u64 {

@@ -42,6 +42,7 @@ fn wish(socket: std::path::PathBuf) -> Wish {
         names: &[(OWN, "OWN")],
         sizes: vec![SIZE; QUEUES],
         few_queues: 1,
+        binding: 0,
         in_order: false,
         stateful: false,
         parked: None,

@@ -160,6 +160,22 @@ impl Daemon {
         self.child.id()
     }
 
+    /// The names of its threads, all of which have filters of system calls in this mode (as `/proc` tells it: 0 none, 2 filtered).
+    #[track_caller]
+    pub fn threads_filtered(&self, mode: &str) -> Vec<String> {
+        let value = |status: &str, key: &str| {
+            let value = status.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(":\t"));
+            value.unwrap_or_default().to_owned()
+        };
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.id())).unwrap().flatten();
+        let read = |task: std::fs::DirEntry| std::fs::read_to_string(task.path().join("status")).unwrap();
+        let named = |status: String| {
+            assert_eq!(value(&status, "Seccomp"), mode, "{status}");
+            value(&status, "Name")
+        };
+        tasks.map(read).map(named).collect()
+    }
+
     /// Sends it a signal.
     pub fn signal(&self, signal: i32) {
         // SAFETY: the child is ours and has not been waited for.

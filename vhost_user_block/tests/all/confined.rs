@@ -5,10 +5,6 @@ use vhost_user::testing::front::{Front, Memory, Queue};
 
 use crate::disk::PROGRAM;
 
-fn value<'a>(status: &'a str, key: &str) -> &'a str {
-    status.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(":\t")).unwrap()
-}
-
 #[test]
 fn every_thread_is_confined_at_work_and_none_when_that_is_asked_for() {
     for (mode, keys, seccomp) in [
@@ -25,13 +21,7 @@ fn every_thread_is_confined_at_work_and_none_when_that_is_asked_for() {
         let (memory, rings) = (Memory::new(), [Queue::new(0, 64)]);
         let mut front = Front::connect(&socket, 0);
         front.start(&memory, &rings);
-        let tasks = std::fs::read_dir(format!("/proc/{}/task", daemon.id())).unwrap().flatten();
-        let mut names = Vec::new();
-        for task in tasks {
-            let status = std::fs::read_to_string(task.path().join("status")).unwrap();
-            assert_eq!(value(&status, "Seccomp"), seccomp, "{status}");
-            names.push(value(&status, "Name").to_owned());
-        }
+        let names = daemon.threads_filtered(seccomp);
         assert!(names.len() >= 3 && names.iter().any(|name| name.ends_with("_q0")), "{names:?}");
         drop(front);
         daemon.signal(libc::SIGTERM);

@@ -90,9 +90,11 @@ netns_test! {
             let mut guest = Guest::new(1);
             guest.plug(Front::connect(socket, ALL));
             guest.exchange(&Wire::new(&format!("card{n}")).unwrap(), 0, 10);
+            let names = daemon.threads_filtered("2");
+            assert!(names.iter().any(|name| name.ends_with("_q0")), "{names:?}");
         }
         daemon.signal(libc::SIGTERM);
-        assert!(daemon.end().success());
+        assert!(daemon.end().success(), "{}", daemon.said());
     }
 
     fn as_a_client_it_goes_to_the_front_end_and_comes_back() {

@@ -232,6 +232,10 @@ impl Virtio for Disk {
         }
     }
 
+    fn binding_features(&self) -> u64 {
+        feature::RO
+    }
+
     fn calls(&self) -> Vec<Set> {
         calls::of(self.engine)
     }

@@ -38,6 +38,7 @@ impl DiskSpec {
             names: feature::NAMES,
             sizes: vec![size; self.num_queues],
             few_queues: 1,
+            binding: feature::RO,
             in_order: false,
             stateful: false,
             parked: None,

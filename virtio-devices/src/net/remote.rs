@@ -9,6 +9,7 @@ use device::state::{self as saved, Node, StateError};
 use device::{Attached, DeviceError, Host, LiveQueue, Virtio, VirtioGrant, VirtioKind};
 use log::warn;
 use net_util::MacAddr;
+use sandbox::Set;
 use terminal::Listener;
 use vhost_user::front::{ConfigWish, Remote, Told, Wish};
 use virtio_queue::QueueState;
@@ -82,6 +83,7 @@ impl NetSpec {
             names: feature::NAMES,
             sizes: vec![self.queue_size; 2 * pairs],
             few_queues: 2,
+            binding: 0,
             in_order: true,
             stateful: false,
             parked: None,
@@ -167,6 +169,10 @@ impl Commanded for Shared {
 impl Virtio for RemoteNet {
     fn kind(&self) -> VirtioKind {
         VirtioKind::Net
+    }
+
+    fn calls(&self) -> Vec<Set> {
+        self.shared.remote.calls()
     }
 
     fn features(&self) -> u64 {

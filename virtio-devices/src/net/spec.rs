@@ -185,7 +185,11 @@ impl Build for NetSpec {
     }
 
     fn paths(&self) -> Vec<HostPath> {
-        let opens = !self.vhost_user && self.fds.numbers().is_empty();
+        if self.vhost_user {
+            let listens = self.vhost_socket.iter().filter(|_| self.vhost_mode == VhostMode::Server);
+            return listens.map(|path| HostPath::new(path, Use::Listen)).collect();
+        }
+        let opens = self.fds.numbers().is_empty();
         opens.then(|| HostPath::new(net_util::TUN_PATH, Use::ReadWrite)).into_iter().collect()
     }
 

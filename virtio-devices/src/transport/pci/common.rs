@@ -343,7 +343,7 @@ impl Setup {
     /// Goes on from what was checked, for a device with this status.
     pub(super) fn load(&mut self, saved: &SetupState, status: u8) {
         *self = Setup {
-            offered: self.offered,
+            offered: saved.offered,
             device_select: saved.device_select,
             driver_select: saved.driver_select,
             accepted: saved.accepted,

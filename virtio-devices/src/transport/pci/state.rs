@@ -86,11 +86,11 @@ impl VirtioPci {
         Ok(())
     }
 
-    /// The device must offer what it offered when the driver looked: neither less, which the driver may be using, nor more, for
-    /// a driver that looks again must find the device that it knows.
+    /// The device must offer what it offered when the driver looked, which the driver may be using. What it could offer besides is kept to
+    /// itself, for a driver that looks again must find the device that it knows; unless it binds a driver that does not know of it.
     fn check_features(&self, saved: &VirtioPciState) -> Result<(), StateError> {
         let (then, now) = (saved.setup.offered, self.device.features());
-        let (missing, new) = (then & !now, now & !then);
+        let (missing, new) = (then & !now, now & !then & self.device.binding_features());
         if missing != 0 {
             return Err(refuse(format!("{} no longer offers {}", self.id, self.names(missing))));
         }

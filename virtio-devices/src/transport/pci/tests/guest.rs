@@ -27,6 +27,8 @@ use crate::transport::VirtioPci;
 
 pub(super) const QUEUES: [u16; 2] = [64, 8];
 pub(super) const FEATURE: u64 = 1 << 5;
+/// One that the device does not offer unless told, and that holds whatever the driver knows.
+pub(super) const BINDING: u64 = 1 << 50;
 pub(super) const CONFIG: usize = 12;
 
 /// Answers each request with its first four bytes plus one.
@@ -103,7 +105,11 @@ impl Virtio for Echo {
     }
 
     fn feature_names(&self) -> &'static [(u64, &'static str)] {
-        &[(FEATURE, "VIRTIO_TEST_F_ECHO")]
+        &[(FEATURE, "VIRTIO_TEST_F_ECHO"), (BINDING, "VIRTIO_TEST_F_BINDING")]
+    }
+
+    fn binding_features(&self) -> u64 {
+        BINDING
     }
 
     fn queue_sizes(&self) -> Vec<u16> {

@@ -9,7 +9,7 @@ use device::grant::Device;
 use device::virtio::feature;
 use device::{Node, Request, StateError, Virtio};
 
-use super::guest::{BREAK, Driver, Echo, Guest, reg};
+use super::guest::{BINDING, BREAK, Driver, Echo, Guest, reg};
 use super::{NEVER, SOON};
 
 /// Both nodes of a stopped guest's device, the device's own first.
@@ -35,6 +35,25 @@ fn busy() -> (Guest, Vec<Driver>) {
     g.write(0x4000, &[7, 8]);
     g.device.stop().unwrap();
     (g, drivers)
+}
+
+#[test]
+fn a_driver_that_looks_again_finds_the_features_that_it_knows() {
+    let (g, _drivers) = busy();
+    let (node, function) = save(&g);
+    let known = Echo::default().features();
+    let echo = Echo { features: Some(known | feature::RING_INDIRECT_DESC), ..Echo::default() };
+    let h = g.again(echo, Some(node), function).unwrap();
+    let offered = || {
+        [0, 1].map(|half| {
+            h.w32(reg::DEVICE_SELECT, half);
+            h.r32(reg::DEVICE_FEATURE)
+        })
+    };
+    let halves = [known as u32, (known >> 32) as u32];
+    assert_eq!(offered(), halves);
+    h.w8(reg::STATUS, 0);
+    assert_eq!(offered(), halves);
 }
 
 #[test]
@@ -151,10 +170,10 @@ fn a_state_that_does_not_fit_is_refused_and_says_why() {
         refused(offers(feature::VERSION_1), &|_| ()),
         "echo no longer offers feature 5 (VIRTIO_TEST_F_ECHO), feature 29 (VIRTIO_F_EVENT_IDX)"
     );
-    let more = Echo::default().features() | feature::RING_INDIRECT_DESC | 1 << 50;
+    let more = Echo::default().features() | feature::RING_INDIRECT_DESC | BINDING;
     assert_eq!(
         refused(offers(more), &|_| ()),
-        "echo did not offer feature 28 (VIRTIO_F_INDIRECT_DESC), feature 50 when it was saved"
+        "echo did not offer feature 50 (VIRTIO_TEST_F_BINDING) when it was saved"
     );
     assert_eq!(with("/setup/accepted", 1.into()), "accepted is 0x1, and 0x120000020 were offered");
     assert_eq!(with("/link/status", 0x4.into()), "status is 0x4, which no driver reaches");
