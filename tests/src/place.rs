@@ -60,9 +60,9 @@ pub fn ran_elsewhere(here: &str, file: Option<PathBuf>) -> bool {
     let (_, test) = here.split_once("::").expect("a path begins with its crate");
     let test = test.strip_suffix("::here").expect("the macro's function is called so");
     let lab = needs_lab();
-    let _slot = Slot::take(lab);
+    let slot = Slot::take(lab);
     for _ in 0..LAB_CRASHES {
-        if tell(test, lab, file.as_deref()) {
+        if tell(test, lab.then_some(slot.number), file.as_deref()) {
             return true;
         }
         eprintln!("{test}: the outer machine crashed; once more in a new one");
@@ -71,10 +71,11 @@ pub fn ran_elsewhere(here: &str, file: Option<PathBuf>) -> bool {
 }
 
 /// Runs the story once; `false` if the lab's outer machine crashed under it, which says nothing of the story.
-fn tell(test: &str, lab: bool, file: Option<&Path>) -> bool {
+fn tell(test: &str, machine: Option<usize>, file: Option<&Path>) -> bool {
+    let lab = machine.is_some();
     let scratch = Scratch::new();
     let shared = file.map(Copy::of);
-    let mut command = if lab { in_lab() } else { Command::new("env") };
+    let mut command = machine.map_or_else(|| Command::new("env"), in_lab);
     // In a user namespace only where that is what it takes to have a network of our own.
     // SAFETY: geteuid has no preconditions.
     let root = lab || unsafe { libc::geteuid() } == 0;
@@ -144,8 +145,10 @@ fn beside_us() -> PathBuf {
     program.parent().expect("a program is in a directory").to_path_buf()
 }
 
-fn in_lab() -> Command {
+/// Each place has a machine of its own, with one processor: emulated processors that run at once are less to be trusted.
+fn in_lab(machine: usize) -> Command {
     let mut command = Command::new(programs::checkout().join("scripts/lab"));
+    command.env("VIRGA_LAB_MACHINE", machine.to_string());
     command.args(["run", "--timeout", &LIMIT.to_string(), "--"]);
     command
 }
@@ -165,7 +168,11 @@ fn needs_lab() -> bool {
 }
 
 /// One of the few places at which a story may run at a time, held also against other processes.
-struct Slot(#[expect(dead_code, reason = "holds the lock")] File);
+struct Slot {
+    number: usize,
+    #[expect(dead_code, reason = "holds the lock")]
+    lock: File,
+}
 
 impl Slot {
     fn take(lab: bool) -> Slot {
@@ -178,7 +185,7 @@ impl Slot {
                 let file = lock_file(&path);
                 // SAFETY: flock takes an open descriptor.
                 if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } == 0 {
-                    return Slot(file);
+                    return Slot { number, lock: file };
                 }
             }
             std::thread::sleep(std::time::Duration::from_millis(100));

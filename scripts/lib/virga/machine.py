@@ -17,7 +17,9 @@ from .debian import tools
 from .qmp import Monitor
 
 MEMORY = os.environ.get("VIRGA_LAB_MEMORY", "6G")
-CPUS = os.environ.get("VIRGA_LAB_CPUS", "2")
+CPUS = os.environ.get("VIRGA_LAB_CPUS", "1")
+# Which of several machines for one checkout.
+NUMBER = os.environ.get("VIRGA_LAB_MACHINE", "0")
 SLOTS = ("work", "cache", "target")
 COMMAND_LINE = "console=ttyS0 quiet ignore_loglevel panic=-1 mitigations=off tsc=reliable"
 
@@ -173,7 +175,7 @@ class Instance:
     """This checkout's machine, running or not. The caller holds `lock()` around start and stop."""
 
     def __init__(self, directory=None):
-        name = hashlib.sha256(repr(sorted(shares().items())).encode()).hexdigest()[:12]
+        name = hashlib.sha256(repr((NUMBER, sorted(shares().items()))).encode()).hexdigest()[:12]
         self.directory = directory or cache_dir() / f"lab/run-{name}"
         self.directory.mkdir(parents=True, exist_ok=True)
 
