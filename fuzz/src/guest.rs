@@ -82,6 +82,7 @@ impl Board {
                 vectors: place.vectors(),
                 lines: Vec::new(),
                 doorbells: place.doorbells().unwrap(),
+                apertures: Vec::new(),
                 workers: Workers::new(self.events.clone()),
                 events: self.events.clone(),
             })

@@ -65,6 +65,7 @@ pub fn all() -> Vec<Box<dyn Device>> {
                 vectors: Vec::new(),
                 lines,
                 doorbells: Vec::new(),
+                apertures: Vec::new(),
                 workers: Workers::new(events.clone()),
                 events,
             })
