@@ -119,6 +119,9 @@ fn debian_trusts_disks_of_every_kind() {
         .with(&["--pmem", &format!("id=pmem,file={}", pmem.display())])
         .boot();
     machine.sh("modprobe virtio_pmem; modprobe nd_pmem");
+    // Such a device does not count what is written unless asked to.
+    wait_for(&mut machine, "[ -e /sys/block/pmem0/queue/iostats ]");
+    machine.sh("echo 1 > /sys/block/pmem0/queue/iostats");
     for (_, device) in WORK {
         wait_for(&mut machine, &format!("[ -b $(readlink -f {device}) ]"));
     }
