@@ -1,6 +1,6 @@
 //! The system calls of this crate, for those who confine the threads that use it.
 
-use sandbox::{Call, Role, Set, call, common};
+use sandbox::{Call, Role, Set, When, call, common};
 
 use crate::{presence, userfault};
 
@@ -38,6 +38,9 @@ pub const PAGER: Role<'static> = Role {
             call::ioctl(userfault::WORK),
             Call::any(libc::SYS_pread64),
             Call::any(libc::SYS_lseek),
+            // How long the file is, which somebody may have made shorter.
+            Call::new(libc::SYS_statx, When::With(2, libc::AT_EMPTY_PATH as u32)),
+            Call::any(libc::SYS_fstat),
             Call::any(libc::SYS_fadvise64),
         ],
     ],

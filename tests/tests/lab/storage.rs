@@ -132,7 +132,7 @@ fn debian_trusts_disks_of_every_kind() {
     all_goes_on(&mut machine);
 
     // They grow, ours by the daemon's hand.
-    machine.ask(&["resize-disk", "raw", &(2 * SIZE).to_string()]);
+    machine.ask(&["resize-disk", "--disk", "raw", "--size", &(2 * SIZE).to_string()]);
     has_grown(&mut machine, WORK[0].1, 2 * SIZE);
     File::options().write(true).open(&ours).and_then(|file| file.set_len(2 * SIZE)).expect("the image grows");
     daemon.signal(libc::SIGHUP);
