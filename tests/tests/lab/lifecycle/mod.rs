@@ -362,17 +362,17 @@ fn debian_with_the_old_kernel_on_one_processor_lives_on() {
     tell("6.1", BzImage, "boot=1", &["copy"]);
 }
 
-// The probe is brought back in these ways by many tests; these take minutes more.
+// The probe is brought back in these ways by many tests; a whole system asks for more, and takes minutes.
 
 #[test]
-#[ignore = "minutes long: the probe tells the same of these ways"]
+#[ignore = "minutes long: for whoever changes how memory comes back"]
 fn debian_with_the_current_kernel_lives_on_without_a_copy() {
     tests::elsewhere!();
     tell("6.12", Pvh, "boot=2", &["ondemand", "mmap"]);
 }
 
 #[test]
-#[ignore = "minutes long: the probe tells the same of these ways"]
+#[ignore = "minutes long: for whoever changes how memory comes back"]
 fn debian_with_the_old_kernel_lives_on_without_a_copy() {
     tests::elsewhere!();
     tell("6.1", BzImage, "boot=1", &["mmap"]);
