@@ -276,6 +276,15 @@ impl Running {
         self.end(command)
     }
 
+    /// Waits until a condition of the shell's holds in the guest.
+    #[track_caller]
+    pub fn until(&mut self, what: &str) {
+        // It is asked once only at the end: what holds now may not hold a moment later.
+        self.sh(&format!(
+            "i=0; until {what}; do i=$((i + 1)); [ $i -lt 600 ] || break; sleep 0.2; done; [ $i -lt 600 ]"
+        ));
+    }
+
     /// Starts a command; [`end`](Running::end) waits for it.
     pub fn begin(&mut self, command: &str) {
         self.wire.send(command.as_bytes());

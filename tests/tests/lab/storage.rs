@@ -81,18 +81,10 @@ fn all_goes_on(machine: &mut Running) {
     }
 }
 
-/// Waits until something holds in the guest.
-#[track_caller]
-fn wait_for(machine: &mut Running, what: &str) {
-    machine.sh(&format!(
-        "i=0; until {what}; do i=$((i + 1)); [ $i -lt 600 ] || break; sleep 0.2; done; [ $i -lt 600 ]"
-    ));
-}
-
 /// Waits until the guest sees a disk's size, in sectors.
 #[track_caller]
 fn has_grown(machine: &mut Running, device: &str, bytes: u64) {
-    wait_for(machine, &format!("[ $(blockdev --getsz {device}) = {} ]", bytes / 512));
+    machine.until(&format!("[ $(blockdev --getsz {device}) = {} ]", bytes / 512));
 }
 
 #[test]
@@ -120,10 +112,10 @@ fn debian_trusts_disks_of_every_kind() {
         .boot();
     machine.sh("modprobe virtio_pmem; modprobe nd_pmem");
     // Such a device does not count what is written unless asked to.
-    wait_for(&mut machine, "[ -e /sys/block/pmem0/queue/iostats ]");
+    machine.until("[ -e /sys/block/pmem0/queue/iostats ]");
     machine.sh("echo 1 > /sys/block/pmem0/queue/iostats");
     for (_, device) in WORK {
-        wait_for(&mut machine, &format!("[ -b $(readlink -f {device}) ]"));
+        machine.until(&format!("[ -b $(readlink -f {device}) ]"));
     }
     for (name, device) in WORK {
         set_to_work(&mut machine, name, device);
@@ -143,7 +135,7 @@ fn debian_trusts_disks_of_every_kind() {
     let limits = "bw_size=1048576,bw_refill_time=1000,ops_size=100,ops_refill_time=1000";
     let disk = format!("id=limited,serial=limited,path={},image_type=raw,{limits}", limited.display());
     machine.ask(&["add-disk", &disk, "--wait", WAIT]);
-    wait_for(&mut machine, "[ -e /dev/disk/by-id/virtio-limited ]");
+    machine.until("[ -e /dev/disk/by-id/virtio-limited ]");
     let device = "/dev/disk/by-id/virtio-limited";
     let begun = Instant::now();
     let said = machine.sh(&fio("limited", device, "--rw=write --size=3M"));

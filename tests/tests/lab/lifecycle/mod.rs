@@ -96,7 +96,7 @@ fn boot(kernel: &str, format: Format, cpus: &str, disks: &Disks) -> Running {
 fn set_to_work(machine: &mut Running, disks: &Disks, streams: usize) -> Vec<Partner> {
     // It comes while the machine runs, and stays.
     machine.ask(&["add-disk", &disk("files", &disks.files, ""), "--wait", WAIT]);
-    wait_for(machine, "[ -e /dev/disk/by-id/virtio-files ]");
+    machine.until("[ -e /dev/disk/by-id/virtio-files ]");
     machine.sh("mount /dev/disk/by-id/virtio-files /mnt && head -c 8000000 /dev/urandom > /mnt/data");
     machine.sh("sha256sum /mnt/data > /mnt/sum && sync");
     machine.sh(&format!("{FIO} --rw=write --do_verify=0 --bs=256k > /run/fill"));
@@ -147,7 +147,7 @@ fn come_and_go(machine: &mut Running) {
     let path = place::scratch().join("hot");
     image::make(&path, 5, (2 << 20) / image::SECTOR);
     machine.ask(&["add-disk", &disk("hot", &path, ""), "--wait", WAIT]);
-    wait_for(machine, "[ -e /dev/disk/by-id/virtio-hot ]");
+    machine.until("[ -e /dev/disk/by-id/virtio-hot ]");
     machine.sh(
         "dd if=/dev/urandom of=/dev/disk/by-id/virtio-hot bs=64k count=8 seek=4 oflag=direct status=none",
     );
@@ -159,23 +159,14 @@ fn come_and_go(machine: &mut Running) {
     machine.ask(&["add-net", "id=extra,tap=tap8,mac=52:54:00:aa:bb:dd", "--wait", WAIT]);
     let find = "grep -l 52:54:00:aa:bb:dd /sys/class/net/*/address | cut -d / -f 5";
     // Under the name that it keeps.
-    wait_for(machine, &format!("c=$({find}); [ -n \"$c\" -a \"$c\" != eth0 ]"));
+    machine.until(&format!("c=$({find}); [ -n \"$c\" -a \"$c\" != eth0 ]"));
     machine.sh(&format!("c=$({find}); ip addr add {}/24 dev $c && ip link set $c up", partner::guest(8)));
     machine.sh(&format!("ping -q -c 3 -i 0.2 -W 10 {}", partner::host(8)));
     for id in ["hot", "extra"] {
         machine.ask(&["remove-device", id, "--wait", WAIT]);
     }
     drop(tap);
-    wait_for(machine, &format!("[ ! -e /dev/disk/by-id/virtio-hot -a -z \"$({find})\" ]"));
-}
-
-/// Waits until something holds in the guest.
-#[track_caller]
-fn wait_for(machine: &mut Running, what: &str) {
-    // It is asked once only at the end: what holds now may not hold a moment later.
-    machine.sh(&format!(
-        "i=0; until {what}; do i=$((i + 1)); [ $i -lt 600 ] || break; sleep 0.2; done; [ $i -lt 600 ]"
-    ));
+    machine.until(&format!("[ ! -e /dev/disk/by-id/virtio-hot -a -z \"$({find})\" ]"));
 }
 
 /// The serial port, which the guest's shell has open, works in both directions.
