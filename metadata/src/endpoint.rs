@@ -39,7 +39,7 @@ pub const PORT: u16 = 80;
 const MTU: u16 = 1500;
 
 /// How many requests are answered, and when.
-pub trait Pace: Send {
+pub trait Pace: Send + Sync {
     /// How long no request may be answered; `None` if one may be now.
     fn pause(&self, now: Instant) -> Option<Duration>;
     /// Counts an answer of so many bytes.
@@ -49,7 +49,7 @@ pub trait Pace: Send {
 /// See the module.
 pub struct Endpoint {
     store: Arc<Store>,
-    pace: Box<dyn Pace>,
+    pace: Arc<dyn Pace>,
     tokens: Tokens,
     /// What smoltcp's time is counted from.
     begin: Instant,
@@ -158,7 +158,7 @@ impl Endpoint {
     ///
     /// # Errors
     /// The kernel has no random numbers.
-    pub fn new(store: Arc<Store>, pace: Box<dyn Pace>, mtu: Option<u16>) -> io::Result<Self> {
+    pub fn new(store: Arc<Store>, pace: Arc<dyn Pace>, mtu: Option<u16>) -> io::Result<Self> {
         let (begin, mtu) = (Instant::now(), mtu.map_or(MTU, |mtu| mtu.min(MTU)));
         let station = Station::new(mtu, wire_time::Instant::ZERO)?;
         Ok(Endpoint { store, pace, tokens: Tokens::default(), begin, station })

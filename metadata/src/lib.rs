@@ -16,11 +16,15 @@ pub mod endpoint;
 mod frame;
 pub mod http;
 mod random;
+mod settings;
 mod store;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 pub mod token;
 mod wire;
 
 pub use document::{Document, DocumentError, Patch};
 pub use endpoint::{Endpoint, Pace};
 pub use frame::{ADDRESS, HEAD, MAC, is_for_service};
-pub use store::{Store, TokenUse};
+pub use settings::MetadataSpec;
+pub use store::{KEPT, Store, TokenUse};

@@ -6,15 +6,19 @@ use arc_swap::ArcSwap;
 
 use crate::{Document, DocumentError, Patch};
 
-/// Whether a request needs a token.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum TokenUse {
-    /// With or without; a wrong one is refused.
-    #[default]
-    Optional,
-    /// None is answered without.
-    Required,
+spec::choice! {
+    /// Whether a request needs a token.
+    pub enum TokenUse {
+        /// It is answered with or without one; a wrong one is refused.
+        #[default]
+        Optional = "optional",
+        /// None is answered without.
+        Required = "required",
+    }
 }
+
+/// The name under which a machine's devices find its [`Store`].
+pub const KEPT: &str = "__metadata";
 
 /// See the module. Readers never wait for whoever changes the document, and see it before or after a change.
 #[derive(Debug)]

@@ -46,6 +46,11 @@ impl Stock {
         self.path("debian")
     }
 
+    /// The same with cloud-init.
+    pub fn cloud(&self) -> PathBuf {
+        self.path("cloud")
+    }
+
     /// As `NAME=VALUE` for the environment of a story elsewhere.
     pub fn variables(&self) -> [String; 1] {
         let pairs: Vec<String> =
@@ -71,7 +76,9 @@ impl Stock {
             all.push((format!("bzimage-{kernel}"), script("guest-kernels", &["--path", "bzimage", kernel])));
             all.push((format!("initramfs-{kernel}"), script("guest-image", &["initramfs", kernel])));
         }
-        all.push(("debian".to_string(), script("guest-image", &["debian"])));
+        for image in ["debian", "cloud"] {
+            all.push((image.to_string(), script("guest-image", &[image])));
+        }
         Stock(all)
     }
 }

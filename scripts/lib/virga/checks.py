@@ -57,7 +57,8 @@ def lab_ready():
     storage_daemon()
     for name in kernels.GUEST_KERNELS:
         guest.initramfs(name)
-    debian_image.image()
+    for kind in ("debian", "cloud"):
+        debian_image.image(kind)
 
 
 STAGES = [

@@ -10,6 +10,7 @@ mod ends;
 mod hotplug;
 mod lifecycle;
 mod machine;
+mod metadata;
 mod network;
 mod pmem;
 mod storage;

@@ -72,7 +72,7 @@ fn half_open_connections_are_bounded_and_given_up() {
         while service.next_frame(late).is_some() {}
     }
     assert!(connections(&service) <= 1, "{}", connections(&service));
-    assert_eq!(body(&Guest::new(GUEST).get(&mut service, late, "/a")), "b");
+    assert_eq!(part(&mut Guest::new(GUEST, late), &mut service, late, "/a"), "b");
 }
 
 #[test]
@@ -138,7 +138,7 @@ fn a_driver_that_takes_no_frames_costs_no_more_than_the_queue() {
     service.take(&segment(GUEST, 5000, (1000, 0), SYN, &[]), now);
     assert_eq!(service.station.wire.outgoing.len(), MAX_WAITING);
     while service.next_frame(now).is_some() {}
-    assert_eq!(body(&Guest::new(GUEST).get(&mut service, now, "/a")), "b");
+    assert_eq!(part(&mut Guest::new(GUEST, now), &mut service, now, "/a"), "b");
 }
 
 #[test]
@@ -169,9 +169,9 @@ fn senders_that_cannot_be_and_fragments_get_no_answer() {
 #[test]
 fn a_head_that_does_not_end_is_refused_at_its_limit() {
     let (mut service, now) = (endpoint("{}"), Instant::now());
-    let mut guest = Guest::new(GUEST);
+    let mut guest = Guest::new(GUEST, now);
     let long = format!("GET / HTTP/1.1\r\nA: {}", "x".repeat(MAX_HEAD));
-    assert!(guest.ask(&mut service, now, &long).starts_with("HTTP/1.1 431 "));
+    assert!(ask(&mut guest, &mut service, now, &long).starts_with("HTTP/1.1 431 "));
 }
 
 /// Frames made of good ones by changing, cutting and repeating them, in any order and at any time: nothing panics, and all stays within
@@ -223,5 +223,5 @@ fn frames_at_random_do_no_harm() {
         service.poll(late);
         while service.next_frame(late).is_some() {}
     }
-    assert_eq!(body(&Guest::new(GUEST).get(&mut service, late, "/a/b")), "c");
+    assert_eq!(part(&mut Guest::new(GUEST, late), &mut service, late, "/a/b"), "c");
 }
