@@ -1,7 +1,8 @@
 //! A shared folder (virtio 1.3, 5.11), by as few requests of FUSE as it takes: the file `probe` in it is read, compared with the
 //! pattern 7, and written with the pattern `probe.seed` from its middle on.
 //!
-//! With `probe.again` it then waits until the device needs a reset, and does all of it once more.
+//! With `probe.again` it then waits until the device needs a reset, and does all of it once more. With `probe.keep` it keeps the file open
+//! until its first word is another, and then writes once more.
 
 use super::Machine;
 use crate::arena::Arena;
@@ -36,6 +37,14 @@ struct Folder {
     answer: Region,
     data: Region,
     asked: u64,
+}
+
+/// The file, open.
+#[derive(Clone, Copy)]
+struct Open {
+    node: u64,
+    handle: u64,
+    size: u64,
 }
 
 impl Folder {
@@ -99,7 +108,7 @@ impl Folder {
         self.request.part(IN, ROOM)
     }
 
-    fn use_file(&mut self, seed: u64) -> Result<u64, Stop> {
+    fn open_file(&mut self) -> Result<Open, Stop> {
         let body = self.body();
         body.fill(0);
         // Version 7.31: no need for more.
@@ -115,43 +124,74 @@ impl Folder {
         // For reading and writing.
         body.write32(0, 2);
         self.ask(OPEN, node, 8, None)?;
-        let handle = self.answer.read64(OUT);
-        let place = |offset: u64, size: u64| {
-            body.fill(0);
-            body.write64(0, handle);
-            body.write64(8, offset);
-            body.write32(16, size as u32);
-        };
-        place(0, SIZE);
-        let read = self.ask(READ, node, 40, Some(Buffer::writable(self.data)))?;
+        Ok(Open { node, handle: self.answer.read64(OUT), size })
+    }
+
+    /// Says which part of the file a request is about.
+    fn place(&self, file: Open, offset: u64, size: u64) {
+        let body = self.body();
+        body.fill(0);
+        body.write64(0, file.handle);
+        body.write64(8, offset);
+        body.write32(16, size as u32);
+    }
+
+    /// Reads all of the file; its first word.
+    fn read(&mut self, file: Open) -> Result<u64, Stop> {
+        self.place(file, 0, SIZE);
+        let read = self.ask(READ, file.node, 40, Some(Buffer::writable(self.data)))?;
         check!(read == SIZE, "{read} bytes read");
+        Ok(self.data.read64(0))
+    }
+
+    /// Writes the second half.
+    fn write(&mut self, file: Open, seed: u64) -> Result<(), Stop> {
+        let half = SIZE / 2;
+        for at in (half..SIZE).step_by(8) {
+            self.data.write64(at, pattern(seed, at / SECTOR, at % SECTOR / 8));
+        }
+        self.place(file, half, half);
+        self.ask(WRITE, file.node, 40, Some(Buffer::readable(self.data.part(half, half))))?;
+        let written = self.answer.read32(OUT);
+        check!(u64::from(written) == half, "{written} bytes written");
+        Ok(())
+    }
+
+    fn use_file(&mut self, seed: u64) -> Result<Open, Stop> {
+        let file = self.open_file()?;
+        self.read(file)?;
         let half = SIZE / 2;
         for at in (0..half).step_by(8) {
             let (word, wanted) = (self.data.read64(at), pattern(7, at / SECTOR, at % SECTOR / 8));
             check!(word == wanted, "word at {at}: {word:#x}, not {wanted:#x}");
         }
-        for at in (half..SIZE).step_by(8) {
-            self.data.write64(at, pattern(seed, at / SECTOR, at % SECTOR / 8));
-        }
-        place(half, half);
-        self.ask(WRITE, node, 40, Some(Buffer::readable(self.data.part(half, half))))?;
-        let written = self.answer.read32(OUT);
-        check!(u64::from(written) == half, "{written} bytes written");
-        Ok(size)
+        self.write(file, seed)?;
+        Ok(file)
     }
 }
 
 /// See the module.
 pub(super) fn file(machine: &mut Machine) -> Outcome {
     let seed = machine.start.number("seed").unwrap_or(1);
-    let again = machine.start.number("again").unwrap_or(0) != 0;
+    let [again, keep] = ["again", "keep"].map(|word| machine.start.number(word).unwrap_or(0) != 0);
     let mut folder = Folder::open(machine)?;
     let mut tag = [0; 36];
     match folder.device.config {
         Some(config) => config.load(0, &mut tag),
         None => fail!("there is no device configuration"),
     }
-    let size = folder.use_file(seed)?;
+    let file = folder.use_file(seed)?;
+    if keep {
+        println!("# kept");
+        let mut word = folder.read(file);
+        let changed = machine.clock.wait(60_000, || {
+            word = folder.read(file);
+            !matches!(word, Ok(word) if word == pattern(7, 0, 0))
+        });
+        word?;
+        check!(changed, "the file does not change");
+        folder.write(file, seed + 1)?;
+    }
     if again {
         println!("# used");
         let broken = folder.clock.wait(60_000, || folder.device.status() & S_NEEDS_RESET != 0);
@@ -163,5 +203,5 @@ pub(super) fn file(machine: &mut Machine) -> Outcome {
         Folder::open(machine)?.use_file(seed + 1)?;
     }
     let length = tag.iter().position(|byte| *byte == 0).unwrap_or(tag.len());
-    Ok(text!("tag={} size={size}", core::str::from_utf8(&tag[..length]).unwrap_or("?")))
+    Ok(text!("tag={} size={}", core::str::from_utf8(&tag[..length]).unwrap_or("?"), file.size))
 }

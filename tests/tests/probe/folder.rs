@@ -7,8 +7,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use serde_json::{Value, json};
 use tests::image::{self, SECTOR};
+use tests::living::Living;
 use tests::probe::{Guest, Report};
+use tests::scratch::Scratch;
 
 const SHARED: &str = "size=256M,shared=on";
 const SECTORS: u64 = 16;
@@ -116,13 +119,6 @@ fn a_daemon_that_dies_is_reported_and_another_serves_the_driver_that_begins_anew
     let mut running = guest.with(&["--fs", &format!("socket={},tag=home,id=home", socket.display())]).start();
     running.wait_for("# used", 1);
     was_used(&file, 5);
-    // What it knows of open files cannot be saved.
-    running.ask(&["pause"]);
-    let place = running.file("snapshot");
-    fs::create_dir(&place).expect("the scratch directory takes another");
-    let refused = running.remote(&["snapshot", &format!("file://{}", place.display())]).unwrap_err();
-    assert!(refused.contains("knows of its driver cannot be saved"), "{refused}");
-    running.ask(&["resume"]);
     drop(daemon);
     let _daemon = Daemon::start(&folder, &socket);
     running.wait_for("# broken", 1);
@@ -131,6 +127,53 @@ fn a_daemon_that_dies_is_reported_and_another_serves_the_driver_that_begins_anew
     let report = running.finish();
     report.all_passed();
     assert!(report.messages.contains("the driver has to begin anew"), "{report}");
+}
+
+#[test]
+fn a_file_stays_open_when_the_machine_goes_on_elsewhere_with_another_daemon() {
+    if skipped() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let (folder, saved) = (scratch.file("folder"), scratch.file("snapshot"));
+    let sockets = ["first", "second", "third"].map(|name| scratch.file(&format!("{name}.socket")));
+    for directory in [&folder, &saved] {
+        fs::create_dir(directory).expect("the scratch directory takes a directory");
+    }
+    let file = image::make(&folder.join("probe"), 7, SECTORS);
+    let daemon = Daemon::start(&folder, &sockets[0]);
+    let keys = |socket: &Path| format!("id=home,socket={}", socket.display());
+    let command = "probe.run=fs probe.seed=5 probe.keep=1";
+    let mut machine = Living::boot(
+        scratch.path(),
+        "first",
+        command,
+        &["--memory", SHARED, "--fs", &format!("tag=home,{}", keys(&sockets[0]))],
+    );
+    machine.wait_for("# kept");
+    was_used(&file, 5);
+    machine.put("vm.pause", &Value::Null);
+    machine.put("vm.snapshot", &json!({"destination_url": format!("file://{}", saved.display())}));
+    drop((machine, daemon));
+
+    let restore = format!("source_url=file://{},resume=on", saved.display());
+    // Another folder has no such file.
+    let other = scratch.file("other");
+    fs::create_dir(&other).expect("the scratch directory takes a directory");
+    let daemon = Daemon::start(&other, &sockets[2]);
+    let refused = Living::restore(scratch.path(), "third", &restore, &["--fs", &keys(&sockets[2])]).refused();
+    assert!(refused.messages.contains("it refused CHECK_DEVICE_STATE"), "{refused}");
+    drop(daemon);
+
+    let _daemon = Daemon::start(&folder, &sockets[1]);
+    let machine = Living::restore(scratch.path(), "second", &restore, &["--fs", &keys(&sockets[1])]);
+    let mut content = fs::read(&file).expect("the file is there");
+    content[..8].fill(0);
+    fs::write(&file, content).expect("the file can be written");
+    machine.end().all_passed();
+    let content = fs::read(&file).expect("the file is there");
+    let half = (SECTORS / 2 * SECTOR) as usize;
+    assert!(content[half..] == image::pattern(6, SECTORS / 2, SECTORS / 2), "the guest did not write again");
 }
 
 #[test]

@@ -21,6 +21,7 @@ pub mod calls;
 mod client;
 mod dial;
 mod error;
+mod handover;
 mod rings;
 mod shared;
 mod state;
@@ -77,7 +78,15 @@ impl Remote {
             offered,
             gone,
             grant: OnceLock::new(),
-            talk: Mutex::new(Talk { client: Some(client), agreed, back, driver, unsure: false }),
+            talk: Mutex::new(Talk {
+                client: Some(client),
+                agreed,
+                back,
+                driver,
+                unsure: false,
+                told: false,
+                forgot: false,
+            }),
             shown: Mutex::new(Shown { bytes: config, written: BTreeMap::new() }),
             bell: event()?,
             error: event()?,
@@ -223,6 +232,11 @@ impl Virtio for Remote {
             return Err(shared.error("not connected".to_owned()));
         };
         let mut talk = shared.talk();
+        if shared.wish.stateful && (talk.client.is_none() || talk.forgot) {
+            // The next one would know nothing of this driver.
+            return Err(shared.error(format!("the back end at {} is away", shared.wish.socket.display())));
+        }
+        talk.told = false;
         talk.driver.features = Some(features);
         talk.driver.inflight = None;
         talk.unsure = false;
@@ -310,7 +324,7 @@ impl Virtio for Remote {
         let mut talk = shared.talk();
         talk.driver.features = None;
         talk.driver.inflight = None;
-        talk.unsure = false;
+        (talk.unsure, talk.told, talk.forgot) = (false, false, false);
         let mut shown = shared.shown();
         let written = std::mem::take(&mut shown.written);
         let before: Vec<_> = written.into_keys().map(|at| (at, shown.byte(at))).collect();

@@ -27,6 +27,10 @@ pub(super) struct Talk {
     pub(super) driver: Driver,
     /// A ring was stopped without the back end, which had taken chains from it.
     pub(super) unsure: bool,
+    /// The back end was told what another one knew of a driver that is about to go on,
+    pub(super) told: bool,
+    /// and is not there any more.
+    pub(super) forgot: bool,
 }
 
 /// The configuration space.
@@ -80,6 +84,7 @@ impl Shared {
     pub(super) fn lose(&self, talk: &mut Talk, why: &BackError) {
         let Some(client) = talk.client.take() else { return };
         client.hang_up();
+        talk.forgot |= std::mem::take(&mut talk.told);
         if self.wish.stateful && talk.driver.features.is_some() {
             guest_warn!(
                 self.limit,
