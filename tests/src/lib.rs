@@ -19,4 +19,5 @@ pub mod stock;
 pub mod storage_daemon;
 pub mod tap;
 pub mod terminal;
+pub mod virtiofsd;
 pub mod wire;

@@ -1,7 +1,8 @@
 //! A shared folder (virtio 1.3, 5.11), by as few requests of FUSE as it takes: the file `probe` in it is read, compared with the
 //! pattern 7, and written with the pattern `probe.seed` from its middle on.
 //!
-//! With `probe.again` it then waits until the device needs a reset, and does all of it once more. With `probe.keep` it keeps the file open
+//! With `probe.again` it then reads until that is refused, as by somebody who does not know the file, does all of it once more, with the seed that
+//! follows, and once more after a reset. With `probe.broken` it waits until the device needs a reset and does all of it once more. With `probe.keep` it keeps the file open
 //! until its first word is another, and then writes once more.
 
 use super::Machine;
@@ -37,6 +38,8 @@ struct Folder {
     answer: Region,
     data: Region,
     asked: u64,
+    /// Of the last answer.
+    error: i32,
 }
 
 /// The file, open.
@@ -67,6 +70,7 @@ impl Folder {
             answer: arena.take(OUT + ROOM, 8),
             data: arena.take(SIZE, 8),
             asked: 0,
+            error: 0,
         })
     }
 
@@ -98,8 +102,8 @@ impl Folder {
         self.queue.kick();
         let (done, _) = self.device.complete(&mut self.queue, &self.clock).map_err(Stop::Fail)?;
         check!(Some(done) == head, "{done} is done");
-        let error = self.answer.read32(4) as i32;
-        check!(error == 0, "request {what}: error {error}");
+        self.error = self.answer.read32(4) as i32;
+        check!(self.error == 0, "request {what}: error {}", self.error);
         check!(self.answer.read64(8) == self.asked, "the answer to another request");
         Ok(u64::from(self.answer.read32(0)) - OUT)
     }
@@ -173,7 +177,8 @@ impl Folder {
 /// See the module.
 pub(super) fn file(machine: &mut Machine) -> Outcome {
     let seed = machine.start.number("seed").unwrap_or(1);
-    let [again, keep] = ["again", "keep"].map(|word| machine.start.number(word).unwrap_or(0) != 0);
+    let [again, broken, keep] =
+        ["again", "broken", "keep"].map(|word| machine.start.number(word).unwrap_or(0) != 0);
     let mut folder = Folder::open(machine)?;
     let mut tag = [0; 36];
     match folder.device.config {
@@ -193,6 +198,14 @@ pub(super) fn file(machine: &mut Machine) -> Outcome {
         folder.write(file, seed + 1)?;
     }
     if again {
+        println!("# used");
+        let refused = machine.clock.wait(60_000, || folder.read(file).is_err());
+        check!(refused && folder.error < 0, "error {}", folder.error);
+        println!("# refused");
+        folder.use_file(seed + 1)?;
+        drop(folder);
+        Folder::open(machine)?.use_file(seed + 2)?;
+    } else if broken {
         println!("# used");
         let broken = folder.clock.wait(60_000, || folder.device.status() & S_NEEDS_RESET != 0);
         check!(broken, "the device goes on");

@@ -44,7 +44,7 @@ use rings::{Driver, Progress, Ring, progress, tell_event};
 use shared::{Shared, Shown, Talk};
 use watch::Watching;
 
-pub use dial::{Adjust, ConfigWish, Parked, Told, Wish};
+pub use dial::{Adjust, ConfigWish, Knows, Parked, Told, Wish};
 pub use error::BackError;
 
 use crate::wire::{protocol, request};
@@ -232,7 +232,7 @@ impl Virtio for Remote {
             return Err(shared.error("not connected".to_owned()));
         };
         let mut talk = shared.talk();
-        if shared.wish.stateful && (talk.client.is_none() || talk.forgot) {
+        if talk.forgot || shared.wish.knows == Knows::Vital && talk.client.is_none() {
             // The next one would know nothing of this driver.
             return Err(shared.error(format!("the back end at {} is away", shared.wish.socket.display())));
         }
@@ -294,7 +294,11 @@ impl Virtio for Remote {
             });
             rested.ok().flatten()
         });
-        if rested.is_none() && available != used && !shared.wish.in_order && !shared.wish.stateful {
+        if rested.is_none()
+            && available != used
+            && shared.wish.knows != Knows::Vital
+            && !shared.in_order(&ring.live.ram.map(), &queue)
+        {
             talk.unsure = true;
             if talk.driver.inflight.is_none() {
                 guest_warn!(

@@ -5,8 +5,9 @@ use device::DeviceError;
 use device::state::{Node, State, StateError};
 use serde::{Deserialize, Serialize};
 
+use super::dial::{self, Knows};
+use super::handover;
 use super::shared::{Shared, Talk};
-use super::{dial, handover};
 use crate::wire::protocol;
 use crate::{BackError, PeerError};
 
@@ -37,7 +38,7 @@ impl Shared {
     pub(super) fn save(&self) -> Result<Node, DeviceError> {
         let (id, socket) = (&self.wish.id, self.wish.socket.display());
         let mut talk = self.talk();
-        let known = match self.wish.stateful && talk.driver.features.is_some() {
+        let known = match self.wish.knows != Knows::Nothing && talk.driver.features.is_some() {
             true => Some(self.known(&mut talk)?),
             false => None,
         };
@@ -100,7 +101,7 @@ impl Shared {
             return refuse(format!("{id:?} was a device of type {}", saved.device));
         }
         if let Some(Known(known)) = &saved.known {
-            if !self.wish.stateful || known.len() > handover::MOST {
+            if self.wish.knows == Knows::Nothing || known.len() > handover::MOST {
                 let count = known.len();
                 return refuse(format!("no back end of {id:?} had {count} bytes to say of its driver"));
             }

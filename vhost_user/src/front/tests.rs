@@ -21,6 +21,7 @@ use super::*;
 use crate::wire::{CONFIG_CHANGE, F_PROTOCOL_FEATURES, NO_DESCRIPTOR, expects_answer, flag, header, name};
 
 mod handover;
+mod order;
 
 const OWN: u64 = 1 << 3;
 const QUEUES: usize = 2;
@@ -47,7 +48,7 @@ fn wish(socket: std::path::PathBuf) -> Wish {
         few_queues: 1,
         binding: 0,
         in_order: false,
-        stateful: false,
+        knows: Knows::Nothing,
         parked: None,
         config: ConfigWish {
             bytes: vec![0; 8],

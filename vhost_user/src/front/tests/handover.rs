@@ -14,7 +14,7 @@ fn side(at: u32, deed: Deed, lacks: u64, known: &[u8]) -> Side {
     let dir = TempDir::new().unwrap();
     let known = Arc::new(Mutex::new(known.to_vec()));
     let socket = peer_that_knows(&dir, at, deed, 1, lacks, known.clone());
-    let machine = Machine::of(Wish { stateful: true, ..wish(socket) }).unwrap();
+    let machine = Machine::of(Wish { knows: Knows::Vital, ..wish(socket) }).unwrap();
     Side { dir, known, machine }
 }
 
