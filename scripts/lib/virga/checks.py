@@ -42,22 +42,29 @@ def storage_daemon():
     os.environ.setdefault("VIRGA_STORAGE_DAEMON", str(debian.tools().root / "wrappers/qemu-storage-daemon"))
 
 
-def probe_ready():
-    """The same, and programs of others that serve devices to the machine."""
-    programs()
+def peers():
+    """The same for programs of others that serve devices to the machine."""
     storage_daemon()
     tree = debian.peers()
     for name in debian.PEERS:
         os.environ.setdefault(f"VIRGA_{name.upper()}", str(tree.root / "wrappers" / name))
 
 
+def probe_ready():
+    """What the probe's tests need."""
+    programs()
+    peers()
+
+
 def lab_ready():
     """Fetches and builds what the lab's tests need, so that no test's time limit pays for it."""
     programs()
-    storage_daemon()
+    peers()
     for name in kernels.GUEST_KERNELS:
         guest.initramfs(name)
     debian_image.image()
+    debian.workshop()
+    debian.project()
 
 
 STAGES = [
