@@ -56,6 +56,11 @@ impl Stock {
         self.path("project")
     }
 
+    /// A disk image with Debian and cloud-init.
+    pub fn cloud(&self) -> PathBuf {
+        self.path("cloud")
+    }
+
     /// As `NAME=VALUE` for the environment of a story elsewhere.
     pub fn variables(&self) -> [String; 1] {
         let pairs: Vec<String> =
@@ -81,7 +86,7 @@ impl Stock {
             all.push((format!("bzimage-{kernel}"), script("guest-kernels", &["--path", "bzimage", kernel])));
             all.push((format!("initramfs-{kernel}"), script("guest-image", &["initramfs", kernel])));
         }
-        for kind in ["debian", "workshop", "project"] {
+        for kind in ["debian", "cloud", "workshop", "project"] {
             all.push((kind.to_string(), script("guest-image", &[kind])));
         }
         Stock(all)

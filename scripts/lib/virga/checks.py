@@ -62,7 +62,8 @@ def lab_ready():
     peers()
     for name in kernels.GUEST_KERNELS:
         guest.initramfs(name)
-    debian_image.image()
+    for kind in ("debian", "cloud"):
+        debian_image.image(kind)
     debian.workshop()
     debian.project()
 

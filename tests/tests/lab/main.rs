@@ -11,6 +11,7 @@ mod folders;
 mod hotplug;
 mod lifecycle;
 mod machine;
+mod metadata;
 mod network;
 mod pmem;
 mod ssh;
