@@ -6,11 +6,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::Value;
+use tests::image::{qemu_img, raw_copy, text};
 use tests::living::Living;
 use tests::scratch::Scratch;
 use tests::small::Small;
-
-use crate::formats::{qemu_img, raw_copy, text};
 
 const MIB: u64 = 1 << 20;
 /// Of each disk.

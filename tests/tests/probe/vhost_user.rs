@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tests::daemon::Daemon;
-use tests::image::{self, SECTOR};
+use tests::image::{self, SECTOR, written};
 use tests::living::Living;
 use tests::probe::Guest;
 use tests::scratch::Scratch;
 use tests::storage_daemon::StorageDaemon;
 
-use crate::loaded::{SECTORS, written};
+use crate::loaded::SECTORS;
 
 const SHARED: &str = "size=256M,shared=on";
 
@@ -100,7 +100,7 @@ impl Loaded {
     /// Ends the load, whose report must be good.
     fn end(&self, machine: Living) {
         machine.end().all_passed();
-        assert!(written(&self.image) > 0, "nothing was written to the image");
+        assert!(written(&self.image, SECTORS) > 0, "nothing was written to the image");
     }
 }
 
@@ -210,7 +210,7 @@ fn a_saved_machine_goes_on_with_a_copy_of_the_disk_at_another_socket() {
     other = other.die_and_rise();
     machine.progress(2000, 0);
     machine.end().all_passed();
-    assert!(written(&copy) > 0 && fs::read(&loaded.image).expect("the image is there") == before);
+    assert!(written(&copy, SECTORS) > 0 && fs::read(&loaded.image).expect("the image is there") == before);
 
     // Neither can it be another disk, nor have memory that is not there yet.
     drop((daemon, other));
