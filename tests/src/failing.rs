@@ -250,8 +250,7 @@ impl Filesystem for Served {
             return reply.error(Errno::EIO);
         }
         // SAFETY: a plain system call on an open file.
-        let done =
-            unsafe { libc::fallocate(self.backing.as_raw_fd(), mode, offset as i64, length as i64) };
+        let done = unsafe { libc::fallocate(self.backing.as_raw_fd(), mode, offset as i64, length as i64) };
         match done {
             0 => reply.ok(),
             _ => reply.error(std::io::Error::last_os_error().into()),

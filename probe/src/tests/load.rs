@@ -10,7 +10,7 @@
 //! Signs of life are lines `LOAD disk=n net=n memory=n errors=n failures=n`, one every `probe.beat` (2000) completions. Whoever waits for them in vain
 //! has found a loss of interrupts, doorbells or frames.
 //!
-//! It ends at a `q` on COM1, or after `probe.count` completions; then all that is in flight comes home, and every sector is read again. Also:
+//! At an `m` on COM1 it says `# marked`. It ends at a `q`, or after `probe.count` completions; then all that is in flight comes home, and every sector is read again. Also:
 //! `probe.interrupts` (on: halt when there is nothing to do, and mask a vector now and then; without it: poll), `probe.depth` (16)
 //! requests a disk, `probe.window` (32) frames a card, `probe.sectors` (8192) of each disk, all zeroes at first or written by this load,
 //! `probe.touch` (8) MiB of memory, `probe.disks` (4) and `probe.cards` (2) at most, of those that are there. With `probe.failures=on` a disk may answer that a request failed: it is counted, and of a write that failed a
@@ -111,9 +111,14 @@ fn spin(mut done: impl FnMut() -> bool) -> bool {
     false
 }
 
+/// What somebody typed, if anything.
+fn typed() -> Option<u8> {
+    (io::in8(COM1 + 5) & 1 != 0).then(|| io::in8(COM1))
+}
+
 /// Whether somebody typed a `q`.
 pub(super) fn told_to_end() -> bool {
-    io::in8(COM1 + 5) & 1 != 0 && io::in8(COM1) == b'q'
+    typed() == Some(b'q')
 }
 
 /// All of it.
@@ -196,7 +201,10 @@ impl Load {
     fn beat(&self) {
         let (disk, net) = self.totals();
         let Trouble { count, failures, .. } = self.trouble;
-        println!("LOAD disk={disk} net={net} memory={} errors={count} failures={failures}", self.memory.done());
+        println!(
+            "LOAD disk={disk} net={net} memory={} errors={count} failures={failures}",
+            self.memory.done()
+        );
     }
 }
 
@@ -228,8 +236,11 @@ pub(super) fn load(machine: &mut Machine) -> Outcome {
         }
         if done >= next_look {
             let pressed = slots.as_mut().map_or(Ok(false), |slots| slots.look(machine))?;
-            if pressed || told_to_end() {
-                break;
+            match typed() {
+                Some(b'q') => break,
+                Some(b'm') => println!("# marked"),
+                _ if pressed => break,
+                _ => (),
             }
             next_look = done + 200;
         }

@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -181,6 +182,30 @@ fn pauses_lose_nothing_and_what_the_daemon_did_not_do_waits_for_the_next_one() {
     machine.put("vm.resume", &Value::Null);
     machine.progress(2000, 0);
     loaded.end(machine);
+}
+
+/// Neither a descriptor nor a thread to look for the next daemon with.
+#[test]
+fn a_daemon_that_dies_while_there_are_no_descriptors_is_found_again_later() {
+    let (loaded, mut daemon) = Loaded::new();
+    let mut machine = loaded.boot("probe.interrupts=on");
+    machine.progress(2000, 0);
+    let id = machine.id().to_string();
+    let limit = |limit: &str| {
+        let status = Command::new("prlimit").args([&format!("--nofile={limit}:"), "--pid", &id]).status();
+        assert!(status.expect("prlimit runs").success());
+    };
+    let before = fs::read_to_string(format!("/proc/{id}/limits")).expect("the VMM runs");
+    let line = before.lines().find(|line| line.starts_with("Max open files")).expect("a line of it");
+    limit("3");
+    daemon = daemon.die_and_rise();
+    std::thread::sleep(Duration::from_millis(1500));
+    limit(line.split_whitespace().nth(3).expect("a number"));
+    machine.progress(2000, 0);
+    drop(daemon);
+    let report = machine.shut_down();
+    assert!(report.messages.contains("cannot look for a back end: "), "{report}");
+    assert!(written(&loaded.image, SECTORS) > 0, "nothing was written to the image");
 }
 
 #[test]

@@ -73,8 +73,14 @@ impl Walk<'_> {
                 assert!(expected, "{what}: {name} {body}: no answer\n{}", self.life().living.said());
                 self.course.tally.refused(what, "no answer".to_owned());
                 self.felt += 1;
-                // The connection is of no use any more.
+                // The connection is of no use any more; and a VMM that ends takes a moment.
                 self.client = None;
+                for _ in 0..100 {
+                    if self.life_mut().living.has_ended() {
+                        break;
+                    }
+                    std::thread::sleep(Duration::from_millis(10));
+                }
             }
         }
         None
@@ -88,13 +94,21 @@ impl Walk<'_> {
 
     /// What must be refused with this status, for one of these reasons.
     #[track_caller]
-    pub(crate) fn must_refuse(&mut self, verb: &str, name: &str, body: &Value, status: u16, reasons: Reasons) {
+    pub(crate) fn must_refuse(
+        &mut self,
+        verb: &str,
+        name: &str,
+        body: &Value,
+        status: u16,
+        reasons: Reasons,
+    ) {
         const WHAT: &str = "something that must be refused";
         self.course.step(WHAT);
         let mut client = Client::connect(self.life().living.api_socket()).expect("the VMM listens");
         let answer = client.ask(verb, name, body);
         let (got, text) = answer.unwrap_or_else(|| panic!("{name} {body}: no answer"));
-        let good = got == status && (reasons.is_empty() || reasons.iter().any(|reason| text.contains(reason)));
+        let good =
+            got == status && (reasons.is_empty() || reasons.iter().any(|reason| text.contains(reason)));
         assert!(good, "{verb} {name} {body}: {got} {text}, not {status} {reasons:?}");
         self.course.tally.refused(WHAT, kind_of(got, &text));
     }

@@ -41,13 +41,19 @@ impl Extra {
 
     /// The first half of its file is as it was, the second as the guest writes it; later sectors came later.
     fn check(&self) {
-        let Some(path) = self.path.as_ref().filter(|_| self.used && self.kind != Kind::Socket) else { return };
+        let Some(path) = self.path.as_ref().filter(|_| self.used && self.kind != Kind::Socket) else {
+            return;
+        };
         let content = std::fs::read(path).expect("the file is there");
         let half = self.sectors() / 2;
         let (first, rest) = content.split_at((half * image::SECTOR) as usize);
         assert!(first == image::pattern(7, 0, half), "{}: the first half changed", self.id);
         let second = &rest[..(half * image::SECTOR) as usize];
-        assert!(second == image::pattern(SEED, half, half), "{}: the second half is not the guest's", self.id);
+        assert!(
+            second == image::pattern(SEED, half, half),
+            "{}: the second half is not the guest's",
+            self.id
+        );
     }
 
     /// Removes the socket of a VMM that was killed, so that the next one can make it.
@@ -78,14 +84,26 @@ impl Walk<'_> {
         let more = u64::from(!self.life().extras.iter().any(one));
         let kind =
             self.random.pick(&[(4, Kind::Disk), (3, Kind::Net), (2, Kind::Memory), (2 * more, Kind::Socket)]);
-        if self.life().extras.len() >= MOST {
-            return false;
+        self.life().extras.len() < MOST && self.add_one(kind)
+    }
+
+    /// Has one of each kind come and go, and nothing else stay.
+    pub(crate) fn all_come_and_go(&mut self) {
+        while !self.life().extras.is_empty() {
+            self.remove();
         }
+        for kind in [Kind::Disk, Kind::Net, Kind::Memory, Kind::Socket] {
+            self.add_one(kind);
+        }
+        while !self.life().extras.is_empty() {
+            self.remove();
+        }
+    }
+
+    fn add_one(&mut self, kind: Kind) -> bool {
         let (id, path) = (self.site.name("extra"), self.extra_file(kind));
         let (what, name, body) = match kind {
-            Kind::Disk => {
-                ("add a disk", "vm.add-disk", json!({"id": id, "path": path, "image_type": "Raw"}))
-            }
+            Kind::Disk => ("add a disk", "vm.add-disk", json!({"id": id, "path": path, "image_type": "Raw"})),
             Kind::Net => ("add a network card", "vm.add-net", json!({"id": id})),
             Kind::Memory => ("add a file as memory", "vm.add-pmem", json!({"id": id, "file": path})),
             Kind::Socket => ("add a vsock", "vm.add-vsock", json!({"id": id, "cid": 3, "socket": path})),
@@ -108,7 +126,10 @@ impl Walk<'_> {
             Some(_) => true,
             None => {
                 let ended = self.life_mut().living.has_ended();
-                assert!(ended, "the guest does not take {} up\n{}", extra.id, self.life().living.said());
+                let said = self.life().living.serial();
+                let notes: Vec<&str> = said.lines().filter(|line| !line.starts_with("LOAD ")).collect();
+                let living = &self.life().living;
+                assert!(ended, "the guest does not take {} up: {notes:#?}\n{}", extra.id, living.said());
                 false
             }
         };
@@ -158,10 +179,14 @@ impl Walk<'_> {
             }
             std::thread::sleep(std::time::Duration::from_millis(50));
         }
+        // The guest looks whether it is gone, and must not find the next one in its place.
+        if self.life_mut().living.look_for("# gone ").is_none() {
+            let ended = self.life_mut().living.has_ended();
+            assert!(ended, "the guest does not find {id} gone\n{}", self.life().living.said());
+        }
         let extra = self.life_mut().extras.remove(nth);
         extra.check();
         extra.forget(false);
-        self.life_mut().removals += 1;
         true
     }
 
@@ -170,7 +195,8 @@ impl Walk<'_> {
         let disk = self.life().extras.iter().find(|extra| extra.kind == Kind::Disk);
         let Some((id, path)) = disk.map(|disk| (disk.id.clone(), disk.path.clone())) else { return };
         let size = (DISK + self.random.below(DISK)) * image::SECTOR;
-        let done = self.ask("resize a disk", "PUT", "vm.resize-disk", &json!({"id": id, "desired_size": size}));
+        let done =
+            self.ask("resize a disk", "PUT", "vm.resize-disk", &json!({"id": id, "desired_size": size}));
         if let (Some(_), Some(path)) = (done, path) {
             let found = std::fs::metadata(&path).expect("the disk is there").len();
             assert_eq!(found, size, "{} has another size than was asked for", path.display());

@@ -27,10 +27,8 @@ pub(crate) struct Life {
     pub(crate) extras: Vec<Extra>,
     /// Requests that have failed for the guest.
     pub(crate) failures: u64,
-    /// Devices that came and went.
-    pub(crate) removals: u64,
     name: String,
-    /// What the process held when it was last the way it is without devices that came.
+    /// What the process held when devices had come and gone once.
     rest: Option<Held>,
 }
 
@@ -138,8 +136,9 @@ impl Walk<'_> {
             return Some(directory);
         }
         if !self.life_mut().living.has_ended() {
-            let left = std::fs::read_dir(&directory).expect("the directory is there").count();
-            assert_eq!(left, 0, "a snapshot that failed left files in {}", directory.display());
+            let left = std::fs::read_dir(&directory).expect("the directory is there").flatten();
+            let left: Vec<_> = left.map(|file| file.file_name()).collect();
+            assert!(left.is_empty(), "a snapshot that failed left {left:?}\n{}", self.life().living.said());
         }
         remove(&directory);
         None
@@ -189,27 +188,27 @@ impl Walk<'_> {
     /// The process ends, but its machine is to live on.
     fn end_process(&mut self, end: End) {
         let life = self.life.take().expect("there is a machine");
-        let Life { living, plan, extras, failures, name, removals, .. } = life;
+        let Life { living, plan, extras, failures, name, .. } = life;
         let report = match end {
             End::Question => living.shut_down(),
             End::Term => living.killed(libc::SIGTERM),
             End::Kill | End::Guest => living.killed(libc::SIGKILL),
         };
         self.ended(&report, end, &name);
-        self.saved = Some((plan, extras, failures, removals));
+        self.saved = Some((plan, extras, failures));
     }
 
     /// The value of `--restore`, or what `vm.restore` takes, but for the snapshot.
     fn restore_process(&mut self, directory: &Path) {
         self.site.new_partner();
         let name = self.site.name("machine");
-        let (plan, extras, failures, removals) = self.saved.take().expect("a machine was saved");
+        let (plan, extras, failures) = self.saved.take().expect("a machine was saved");
         // Whoever is killed leaves its socket.
         extras.iter().for_each(Extra::clear_the_way);
         let begun = Instant::now();
         if self.random.one_in(2) {
             let living = Living::wait(self.site.logs.path(), &name);
-            self.life = Some(Life { extras, failures, removals, ..Life::new(living, plan, name) });
+            self.life = Some(Life { extras, failures, ..Life::new(living, plan, name) });
             self.restore_over_api(directory);
             return;
         }
@@ -223,7 +222,7 @@ impl Walk<'_> {
         let mut living = Living::restore(self.site.logs.path(), &name, &value, &flags);
         living.beat();
         self.course.tally.done("restore by the command line", begun.elapsed());
-        self.life = Some(Life { extras, failures, removals, ..Life::new(living, plan, name) });
+        self.life = Some(Life { extras, failures, ..Life::new(living, plan, name) });
     }
 
     fn overrides(&self, plan: &Plan) -> [String; 2] {
@@ -293,7 +292,8 @@ impl Walk<'_> {
             report.ended_well();
         }
         check_words(report);
-        let [socket, messages] = ["api", "messages"].map(|what| self.site.logs.file(&format!("{name}.{what}")));
+        let [socket, messages] =
+            ["api", "messages"].map(|what| self.site.logs.file(&format!("{name}.{what}")));
         // A socket that its owner did not remove.
         assert!(end == End::Kill || !socket.exists(), "{} is still there", socket.display());
         drop(std::fs::remove_file(socket));
@@ -302,21 +302,21 @@ impl Walk<'_> {
         self.course.tally.checked("a torn sector, an image in disorder, a lock");
     }
 
-    /// Looks at what the process holds, if it has no devices but its own.
+    /// Looks whether the process holds what it held before, when devices of each kind have come and gone and all was done again.
     pub(crate) fn look_for_leaks(&mut self) {
-        let life = self.life.as_mut().expect("there is a machine");
-        if !life.extras.is_empty() || life.removals == 0 {
-            return;
+        self.all_come_and_go();
+        if self.life().rest.is_none() {
+            // What is made once and kept has been made now.
+            self.save_and_go_on();
+            self.life_mut().rest = Some(Held::at_rest(self.life().living.id()));
+            self.all_come_and_go();
         }
+        self.save_and_go_on();
         self.course.step("look for leaks");
-        let begun = Instant::now();
+        let (begun, life) = (Instant::now(), self.life());
+        let rest = life.rest.as_ref().expect("it was taken");
         loop {
             let now = Held::at_rest(life.living.id());
-            let Some(rest) = &life.rest else {
-                // What is made once and kept has been made now.
-                life.rest = Some(now);
-                return;
-            };
             let more = life.plan.shared && now.memory > rest.memory + SLACK;
             if now.is_like(rest) && !more {
                 break;
@@ -330,7 +330,7 @@ impl Walk<'_> {
 
 impl Life {
     fn new(living: Living, plan: Plan, name: String) -> Life {
-        Life { living, plan, extras: Vec::new(), failures: 0, removals: 0, name, rest: None }
+        Life { living, plan, extras: Vec::new(), failures: 0, name, rest: None }
     }
 
     /// Parts of a machine whose VMM has ended.

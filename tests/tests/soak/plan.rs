@@ -93,9 +93,19 @@ impl Plan {
             false => format!("tap={},mac={MAC},id=net0", places.tap),
         };
         let memory = format!("size={MEMORY}{}", on(self.shared, "shared"));
-        ["--memory", &memory, "--cpus", &format!("boot={}", self.cpus), "--disk", &first, &second, "--net", &net]
-            .map(str::to_owned)
-            .into()
+        [
+            "--memory",
+            &memory,
+            "--cpus",
+            &format!("boot={}", self.cpus),
+            "--disk",
+            &first,
+            &second,
+            "--net",
+            &net,
+        ]
+        .map(str::to_owned)
+        .into()
     }
 
     /// The same for `vm.create`.

@@ -19,17 +19,17 @@ impl Walk<'_> {
     pub(crate) fn ask_wrongly(&mut self) {
         let disk = self.site.disk.clone();
         let (verb, name, body, status): (_, _, Value, u16) = match self.random.below(16) {
-            0 => ("PUT", "vm.boot", Value::Null, 500),
-            1 => ("PUT", "vm.resume", Value::Null, 500),
-            2 => ("PUT", "vm.create", json!({"payload": {"kernel": "/none"}}), 500),
-            3 => ("PUT", "vm.snapshot", json!({"destination_url": "file:///none"}), 500),
-            4 => ("PUT", "vm.restore", json!({"source_url": "file:///none"}), 500),
+            0 => ("PUT", "vm.boot", Value::Null, 405),
+            1 => ("PUT", "vm.resume", Value::Null, 405),
+            2 => ("PUT", "vm.create", json!({"payload": {"kernel": "/none"}}), 405),
+            3 => ("PUT", "vm.snapshot", json!({"destination_url": "file:///none"}), 405),
+            4 => ("PUT", "vm.restore", json!({"source_url": "file:///none"}), 405),
             5 => ("PUT", "vm.remove-device", json!({"id": "nobody"}), 404),
             6 => ("PUT", "vm.resize-disk", json!({"id": "nobody", "desired_size": 512}), 404),
             7 => ("PUT", "vm.wait-device", json!({"id": "nobody", "until": "ready"}), 404),
             8 => ("PUT", "vm.wait-device", json!({"id": "disk0", "until": "removed", "timeout_ms": 1}), 504),
             9 => ("PUT", "vm.add-disk", json!({"id": "disk0", "path": disk}), 409),
-            10 => ("PUT", "vm.add-disk", json!({"path": "/none/of/this"}), 500),
+            10 => ("PUT", "vm.add-disk", json!({"path": "/none/of/this"}), 400),
             11 => ("PUT", "vm.add-net", json!({"num_queues": 7}), 400),
             12 => ("PUT", "vm.add-pmem", json!({"file": "/none", "size": 1}), 400),
             13 => ("PUT", "vm.nonsense", Value::Null, 404),
@@ -87,7 +87,8 @@ impl Walk<'_> {
         let question = ask::request("PUT", "vm.add-disk", br#"{"path": "/none"}"#);
         (0..1 + self.random.below(CONNECTIONS as u64 - 3))
             .map(|_| {
-                let mut stream = UnixStream::connect(self.life().living.api_socket()).expect("the VMM listens");
+                let mut stream =
+                    UnixStream::connect(self.life().living.api_socket()).expect("the VMM listens");
                 let cut = self.random.below(question.len() as u64) as usize;
                 stream.write_all(&question[..cut]).expect("the VMM listens");
                 stream

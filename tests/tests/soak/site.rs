@@ -121,8 +121,7 @@ impl Site {
         self.net_daemon = None;
         if plan.net_served {
             let keys = format!("tap={}", self.tap_name());
-            let daemon =
-                Daemon::of(programs::vhost_user_net(), "--net-backend", &self.net_socket, &keys);
+            let daemon = Daemon::of(programs::vhost_user_net(), "--net-backend", &self.net_socket, &keys);
             self.net_daemon = Some(daemon);
         }
     }

@@ -1,7 +1,7 @@
 //! What is there of the host's things: before, and the same after.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use tests::held::Held;
 
@@ -31,7 +31,10 @@ fn children() -> Vec<String> {
         let behind = stat.rsplit_once(')').map_or("", |(_, behind)| behind);
         behind.split_whitespace().nth(1) == Some(&std::process::id().to_string())
     };
-    processes.filter_map(|entry| std::fs::read_to_string(entry.path().join("stat")).ok()).filter(ours).collect()
+    processes
+        .filter_map(|entry| std::fs::read_to_string(entry.path().join("stat")).ok())
+        .filter(ours)
+        .collect()
 }
 
 /// Mounts and network interfaces of the calling thread's namespaces, and files below a directory.
@@ -39,26 +42,23 @@ fn children() -> Vec<String> {
 pub(crate) struct Around {
     mounts: usize,
     interfaces: BTreeSet<String>,
-    files: BTreeSet<String>,
+    files: BTreeSet<PathBuf>,
 }
 
 impl Around {
-    /// Without the first disk, whose name changes.
-    pub(crate) fn without_disk(mut self) -> Around {
-        self.files.retain(|name| name.trim_end_matches(|c: char| c.is_ascii_digit()) != "disk");
-        self
-    }
-
-    pub(crate) fn now(directory: &Path) -> Around {
+    /// Of a directory without this file.
+    pub(crate) fn now(directory: &Path, without: &Path) -> Around {
         let read = |file: &str| {
             std::fs::read_to_string(format!("/proc/thread-self/{file}")).expect("a thread has its files")
         };
+        // Others' were there when this namespace was made, and go when their owners like.
+        let ours = format!("/virga-test-{}-", std::process::id());
         let interface = |line: &str| line.split_once(':').map(|(name, _)| name.trim().to_owned());
         let files = std::fs::read_dir(directory).expect("the directory is there");
         Around {
-            mounts: read("mountinfo").lines().count(),
+            mounts: read("mountinfo").lines().filter(|line| line.contains(&ours)).count(),
             interfaces: read("net/dev").lines().filter_map(interface).collect(),
-            files: files.flatten().map(|file| file.file_name().to_string_lossy().into_owned()).collect(),
+            files: files.flatten().map(|file| file.path()).filter(|file| file != without).collect(),
         }
     }
 }

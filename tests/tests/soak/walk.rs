@@ -97,8 +97,8 @@ pub(crate) struct Walk<'a> {
     pub(crate) random: Random,
     // Before the place where it lives.
     pub(crate) life: Option<Life>,
-    /// What of a machine lives on in another process: its plan, devices, failures, removals.
-    pub(crate) saved: Option<(Plan, Vec<Extra>, u64, u64)>,
+    /// What of a machine lives on in another process: its plan, devices and failures.
+    pub(crate) saved: Option<(Plan, Vec<Extra>, u64)>,
     pub(crate) client: Option<Client>,
     /// Why things may be refused now.
     pub(crate) reasons: Reasons,
@@ -115,7 +115,7 @@ impl Walk<'_> {
     /// If something is wrong.
     pub(crate) fn go(course: Course<'_>) {
         let site = Site::new();
-        let around = Around::now(site.small.path());
+        let around = Around::now(site.small.path(), &site.disk);
         let random = Random::new(course.seed ^ (course.nth as u64).rotate_right(8));
         let mut walk = Walk {
             course,
@@ -136,9 +136,8 @@ impl Walk<'_> {
         }
         walk.site.disk_daemon = None;
         walk.site.net_daemon = None;
-        let rest = Around::now(walk.site.small.path());
-        // The first disk may have another name by now.
-        assert_eq!(rest.without_disk(), around.without_disk(), "something was left behind");
+        let rest = Around::now(walk.site.small.path(), &walk.site.disk);
+        assert_eq!(rest, around, "something was left behind");
         course.tally.checked("of a walk: a file, a mount, a network interface");
     }
 
