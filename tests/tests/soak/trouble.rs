@@ -116,6 +116,11 @@ impl Walk<'_> {
             self.put("resume", "vm.resume");
         }
         self.check_devices(&info);
+        let served = self.life().plan.net_served;
+        if served && self.life().living.messages().contains("net0: lost the back end") {
+            // And with it frames that it had taken.
+            self.site.new_partner();
+        }
         let life = self.life_mut();
         let before = life.failures;
         // Signs from before may still be on their way, and what was under way may still have failed.
@@ -255,15 +260,10 @@ impl Walk<'_> {
             net = net.map(|daemon| daemon.and_then(|daemon: tests::daemon::Daemon| Err(daemon.die())));
         }
         std::thread::sleep(away);
-        let died = matches!(net, Some(Err(_)));
         let risen = |daemon: Option<Result<_, tests::daemon::Dead>>| {
             daemon.map(|daemon| daemon.unwrap_or_else(tests::daemon::Dead::rise))
         };
         (self.site.disk_daemon, self.site.net_daemon) = (risen(disk), risen(net));
-        if died {
-            // Frames that it had taken are lost.
-            self.site.new_partner();
-        }
         self.over("a daemon that serves a device killed");
     }
 
