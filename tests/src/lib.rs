@@ -5,6 +5,8 @@
 pub mod ask;
 pub mod cpio;
 pub mod daemon;
+pub mod failing;
+pub mod held;
 pub mod image;
 pub mod linux;
 pub mod living;
@@ -12,6 +14,7 @@ pub mod permissions;
 pub mod place;
 pub mod probe;
 pub mod programs;
+pub mod promised;
 pub mod remote;
 pub mod scratch;
 pub mod small;

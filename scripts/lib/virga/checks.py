@@ -24,6 +24,12 @@ def whole(name):
     return ["cargo", "test", "--locked", "-p", "tests", "--test", name, "--", "--nocapture"]
 
 
+def soak(minutes, seed, machines):
+    """The command that lets machines go through all that can happen to them, for so many minutes."""
+    words = ["--minutes", minutes, "--seed", seed, "--machines", machines]
+    return ["cargo", "test", "--locked", "-p", "tests", "--test", "soak", "--", *map(str, words)]
+
+
 class Stage:
     """A name, what it is for, and the commands that must all succeed."""
 
@@ -85,6 +91,7 @@ STAGES = [
     Stage("probe", "the machine's devices, driven by the probe guest", whole("bare_kvm"), whole("probe"), prepare=probe_ready),
     Stage("api", "ch-remote and other clients against a running machine", whole("api"), prepare=programs),
     Stage("bad_input", "what must be refused, and how", whole("bad_input"), prepare=programs),
+    Stage("soak", "machines under trouble for half a minute", soak(0.4, int(time.time()), 2), prepare=programs),
     Stage("fuzz", "each fuzz target for some seconds", ["scripts/fuzz", "--smoke"]),
     Stage("lab", "stock Debian kernels, old and new, and the examples of the README",
           whole("lab"), whole("readme"), prepare=lab_ready),
