@@ -14,7 +14,7 @@ SIZE = 1000 << 20  # bytes of the file system; the file is sparse and holds abou
 # acpid and no dbus: the power button works without logind, which takes longer to start than all else together.
 PACKAGES = """
     systemd-sysv udev acpid kmod procps iproute2 iputils-ping iperf3 socat pciutils ethtool
-    python3-minimal less fio
+    python3-minimal less fio openssh-server
 """.split()
 # What makes a guest ask the host who it is, at its first boot.
 CLOUD = ["cloud-init"]
@@ -92,7 +92,7 @@ def hooks():
     lines = [
         f'cp -r --no-preserve=ownership "{overlay}/." "$1/"',
         'chroot "$1" passwd -d root > /dev/null',
-        'chroot "$1" systemctl --quiet disable systemd-networkd.service acpid.socket acpid.path',
+        'chroot "$1" systemctl --quiet disable systemd-networkd.service acpid.socket acpid.path ssh.service',
         'chroot "$1" systemctl --quiet enable acpid.service',
         'chroot "$1" systemctl --quiet set-default multi-user.target',
         f'chroot "$1" systemctl --quiet mask {" ".join(MASKED)}',
