@@ -31,6 +31,13 @@ impl Msix {
         Some(Msix { function, cap, vectors, table, pba })
     }
 
+    /// Switches a function's MSI-X off, wherever its windows are.
+    pub(crate) fn switch_off(function: Function) {
+        if let Some((_, cap)) = function.capabilities().find(|(id, _)| *id == CAP_MSIX) {
+            function.write16(cap + 2, 0);
+        }
+    }
+
     /// Message control: enable and mask all.
     pub(crate) fn control(&self, enable: bool, mask_all: bool) {
         let control = self.function.read16(self.cap + 2) & 0x3fff;

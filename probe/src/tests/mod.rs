@@ -14,6 +14,7 @@ use crate::start::Start;
 use crate::verdict::{Outcome, Stop};
 
 mod acpi;
+mod attack;
 mod bench;
 mod blk;
 mod cpu;
@@ -138,6 +139,7 @@ static TESTS: &[Entry] = &[
     test("virtio-registers", hostile::registers),
     test("virtio-bar", hostile::whole_bar),
     test("virtio-queue-setup", hostile::queue_setup),
+    on_demand("attack", attack::attack),
     on_demand("fs", fs::file),
     on_demand("hotplug", hotplug::rounds),
     on_demand("resize", hotplug::resize),
