@@ -66,8 +66,17 @@ processor_long:
     hlt
     jmp 1b
 
+    # In ring 3, for the speed of it: no stack, no interrupts, and nothing that faults.
     # rsi: where, rdi: bits of an offset, r8: a xorshift series.
-2:  movabsq $0x9e3779b97f4a7c15, %r8
+2:  movq $processor_stack + 64, %rsp
+    pushq $0x1b
+    pushq $0
+    pushq $2
+    pushq $0x23
+    pushq $processor_working
+    iretq
+processor_working:
+    movabsq $0x9e3779b97f4a7c15, %r8
 3:  movq processor_aim, %rsi
     movq processor_aim + 8, %rdi
     lock incq processor_turns
@@ -108,6 +117,11 @@ processor_long:
     jmp 3b
 8:  movl (%rsi,%rax), %edx
     jmp 3b
+
+    .section .bss.processors, "aw", @nobits
+    .balign 16
+processor_stack:
+    .skip 64
     "#,
     options(att_syntax)
 );

@@ -47,6 +47,7 @@ pub(super) fn registers(attack: &mut Attack<'_>) -> Result<(), Stop> {
     let Some(function) = attack.function() else { return Ok(()) };
     let device = Device::open(function).map_err(Stop::Fail)?;
     device.reset();
+    let bar = function.window(0);
     for _ in 0..30 + attack.random.below(120) {
         match attack.random.below(8) {
             0 => {
@@ -62,9 +63,7 @@ pub(super) fn registers(attack: &mut Attack<'_>) -> Result<(), Stop> {
             6 => access(attack, device.config.unwrap_or(device.isr)),
             _ => {
                 // Anywhere in the BAR, gaps and the ends of windows included.
-                let Some(bar) = function.bar(0).filter(|bar| bar.address != 0) else { continue };
-                // SAFETY: device registers, no RAM.
-                let bar = unsafe { Region::new(bar.address, bar.len) };
+                let Some(bar) = bar else { continue };
                 let (width, value) = (attack.random.width(), attack.random.value());
                 let offset = attack.random.below(bar.len() - width);
                 let offset = if attack.random.one_in(2) { offset } else { offset & !0xfff };

@@ -1,8 +1,8 @@
 //! A guest that does all the harm it can think of, drawn from a seeded generator, for as long as it is told.
 //!
 //! A run is made of rounds. What a round does follows from `probe.seed` (1), its number, and the devices that are there then. It ends after
-//! `probe.millis` (2000) or `probe.rounds`; `probe.first` (0) is the number of the first round, so that one can be had alone. With
-//! `probe.second=1` another processor writes and reads the registers of the device that is under attack.
+//! `probe.millis` (2000) or `probe.rounds`; `probe.first` (0) is the number of the first round, so that one can be had alone. `probe.only` names
+//! the one kind of rounds there is. With `probe.second=1` another processor writes and reads the registers of the device that is under attack.
 //!
 //! What must hold after each round: a driver that behaves can reset the device and use it, and memory that no device was ever given is as
 //! it was. The rest is for the host to see.
@@ -34,15 +34,16 @@ type Kind = fn(&mut Attack<'_>) -> Result<(), Stop>;
 
 /// Kinds of rounds, and how many in a hundred there are of each.
 static KINDS: &[(&str, u64, Kind)] = &[
-    ("rings", 36, rings::round),
+    ("rings", 30, rings::round),
+    ("races", 4, rings::races),
     ("registers", 14, bus::registers),
     ("window", 6, bus::window),
     ("config", 14, bus::config),
     ("msix", 8, bus::msix),
     ("ports", 8, platform::ports),
-    ("memory", 6, platform::memory),
+    ("memory", 4, platform::memory),
     ("flood", 4, platform::flood),
-    ("slots", 4, platform::slots),
+    ("slots", 8, platform::slots),
 ];
 
 /// A round.
@@ -74,6 +75,10 @@ pub(super) fn attack(machine: &mut Machine) -> Outcome {
     let number = |name, default| machine.start.number(name).unwrap_or(default);
     let (seed, millis) = (number("seed", 1), number("millis", 2000));
     let (first, rounds) = (number("first", 0), number("rounds", u64::MAX));
+    let only = machine.start.option("only");
+    if let Some(name) = only.filter(|name| KINDS.iter().all(|(known, ..)| known != name)) {
+        fail!("there are no rounds of the kind {name}");
+    }
     let clock = machine.clock;
     let second = machine.start.number("second").unwrap_or(0) != 0;
     if second && processors::set_to_work(&LocalApic::enable(), &clock, 1).is_none() {
@@ -89,7 +94,7 @@ pub(super) fn attack(machine: &mut Machine) -> Outcome {
     let (begun, mut beat, mut actions, mut round) = (ticks(), ticks(), 0, first);
     while round - first < rounds && clock.micros_since(begun) < millis.saturating_mul(1000) {
         let mut random = Random::new(pattern(seed, round, 0));
-        let nth = kind_of(&mut random);
+        let nth = kind_of(&mut random, only);
         let (name, _, run) = KINDS[nth];
         machine.arena.rewind(mark);
         let tables = machine.arena.take(64 << 10, 4096);
@@ -110,28 +115,19 @@ pub(super) fn attack(machine: &mut Machine) -> Outcome {
             println!("\nROUND {round} {name} actions={actions}");
         }
     }
-    let count = |name: &str| KINDS.iter().position(|(n, ..)| *n == name).map_or(0, |i| done[i]);
     println!("");
-    println!(
-        "# attacked rings={} registers={} window={} config={} msix={} ports={} memory={} flood={} slots={}",
-        count("rings"),
-        count("registers"),
-        count("window"),
-        count("config"),
-        count("msix"),
-        count("ports"),
-        count("memory"),
-        count("flood"),
-        count("slots")
-    );
+    for ((name, ..), count) in KINDS.iter().zip(done) {
+        println!("# attacked {name}={count}");
+    }
     Ok(text!("seed={seed} rounds={} actions={actions}", round - first))
 }
 
-/// Which of the [`KINDS`].
-fn kind_of(random: &mut Random) -> usize {
-    let total: u64 = KINDS.iter().map(|(_, weight, _)| weight).sum();
+/// Which of the [`KINDS`], or of those with this name.
+fn kind_of(random: &mut Random, only: Option<&str>) -> usize {
+    let kinds = || KINDS.iter().enumerate().filter(|(_, (name, ..))| only.is_none_or(|only| only == *name));
+    let total: u64 = kinds().map(|(_, (_, weight, _))| weight).sum();
     let mut at = random.below(total);
-    for (nth, (_, weight, _)) in KINDS.iter().enumerate() {
+    for (nth, (_, weight, _)) in kinds() {
         if at < *weight {
             return nth;
         }

@@ -162,7 +162,7 @@ fn console(attack: &mut Attack<'_>) -> Result<(), Stop> {
             continue;
         }
         device.start().map_err(Stop::Fail)?;
-        for _ in 0..8 {
+        for _ in 0..3 {
             let page = attack.play.part(0, 4096);
             while queue.add(&[Buffer::readable(page)]).is_some() {}
             queue.kick();

@@ -77,6 +77,20 @@ pub(super) fn round(attack: &mut Attack<'_>) -> Result<(), Stop> {
     still_works(attack, function)
 }
 
+/// Rounds of nothing but tables and indices that change while the device reads them.
+pub(super) fn races(attack: &mut Attack<'_>) -> Result<(), Stop> {
+    let Some(mut live) = Live::start(attack)? else { return Ok(()) };
+    for _ in 0..24 {
+        let Some(queue) = live.queue(attack) else { break };
+        race(attack, queue);
+        attack.actions += 400;
+    }
+    let function = live.device.function;
+    check!(live.device.reset(), "{}: does not reset", function.bdf);
+    drop(live);
+    still_works(attack, function)
+}
+
 fn act(attack: &mut Attack<'_>, live: &mut Live) {
     let kind = live.kind;
     let dice = attack.random.below(32);
