@@ -188,3 +188,8 @@ pub(crate) fn aim(at: Option<(u64, u64)>) {
         core::hint::spin_loop();
     }
 }
+
+/// How often the processor that was set to work has looked where to; 0 where there is none.
+pub(crate) fn turns() -> u64 {
+    processor_turns.load(SeqCst)
+}

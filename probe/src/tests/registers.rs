@@ -102,7 +102,9 @@ fn sweep_by_window(function: Function) -> u32 {
     let mut accesses = 0;
     for bar in [0, 1, 5, 0xff] {
         function.write8(at + 4, bar);
-        for offset in (0..64).step_by(3).chain([0x2000, 0x4000, 0x5ffe, 0x6000, 0x6ffe, 0x7_ffff, 0x8_0000, u32::MAX]) {
+        for offset in
+            (0..64).step_by(3).chain([0x2000, 0x4000, 0x5ffe, 0x6000, 0x6ffe, 0x7_ffff, 0x8_0000, u32::MAX])
+        {
             for length in [1, 2, 4, 0, 3, 8, u32::MAX] {
                 function.write32(at + 8, offset);
                 function.write32(at + 12, length);

@@ -57,6 +57,8 @@ struct Life {
     scratch: Scratch,
     name: String,
     watch: Watch,
+    /// The same for the daemon.
+    served: Watch,
     most: Most,
     draws: Draws,
     restores: u64,
@@ -103,7 +105,7 @@ impl Life {
         let disks = ["--disk", &disks[0], &disks[1], &disks[2]];
         let machine =
             Living::boot(scratch.path(), "life", &cmdline, &[&disks[..], arguments.as_flattened()].concat());
-        let watch = Watch::begin(machine.id());
+        let (watch, served) = (Watch::begin(machine.id()), Watch::begin(daemon.id()));
         let draws = Draws { seed, drawn: 0 };
         Life {
             scratch,
@@ -112,6 +114,7 @@ impl Life {
             machine,
             name: "life".into(),
             watch,
+            served,
             most: Most::default(),
             draws,
             restores: 0,
@@ -157,7 +160,10 @@ impl Life {
             7 => return ("restore".into(), self.save(true)),
             8..=11 => {
                 let path = self.scratch.file(&late);
-                ("vm.add-disk", json!({"path": path, "image_type": "Raw", "id": late, "pci_segment": nth % 2}))
+                (
+                    "vm.add-disk",
+                    json!({"path": path, "image_type": "Raw", "id": late, "pci_segment": nth % 2}),
+                )
             }
             12 | 13 => ("vm.remove-device", json!({ "id": late })),
             14 => ("vm.resize-disk", json!({"id": "raw", "desired_size": (4 << 20) + (nth << 20)})),
@@ -168,7 +174,8 @@ impl Life {
             16 => {
                 // Somebody who wants to be connected, and goes.
                 let stream = UnixStream::connect(self.scratch.file("vsock"));
-                let sent = stream.and_then(|mut stream| stream.write_all(format!("CONNECT {nth}\n").as_bytes()));
+                let sent =
+                    stream.and_then(|mut stream| stream.write_all(format!("CONNECT {nth}\n").as_bytes()));
                 return ("connect".into(), sent.ok().map(|()| 200));
             }
             17 => return ("counters".into(), self.ask("GET", "vm.counters", &Value::Null).map(|a| a.0)),
@@ -231,6 +238,7 @@ impl Life {
             assert!(begun.elapsed() < most, "the guest does not end:\n{}", self.machine.serial());
         }
         assert!(self.daemon.lives(), "the daemon has ended");
+        self.served.end().is_bounded("");
         let report = self.machine.ends();
         let most = self.watch.end();
         most.is_bounded(&report.messages);

@@ -119,7 +119,9 @@ pub(super) fn attack(machine: &mut Machine) -> Outcome {
     for ((name, ..), count) in KINDS.iter().zip(done) {
         println!("# attacked {name}={count}");
     }
-    Ok(text!("seed={seed} rounds={} actions={actions}", round - first))
+    let turns = processors::turns();
+    check!(!second || turns > 1000, "the second processor has made {turns} turns");
+    Ok(text!("seed={seed} rounds={} actions={actions} turns={turns}", round - first))
 }
 
 /// Which of the [`KINDS`], or of those with this name.
