@@ -72,7 +72,7 @@ STAGES = [
           ["scripts/deny"],
           prepare=lambda: common.need("g++", "g++")),
     Stage("units", "each crate's own tests, on the real /dev/kvm, taps, terminals and sockets",
-          UNITS, whole("floors")),
+          UNITS, whole("floors"), whole("claims")),
     Stage("programs", "builds the programs and the probe guest",
           *PROGRAMS),
     Stage("probe", "the machine's devices, driven by the probe guest", whole("bare_kvm"), whole("probe"), prepare=probe_ready),
