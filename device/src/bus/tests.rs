@@ -69,7 +69,7 @@ struct Counted {
 }
 
 impl Counted {
-    fn new(number: u8, alive: &Arc<AtomicU64>) -> Arc<dyn Registers> {
+    fn held(number: u8, alive: &Arc<AtomicU64>) -> Arc<dyn Registers> {
         alive.fetch_add(1, Ordering::Relaxed);
         Arc::new(Counted { number, alive: alive.clone() })
     }
@@ -86,7 +86,7 @@ impl Registers for Counted {
         // What is told names the range as well, so that a mixture of two is seen.
         let Region::Window(window) = region else { return };
         data.fill(self.number);
-        data[0] = window as u8;
+        data[0] = window;
         data[1] = offset as u8;
     }
 
@@ -103,7 +103,7 @@ fn lookups_see_each_change_whole_and_hold_up_nobody() {
     const READERS: usize = 2;
     let rounds: u8 = if cfg!(miri) { 12 } else { 200 };
     let (bus, alive) = (Bus::new(Space::Memory), Arc::new(AtomicU64::new(0)));
-    bus.claim(STAYS, 0x100, Counted::new(0, &alive), Region::Window(0)).unwrap();
+    bus.claim(STAYS, 0x100, Counted::held(0, &alive), Region::Window(0)).unwrap();
     let (end, seen) = (AtomicBool::new(false), AtomicU64::new(0));
     std::thread::scope(|scope| {
         for reader in 0..READERS {
@@ -135,7 +135,7 @@ fn lookups_see_each_change_whole_and_hold_up_nobody() {
         }
         for number in 1..=rounds {
             let base = if number % 2 == 0 { 0x1000 } else { 0x2000 };
-            bus.claim(base, 0x1000, Counted::new(number, &alive), Region::Window(number.into())).unwrap();
+            bus.claim(base, 0x1000, Counted::held(number, &alive), Region::Window(number)).unwrap();
             let before = seen.load(Ordering::Relaxed);
             while seen.load(Ordering::Relaxed) < before + 2 {
                 std::thread::yield_now();
