@@ -223,6 +223,8 @@ impl Virtio for Remote {
             return Err(shared.error("not connected".to_owned()));
         };
         let mut talk = shared.talk();
+        // All rings rest: what was said of them concerns the driver before.
+        watch::drain(&shared.error);
         talk.driver.features = Some(features);
         talk.driver.inflight = None;
         talk.unsure = false;
