@@ -264,6 +264,24 @@ impl Living {
         self.finish()
     }
 
+    /// Waits for the guest's own end, and the VMM's.
+    ///
+    /// # Panics
+    /// If they do not come in time.
+    #[track_caller]
+    pub fn ends(self) -> Report {
+        self.finish()
+    }
+
+    /// Whether the VMM has ended.
+    ///
+    /// # Panics
+    /// If the host cannot tell.
+    pub fn has_ended(&mut self) -> bool {
+        self.ended = self.child.try_wait().expect("a child can be waited for").is_some();
+        self.ended
+    }
+
     /// Ends the VMM, whatever the guest does.
     ///
     /// # Panics
@@ -288,12 +306,6 @@ impl Living {
     pub fn killed(self, signal: i32) -> Report {
         self.signal(signal);
         self.finish()
-    }
-
-    /// Whether the VMM has ended by itself.
-    pub fn has_ended(&mut self) -> bool {
-        // Told again when it is waited for.
-        self.child.try_wait().is_ok_and(|status| status.is_some())
     }
 
     /// Waits for the end of a VMM that refuses what it was told.

@@ -21,6 +21,7 @@ mod promised;
 mod reboot;
 mod restore;
 mod sockets;
+mod storm;
 mod trouble;
 mod vhost_user;
 mod vhost_user_net;

@@ -237,6 +237,8 @@ impl Virtio for Remote {
             return Err(shared.error(format!("the back end at {} is away", shared.wish.socket.display())));
         }
         talk.told = false;
+        // All rings rest: what was said of them concerns the driver before.
+        watch::drain(&shared.error);
         talk.driver.features = Some(features);
         talk.driver.inflight = None;
         talk.unsure = false;

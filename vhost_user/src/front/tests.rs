@@ -431,6 +431,36 @@ fn another_configuration_is_shown_and_what_was_written_is_told_again() {
 }
 
 #[test]
+fn what_is_said_of_rings_of_the_driver_before_breaks_nothing() {
+    let dir = TempDir::new().unwrap();
+    let machine = Machine::new(&peer(&dir, 0, Deed::Nothing, 1)).unwrap();
+    let device = &machine.device;
+    let watching = device.watching.get().unwrap();
+    let (busy, is_busy) = std::sync::mpsc::channel();
+    let (end, ends) = std::sync::mpsc::channel::<()>();
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            let held = watching.with(move |_| {
+                busy.send(()).unwrap();
+                ends.recv().unwrap();
+            });
+            held.unwrap();
+        });
+        // Whoever watches is late: the queue is given up, and the driver begins anew before that is seen.
+        is_busy.recv().unwrap();
+        device.shared.error.write(1).unwrap();
+        device.reset();
+        device.activate(device.features()).unwrap();
+        end.send(()).unwrap();
+    });
+    (0..3).for_each(|_| watching.with(|_| ()).unwrap());
+    std::thread::sleep(Duration::from_millis(50));
+    assert!(!machine.link.broken(), "the new driver is told of what the old one did");
+    device.shared.error.write(1).unwrap();
+    until("what is news", || machine.link.broken());
+}
+
+#[test]
 fn memory_of_our_own_is_not_shown_to_anybody() {
     let dir = TempDir::new().unwrap();
     let socket = peer(&dir, 0, Deed::Nothing, 1);
