@@ -24,6 +24,7 @@ mod error;
 mod rings;
 mod shared;
 mod state;
+mod trials;
 mod watch;
 
 use std::collections::BTreeMap;
@@ -43,7 +44,7 @@ use rings::{Driver, Progress, Ring, progress, tell_event};
 use shared::{Shared, Shown, Talk};
 use watch::Watching;
 
-pub use dial::{Adjust, ConfigWish, Parked, Told, Wish};
+pub use dial::{Adjust, ConfigWish, Parked, Program, Told, Way, Wish};
 pub use error::BackError;
 
 use crate::wire::{protocol, request};
@@ -83,6 +84,7 @@ impl Remote {
             error: event()?,
             wake: event()?,
             limit: LogLimit::new(),
+            trials: Mutex::default(),
         };
         Ok(Remote { shared: Arc::new(shared), watching: OnceLock::new() })
     }
@@ -154,7 +156,7 @@ impl Virtio for Remote {
 
     fn calls(&self) -> Vec<Set> {
         let mut all = vec![calls::TALK, calls::DIAL, calls::SEARCH];
-        all.extend(self.shared.wish.listener.as_ref().map(|_| calls::ACCEPT));
+        all.extend(matches!(self.shared.wish.way, Way::Accept(_)).then_some(calls::ACCEPT));
         all
     }
 
@@ -236,9 +238,7 @@ impl Virtio for Remote {
             talk.client = Some(client);
             shared.say(&mut talk, |_, _| told).map(|_| ())
         });
-        begun.map_err(|e| {
-            shared.error(format!("the back end at {}: {}", shared.wish.socket.display(), e.line()))
-        })
+        begun.map_err(|e| shared.error(format!("the back end at {}: {}", shared.wish.way, e.line())))
     }
 
     fn start_queue(&self, index: usize, queue: LiveQueue) -> Result<(), DeviceError> {

@@ -25,7 +25,7 @@ impl State for RemoteState {
 
 impl Shared {
     pub(super) fn save(&self) -> Result<Node, DeviceError> {
-        let (id, socket) = (&self.wish.id, self.wish.socket.display());
+        let (id, socket) = (&self.wish.id, &self.wish.way);
         let talk = self.talk();
         if self.wish.stateful && talk.driver.features.is_some() {
             let what = format!("what the back end of {id:?} at {socket} knows of its driver cannot be saved");
@@ -49,7 +49,7 @@ impl Shared {
 
     pub(super) fn load(&self, node: Node) -> Result<(), StateError> {
         let saved: RemoteState = node.read()?;
-        let (id, socket) = (&self.wish.id, self.wish.socket.display());
+        let (id, socket) = (&self.wish.id, &self.wish.way);
         let refuse = |what: String| Err(StateError::value::<RemoteState>(what));
         if saved.device != self.wish.number {
             return refuse(format!("{id:?} was a device of type {}", saved.device));

@@ -13,6 +13,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use spec::{Facts, Kind, Part, PciCommon, RateLimit, Refusal, Spec, Value};
 
 use super::pair::{PairError, Pairs};
+use super::user::UserNet;
 use super::wire::feature;
 use super::{Commands, Net, Parts};
 
@@ -35,6 +36,8 @@ spec::spec! {
             pci: PciCommon,
             /// Limits.
             limits: RateLimit,
+            /// What a card by passt is to be.
+            user: UserNet,
         }
         fields {
             /// The tap: one that exists, a macvtap too, or the name for a new one.
@@ -83,6 +86,10 @@ impl Spec for NetSpec {
         let refuse = |text: String| Err(Refusal::invalid(text));
         if let Some(key) = self.unsupported() {
             return Err(Refusal::unsupported(format!("--net {key}")));
+        }
+        self.user.check(self)?;
+        if self.user.is_on() {
+            spec::vhost_user::check_memory(facts)?;
         }
         if self.vhost_user {
             spec::vhost_user::check(self.vhost_socket.as_deref(), self.limits.is_active(), facts)?;
@@ -164,8 +171,22 @@ impl NetSpec {
 impl Build for NetSpec {
     const NAMING: Naming = Naming::Counted("net");
     const CALLS: Calls = super::calls::CALLS;
-    const REPLACEABLE: &'static [&'static str] =
-        &["tap", "ip", "mask", "mac", "host_mac", "rate_limiter_config", "vhost_socket", "vhost_mode"];
+    const REPLACEABLE: &'static [&'static str] = &[
+        "tap",
+        "ip",
+        "mask",
+        "mac",
+        "host_mac",
+        "rate_limiter_config",
+        "vhost_socket",
+        "vhost_mode",
+        "forward",
+        "host_access",
+        "deny",
+        "only",
+        "dns",
+        "search",
+    ];
 
     fn common(&self) -> Option<&PciCommon> {
         Some(&self.pci)
@@ -189,12 +210,12 @@ impl Build for NetSpec {
             let listens = self.vhost_socket.iter().filter(|_| self.vhost_mode == VhostMode::Server);
             return listens.map(|path| HostPath::new(path, Use::Listen)).collect();
         }
-        let opens = self.fds.numbers().is_empty();
+        let opens = self.fds.numbers().is_empty() && !self.user.is_on();
         opens.then(|| HostPath::new(net_util::TUN_PATH, Use::ReadWrite)).into_iter().collect()
     }
 
     fn build(&mut self, host: &Host<'_>) -> Result<Built, Refusal> {
-        Ok(Built::Virtio(if self.vhost_user {
+        Ok(Built::Virtio(if self.vhost_user || self.user.is_on() {
             Box::new(self.find(host)?)
         } else {
             Box::new(self.make(host)?)
@@ -202,7 +223,7 @@ impl Build for NetSpec {
     }
 
     fn shares_memory(&self) -> bool {
-        self.vhost_user
+        self.vhost_user || self.user.is_on()
     }
 }
 
