@@ -104,8 +104,7 @@ fn put(filter: &[sock_filter], flags: libc::c_ulong) -> io::Result<libc::c_long>
     let length = u16::try_from(filter.len()).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
     let program = libc::sock_fprog { len: length, filter: filter.as_ptr().cast_mut() };
     // SAFETY: the kernel reads the program, which is valid for its length, and keeps a copy.
-    let done = unsafe {
-        libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program)
-    };
+    let done =
+        unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program) };
     if done < 0 { Err(io::Error::last_os_error()) } else { Ok(done) }
 }

@@ -31,6 +31,7 @@ impl Task {
             };
             say("--dns", &seen);
             say("--dns-forward", &seen);
+            say("--dns-host", resolver);
         }
         if !card.search.0.is_empty() {
             say("--search", &card.search.0.join(" "));

@@ -38,7 +38,7 @@ fn passt_is_told_what_the_card_is_to_be() {
     ] {
         assert_eq!(arguments(text, &["192.0.2.53", "127.0.0.1"]), format!("{begin} {told}"), "{text}");
     }
-    let told = format!("--dns 169.254.2.53 --dns-forward 169.254.2.53 {none}");
+    let told = format!("--dns 169.254.2.53 --dns-forward 169.254.2.53 --dns-host 127.0.0.53 {none}");
     assert_eq!(arguments("user=on", &["127.0.0.53"]), format!("{begin} --map-host-loopback none {told}"));
 }
 
