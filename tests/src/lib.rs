@@ -8,6 +8,7 @@ pub mod daemon;
 pub mod image;
 pub mod linux;
 pub mod living;
+pub mod outside;
 pub mod permissions;
 pub mod place;
 pub mod probe;

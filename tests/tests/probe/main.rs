@@ -21,5 +21,7 @@ mod reboot;
 mod restore;
 mod sockets;
 mod trouble;
+mod user_net;
+mod user_net_refused;
 mod vhost_user;
 mod vhost_user_net;
