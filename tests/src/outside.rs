@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::channel;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::tap;
 
@@ -152,8 +152,7 @@ impl Echo {
             Ok(0) => false,
             Ok(length) => {
                 any = true;
-                // What is sent is little at a time.
-                stream.write_all(&bytes[..length]).is_ok()
+                write_all(stream, &bytes[..length])
             }
             Err(e) => e.kind() == ErrorKind::WouldBlock,
         });
@@ -176,6 +175,21 @@ impl Echo {
         }
         any
     }
+}
+
+/// Writes all to a socket that does not wait; `false` if nobody takes it.
+fn write_all(stream: &mut TcpStream, mut bytes: &[u8]) -> bool {
+    let begun = Instant::now();
+    while !bytes.is_empty() {
+        match stream.write(bytes) {
+            Ok(length) => bytes = &bytes[length..],
+            Err(e) if e.kind() == ErrorKind::WouldBlock && begun.elapsed() < Duration::from_secs(5) => {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            Err(_) => return false,
+        }
+    }
+    true
 }
 
 /// Somebody who echoes on a thread; ends on drop.
