@@ -3,16 +3,18 @@
 //!
 //! On a host whose KVM cannot run such kernels, each story runs in the lab's outer machine; see [`tests::place`].
 
-mod cards;
 mod consoles;
 mod debian;
 mod disks;
 mod ends;
+mod folders;
 mod hotplug;
 mod lifecycle;
 mod machine;
+mod metadata;
 mod network;
 mod pmem;
+mod ssh;
 mod storage;
 mod vhost_user;
 mod vsock;

@@ -10,7 +10,7 @@ use log::warn;
 use net_util::MacAddr;
 use sandbox::Set;
 use terminal::Listener;
-use vhost_user::front::{ConfigWish, Remote, Told, Way, Wish};
+use vhost_user::front::{ConfigWish, Knows, Remote, Told, Way, Wish};
 use virtio_queue::QueueState;
 
 use super::ctrl::{Commanded, Ctrl, refuse};
@@ -80,7 +80,7 @@ impl NetSpec {
             few_queues: 2,
             binding: 0,
             in_order: true,
-            stateful: false,
+            knows: Knows::Nothing,
             parked: None,
             config: ConfigWish {
                 bytes: Vec::new(),
