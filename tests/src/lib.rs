@@ -12,6 +12,7 @@ pub mod image;
 pub mod innocent;
 pub mod linux;
 pub mod living;
+pub mod outside;
 pub mod permissions;
 pub mod place;
 pub mod probe;

@@ -21,6 +21,7 @@ complete -c cloud-hypervisor -l debug-console -d 'The debug console: what a gues
 complete -c cloud-hypervisor -l restore -d 'A saved machine to go on with' -r
 complete -c cloud-hypervisor -l api-socket -d 'UNIX socket for requests (see ch-remote); a bare path works too' -r
 complete -c cloud-hypervisor -l event-monitor -d 'Writes a JSON record of each event to this file' -r
+complete -c cloud-hypervisor -l passt -d 'The passt that serves network cards with user=on, found on the PATH if it is not said; given at start so that such cards may come over the API later' -r
 complete -c cloud-hypervisor -l seccomp -d 'What becomes of a system call that a thread has no need of: true (the program says so and ends), log (the kernel notes it), errno (it fails), or false (nothing is filtered)' -r
 complete -c cloud-hypervisor -l log-file -d 'Logs to this file instead of standard error' -r
 complete -c cloud-hypervisor -l log-format -d 'Format of log records' -r

@@ -20,6 +20,9 @@ pub enum BackError {
         #[source]
         source: io::Error,
     },
+    /// A program that is not started, or ended.
+    #[error("{0}")]
+    Program(String),
     /// There is something else in the socket's place.
     #[error("{} is no socket", .0.display())]
     NoSocket(PathBuf),
@@ -108,6 +111,7 @@ impl BackError {
         matches!(
             self,
             BackError::Connect { .. }
+                | BackError::Program(_)
                 | BackError::Silent { .. }
                 | BackError::Gone
                 | BackError::Peer(PeerError::HungUp | PeerError::Cut | PeerError::Socket(_))
