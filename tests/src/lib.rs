@@ -8,6 +8,7 @@ pub mod daemon;
 pub mod failing;
 pub mod held;
 pub mod image;
+pub mod limits;
 pub mod linux;
 pub mod living;
 pub mod permissions;
