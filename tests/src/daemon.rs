@@ -67,6 +67,19 @@ impl Daemon {
         Dead(self.order.clone())
     }
 
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Whether it has not ended.
+    ///
+    /// # Panics
+    /// If the host cannot tell.
+    pub fn lives(&mut self) -> bool {
+        self.child.try_wait().expect("a child can be waited for").is_none()
+    }
+
     /// Killed, and another one in its place.
     #[must_use]
     pub fn die_and_rise(self) -> Daemon {

@@ -3,11 +3,13 @@
 //! The tests themselves are in `tests/tests/`, a file or a directory a subject.
 
 pub mod ask;
+pub mod bounds;
 pub mod cpio;
 pub mod daemon;
 pub mod failing;
 pub mod held;
 pub mod image;
+pub mod innocent;
 pub mod limits;
 pub mod linux;
 pub mod living;
@@ -23,4 +25,5 @@ pub mod stock;
 pub mod storage_daemon;
 pub mod tap;
 pub mod terminal;
+pub mod virtiofsd;
 pub mod wire;

@@ -129,6 +129,12 @@ impl Linux {
         self.option("root=/dev/vda")
     }
 
+    /// Boots the Debian of all stories, of which nothing can be written.
+    pub fn debian(self) -> Linux {
+        let disk = format!("path={},image_type=raw,readonly=on", Stock::get().debian().display());
+        self.root_on_disk().with(&["--disk", &disk])
+    }
+
     /// More arguments for the VMM.
     pub fn with(mut self, arguments: &[&str]) -> Linux {
         self.arguments.extend(arguments.iter().map(ToString::to_string));

@@ -264,6 +264,24 @@ impl Living {
         self.finish()
     }
 
+    /// Waits for the guest's own end, and the VMM's.
+    ///
+    /// # Panics
+    /// If they do not come in time.
+    #[track_caller]
+    pub fn ends(self) -> Report {
+        self.finish()
+    }
+
+    /// Whether the VMM has ended.
+    ///
+    /// # Panics
+    /// If the host cannot tell.
+    pub fn has_ended(&mut self) -> bool {
+        self.ended = self.child.try_wait().expect("a child can be waited for").is_some();
+        self.ended
+    }
+
     /// Ends the VMM, whatever the guest does.
     ///
     /// # Panics

@@ -48,22 +48,30 @@ def storage_daemon():
     os.environ.setdefault("VIRGA_STORAGE_DAEMON", str(debian.tools().root / "wrappers/qemu-storage-daemon"))
 
 
-def probe_ready():
-    """The same, and programs of others that serve devices to the machine."""
-    programs()
+def peers():
+    """The same for programs of others that serve devices to the machine."""
     storage_daemon()
     tree = debian.peers()
     for name in debian.PEERS:
         os.environ.setdefault(f"VIRGA_{name.upper()}", str(tree.root / "wrappers" / name))
 
 
+def probe_ready():
+    """What the probe's tests need."""
+    programs()
+    peers()
+
+
 def lab_ready():
     """Fetches and builds what the lab's tests need, so that no test's time limit pays for it."""
     programs()
-    storage_daemon()
+    peers()
     for name in kernels.GUEST_KERNELS:
         guest.initramfs(name)
-    debian_image.image()
+    for kind in ("debian", "cloud"):
+        debian_image.image(kind)
+    debian.workshop()
+    debian.project()
 
 
 STAGES = [
@@ -71,13 +79,14 @@ STAGES = [
           ["cargo", "fmt", "--all", "--check"],
           ["cargo", "fmt", "--manifest-path", "probe/Cargo.toml", "--check"],
           ["cargo", "fmt", "--manifest-path", "fuzz/Cargo.toml", "--check"]),
-    Stage("lints", "clippy with warnings as errors",
+    Stage("lints", "clippy with warnings as errors, and what may come in from outside",
           ["cargo", "clippy", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings"],
           ["cargo", "clippy", "--locked", "--release", *PROBE, "--", "-D", "warnings"],
           ["cargo", "clippy", "--locked", *FUZZ, "--", "-D", "warnings"],
+          ["scripts/deny"],
           prepare=lambda: common.need("g++", "g++")),
     Stage("units", "each crate's own tests, on the real /dev/kvm, taps, terminals and sockets",
-          UNITS, whole("floors")),
+          UNITS, whole("floors"), whole("claims")),
     Stage("programs", "builds the programs and the probe guest",
           *PROGRAMS),
     Stage("probe", "the machine's devices, driven by the probe guest", whole("bare_kvm"), whole("probe"), prepare=probe_ready),

@@ -165,6 +165,17 @@ impl Watching {
             }
         }
     }
+
+    /// The back end cannot go on with a queue. Whether it is one of the driver's that there is now is settled under the lock: a driver that
+    /// begins anew takes back what was said of the rings before.
+    fn given_up(&self) {
+        let talk = self.shared.talk();
+        if self.shared.error.read().is_ok() {
+            guest_warn!(self.shared.limit, "{}: the back end gave a queue up", self.shared.wish.id);
+            self.shared.link().inspect(|link| link.needs_reset());
+        }
+        drop(talk);
+    }
 }
 
 /// Answers a request, if it wants to be.
@@ -175,7 +186,7 @@ fn acknowledge(channel: &Channel, message: &Message, done: bool) -> Result<(), c
     channel.send(message.request, flag::REPLY, &u64::from(!done).to_ne_bytes(), &[])
 }
 
-fn drain(event: &EventFd) {
+pub(super) fn drain(event: &EventFd) {
     // Nothing to read means that somebody was faster.
     let _ = event.read();
 }
@@ -218,12 +229,16 @@ impl Task for Watching {
                 self.follow(watch);
             }
             BELL => self.rung(),
+<<<<<<< HEAD
             RETRY => self.look_once_more(watch),
             ERROR => {
                 drain(&self.shared.error);
                 guest_warn!(self.shared.limit, "{}: the back end gave a queue up", self.shared.wish.id);
                 self.shared.link().inspect(|link| link.needs_reset());
             }
+=======
+            ERROR => self.given_up(),
+>>>>>>> proof
             _ => {}
         }
     }
