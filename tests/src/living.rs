@@ -308,12 +308,6 @@ impl Living {
         self.finish()
     }
 
-    /// Whether the VMM has ended by itself.
-    pub fn has_ended(&mut self) -> bool {
-        // Told again when it is waited for.
-        self.child.try_wait().is_ok_and(|status| status.is_some())
-    }
-
     /// Waits for the end of a VMM that refuses what it was told.
     ///
     /// # Panics
@@ -325,12 +319,8 @@ impl Living {
         report
     }
 
-    /// Waits for the VMM's end.
-    ///
-    /// # Panics
-    /// If it does not end in time.
     #[track_caller]
-    pub fn finish(mut self) -> Report {
+    fn finish(mut self) -> Report {
         let begun = Instant::now();
         let status = loop {
             if let Some(status) = self.child.try_wait().expect("a child can be waited for") {

@@ -137,7 +137,7 @@ impl Walk<'_> {
     fn over_with_it(&mut self, what: &'static str) {
         let life = self.life.take().expect("there is a machine");
         let (living, extras, name) = Life::remains(life);
-        let report = living.finish();
+        let report = living.ends();
         let words = ["memory allocation of", "Cannot allocate memory", "os error 12"];
         let said = what == NO_MEMORY && words.iter().any(|word| report.messages.contains(word));
         assert!(said, "{what} ended the VMM: {report}");

@@ -229,16 +229,8 @@ impl Task for Watching {
                 self.follow(watch);
             }
             BELL => self.rung(),
-<<<<<<< HEAD
             RETRY => self.look_once_more(watch),
-            ERROR => {
-                drain(&self.shared.error);
-                guest_warn!(self.shared.limit, "{}: the back end gave a queue up", self.shared.wish.id);
-                self.shared.link().inspect(|link| link.needs_reset());
-            }
-=======
             ERROR => self.given_up(),
->>>>>>> proof
             _ => {}
         }
     }
