@@ -106,7 +106,8 @@ pub enum BackError {
 }
 
 impl BackError {
-    /// Whether the back end went, so that another may come in its place; otherwise it does what it must not.
+    /// Whether the back end went, so that another may come in its place; otherwise it does what it must not. What our own host could not
+    /// do (it had no descriptor to spare) ends the conversation as well, and may be possible when it is begun anew.
     pub fn is_loss(&self) -> bool {
         matches!(
             self,
@@ -114,6 +115,7 @@ impl BackError {
                 | BackError::Program(_)
                 | BackError::Silent { .. }
                 | BackError::Gone
+                | BackError::Host { .. }
                 | BackError::Peer(PeerError::HungUp | PeerError::Cut | PeerError::Socket(_))
         )
     }
