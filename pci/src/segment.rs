@@ -74,6 +74,8 @@ struct Map {
     removable: u32,
     // Bit n: the function in slot n has left the guest's sight and still holds its room.
     ejected: u32,
+    // Not all functions are back yet: nobody answers.
+    gathering: bool,
     low: BarAllocator,
     high: BarAllocator,
     bars: Vec<Held>,
@@ -118,6 +120,7 @@ impl Segment {
                 aside: 0,
                 removable: 0,
                 ejected: 0,
+                gathering: false,
                 low: BarAllocator::new(grant.low),
                 high: BarAllocator::new(grant.high),
                 bars: Vec::new(),
@@ -144,6 +147,19 @@ impl Segment {
     /// Gives away the slots that were left and that nobody asked for.
     pub fn end_aside(&self) {
         self.map().aside = 0;
+    }
+
+    /// Lets no BAR answer until [`Segment::gathered`]: a machine that was saved is put together again. Otherwise a BAR that the guest put onto
+    /// another one would take the other's room, if its function comes first.
+    pub fn gather(&self) {
+        self.map().gathering = true;
+    }
+
+    /// All functions are back: BARs answer where they did.
+    pub fn gathered(&self) {
+        let mut map = self.map();
+        map.gathering = false;
+        self.settle(&mut map);
     }
 
     fn map(&self) -> MutexGuard<'_, Map> {
@@ -309,6 +325,9 @@ impl Segment {
     }
 
     fn settle(&self, map: &mut Map) {
+        if map.gathering {
+            return;
+        }
         // First everybody leaves, so that BARs can trade places.
         let mut bars = std::mem::take(&mut map.bars);
         let ejected = map.ejected;

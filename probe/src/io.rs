@@ -98,6 +98,11 @@ impl Region {
         self.len
     }
 
+    /// Whether an address lies in the window.
+    pub(crate) fn contains(self, address: u64) -> bool {
+        address.checked_sub(self.base).is_some_and(|offset| offset < self.len)
+    }
+
     /// The part from `offset`, `len` bytes long.
     #[track_caller]
     pub(crate) fn part(self, offset: u64, len: u64) -> Region {

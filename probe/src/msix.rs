@@ -20,15 +20,25 @@ impl Msix {
     pub(crate) fn of(function: Function) -> Option<Msix> {
         let (_, cap) = function.capabilities().find(|(id, _)| *id == CAP_MSIX)?;
         let vectors = (function.read16(cap + 2) & 0x7ff) + 1;
-        let place = |at: u64, len: u64| {
-            let register = function.read32(at);
-            let window = function.window((register & 7) as u8)?;
+        let (table_at, pba_at) = (function.read32(cap + 4), function.read32(cap + 8));
+        let bar = |register: u32| (register & 7) as u8;
+        let table_bar = function.window(bar(table_at))?;
+        // To size a BAR is slow.
+        let pba_bar = if bar(pba_at) == bar(table_at) { table_bar } else { function.window(bar(pba_at))? };
+        let place = |window: Region, register: u32, len: u64| {
             let offset = u64::from(register & !7);
             (offset + len <= window.len()).then(|| window.part(offset, len))
         };
-        let table = place(cap + 4, u64::from(vectors) * ENTRY)?;
-        let pba = place(cap + 8, u64::from(vectors).div_ceil(64) * 8)?;
+        let table = place(table_bar, table_at, u64::from(vectors) * ENTRY)?;
+        let pba = place(pba_bar, pba_at, u64::from(vectors).div_ceil(64) * 8)?;
         Some(Msix { function, cap, vectors, table, pba })
+    }
+
+    /// Switches a function's MSI-X off, wherever its windows are.
+    pub(crate) fn switch_off(function: Function) {
+        if let Some((_, cap)) = function.capabilities().find(|(id, _)| *id == CAP_MSIX) {
+            function.write16(cap + 2, 0);
+        }
     }
 
     /// Message control: enable and mask all.

@@ -1,9 +1,10 @@
 //! Waking the other processors (SDM vol. 3, 9.4): INIT and SIPI through the local APIC, a trampoline from real mode to long mode,
 //! and a note that each leaves on arrival before it halts for good.
 //!
-//! Never here: work for them. The probe's tests run on the first processor.
+//! One may be set to work: it writes and reads registers wherever the first processor aims it, without knowing what it does. The
+//! probe's tests run on the first processor.
 
-use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 
 use crate::apic::LocalApic;
 use crate::clock::Clock;
@@ -59,9 +60,68 @@ processor_long:
     shrl $24, %ebx
     movq %rbx, processor_id
     lock incq processor_count
+    cmpq $0, processor_work
+    jne 2f
 1:  cli
     hlt
     jmp 1b
+
+    # In ring 3, for the speed of it: no stack, no interrupts, and nothing that faults.
+    # rsi: where, rdi: bits of an offset, r8: a xorshift series.
+2:  movq $processor_stack + 64, %rsp
+    pushq $0x1b
+    pushq $0
+    pushq $2
+    pushq $0x23
+    pushq $processor_working
+    iretq
+processor_working:
+    movabsq $0x9e3779b97f4a7c15, %r8
+3:  movq processor_aim, %rsi
+    movq processor_aim + 8, %rdi
+    lock incq processor_turns
+    testq %rsi, %rsi
+    jnz 4f
+    pause
+    jmp 3b
+4:  movq %r8, %rax
+    shlq $13, %rax
+    xorq %rax, %r8
+    movq %r8, %rax
+    shrq $7, %rax
+    xorq %rax, %r8
+    movq %r8, %rax
+    shlq $17, %rax
+    xorq %rax, %r8
+    movq %r8, %rdx
+    shrq $40, %rdx
+    andl $0xff, %edx            # what is written: small, and often 0
+    movq %r8, %rax
+    andq %rdi, %rax
+    btq $50, %r8
+    jnc 5f
+    xorl %edx, %edx
+5:  btq $51, %r8
+    jc 6f
+    btq $52, %r8
+    jc 7f
+    movb %dl, (%rsi,%rax)
+    jmp 3b
+6:  andq $-4, %rax
+    btq $52, %r8
+    jc 8f
+    movl %edx, (%rsi,%rax)
+    jmp 3b
+7:  andq $-2, %rax
+    movw %dx, (%rsi,%rax)
+    jmp 3b
+8:  movl (%rsi,%rax), %edx
+    jmp 3b
+
+    .section .bss.processors, "aw", @nobits
+    .balign 16
+processor_stack:
+    .skip 64
     "#,
     options(att_syntax)
 );
@@ -70,6 +130,14 @@ processor_long:
 static processor_count: AtomicU64 = AtomicU64::new(0);
 #[unsafe(no_mangle)]
 static processor_id: AtomicU64 = AtomicU64::new(0);
+#[unsafe(no_mangle)]
+static processor_work: AtomicU64 = AtomicU64::new(0);
+/// Where the one that works writes and reads, and which bits an offset from there may have; nowhere while the first is 0.
+#[unsafe(no_mangle)]
+static processor_aim: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
+/// How often the one that works has looked where to.
+#[unsafe(no_mangle)]
+static processor_turns: AtomicU64 = AtomicU64::new(0);
 
 unsafe extern "C" {
     static processor_trampoline: u8;
@@ -94,4 +162,34 @@ pub(crate) fn start(apic: &LocalApic, clock: &Clock, id: u32) -> Option<u64> {
         }
     }
     None
+}
+
+/// Starts the processor with APIC id `id` as [`start`] does, to work where it is [aimed](aim) from then on.
+pub(crate) fn set_to_work(apic: &LocalApic, clock: &Clock, id: u32) -> Option<u64> {
+    processor_work.store(1, SeqCst);
+    let came = start(apic, clock, id);
+    processor_work.store(0, SeqCst);
+    came
+}
+
+/// Where the processor that was set to work does so: registers of a device (no RAM) from an address on, at offsets with these bits. With
+/// nothing it is idle when this returns. Nothing happens where there is no such processor.
+pub(crate) fn aim(at: Option<(u64, u64)>) {
+    let before = processor_turns.load(SeqCst);
+    if before == 0 {
+        return;
+    }
+    let (base, bits) = at.unwrap_or((0, 0));
+    processor_aim[0].store(0, SeqCst);
+    processor_aim[1].store(bits, SeqCst);
+    processor_aim[0].store(base, SeqCst);
+    // Two turns later it has seen it, and what it did before is done.
+    while at.is_none() && processor_turns.load(SeqCst) < before + 3 {
+        core::hint::spin_loop();
+    }
+}
+
+/// How often the processor that was set to work has looked where to; 0 where there is none.
+pub(crate) fn turns() -> u64 {
+    processor_turns.load(SeqCst)
 }

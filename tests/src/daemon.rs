@@ -47,7 +47,9 @@ impl Daemon {
 
     fn go(order: Order) -> Daemon {
         let mut command = Command::new(&order.program);
-        let child = command.args([order.flag, &order.line]).stdin(Stdio::null()).spawn();
+        command.args([order.flag, &order.line]).stdin(Stdio::null());
+        programs::ends_with_us(&mut command, libc::SIGKILL);
+        let child = command.spawn();
         let mut daemon = Daemon { child: child.expect("the daemon starts"), order };
         let begun = Instant::now();
         while UnixStream::connect(&daemon.order.socket).is_err() {
@@ -63,6 +65,19 @@ impl Daemon {
         self.child.kill().expect("the daemon runs");
         self.child.wait().expect("a child can be waited for");
         Dead(self.order.clone())
+    }
+
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Whether it has not ended.
+    ///
+    /// # Panics
+    /// If the host cannot tell.
+    pub fn lives(&mut self) -> bool {
+        self.child.try_wait().expect("a child can be waited for").is_none()
     }
 
     /// Killed, and another one in its place.

@@ -29,6 +29,7 @@ pub struct Guest {
     memory: String,
     cpus: String,
     console: String,
+    serial: Option<String>,
     private_network: bool,
     heeds_permissions: bool,
     terminal: Option<(OwnedFd, OwnedFd)>,
@@ -44,6 +45,7 @@ impl Guest {
             memory: "size=256M".to_string(),
             cpus: "boot=1".to_string(),
             console: "off".to_string(),
+            serial: None,
             private_network: false,
             heeds_permissions: false,
             terminal: None,
@@ -65,6 +67,12 @@ impl Guest {
     /// The value of `--console`.
     pub fn console(mut self, value: &str) -> Guest {
         self.console = value.to_string();
+        self
+    }
+
+    /// The value of `--serial`, whose output is not read then.
+    pub fn serial(mut self, value: &str) -> Guest {
+        self.serial = Some(value.to_string());
         self
     }
 
@@ -123,12 +131,13 @@ impl Guest {
     pub fn start(self) -> Running {
         let serial = self.scratch.file("serial");
         let messages = self.scratch.file("messages");
+        let to = self.serial.unwrap_or_else(|| format!("file={}", serial.display()));
         let mut command = Command::new(programs::cloud_hypervisor());
         command
             .arg("--kernel")
             .arg(programs::probe())
             .args(["--cmdline", &self.cmdline, "--memory", &self.memory, "--cpus", &self.cpus])
-            .args(["--console", &self.console, "--serial", &format!("file={}", serial.display())])
+            .args(["--console", &self.console, "--serial", &to])
             .args(&self.arguments)
             .stdin(Stdio::null())
             .stdout(File::create(self.scratch.file("stdout")).expect("the scratch directory takes files"))
@@ -148,6 +157,7 @@ impl Guest {
                 });
             }
         }
+        programs::ends_with_us(&mut command, libc::SIGKILL);
         let child = command.spawn().expect("the VMM starts");
         Running { child, scratch: self.scratch, serial, messages, ended: false }
     }

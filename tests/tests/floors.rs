@@ -11,6 +11,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("sandbox", 0),
     ("block", 1),
     ("net_util", 1),
+    ("metadata", 1),
     ("device", 1),
     ("terminal", 2),
     ("hypervisor", 2),
@@ -27,7 +28,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("vhost_user_block", 7),
     ("vhost_user_net", 7),
 ];
-const ASIDE: &[&str] = &["tests", "bare-kvm", "bench", "docs-gen"];
+const ASIDE: &[&str] = &["tests", "bare-kvm", "models", "bench", "docs-gen"];
 
 /// Crates that must not see the hypervisor: devices work on any.
 const BLIND: &[&str] = &[
@@ -40,6 +41,7 @@ const BLIND: &[&str] = &[
     "vhost_user",
     "block",
     "net_util",
+    "metadata",
     "spec",
     "sandbox",
 ];

@@ -7,7 +7,7 @@
 //! The owner says what should be; the thread says what is. [`Gate::wait_parked`] returns only when the thread stands still. While it
 //! does, it can be given an [`Errand`]: what it owns is touched by no other thread.
 
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use crate::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Wish {

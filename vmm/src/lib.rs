@@ -23,5 +23,10 @@ pub mod snapshot;
 pub mod vcpus;
 pub mod wait;
 
+/// What [`gate`] is built of: `tests/models` has other ones there.
+mod sync {
+    pub(crate) use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+}
+
 /// Compiled-in features, as `--version -v` and `vmm.ping` tell them.
 pub const FEATURES: &[&str] = &["io_uring", "kvm"];

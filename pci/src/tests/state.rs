@@ -125,11 +125,18 @@ fn bars_put_onto_each_other_stay_so_until_moved() {
     m.set(config(2, regs::BAR0), first as u32);
     assert!(!m.answers(second));
     let saved = [&a, &b].map(|f| (f.placed().clone(), f.save().unwrap()));
-    let m = Machine::new(0);
-    let _functions = saved.map(|(placed, node)| m.load(&placed, node).unwrap());
-    assert!(m.answers(first) && !m.answers(second));
-    m.set(config(2, regs::BAR0), second as u32);
-    assert!(m.answers(first) && m.answers(second));
+    // Whichever comes first.
+    for order in [[0, 1], [1, 0]] {
+        let m = Machine::new(0);
+        m.segment.gather();
+        let again = |n: usize| m.load(&saved[n].0, through_text(&saved[n].1)).unwrap();
+        let _functions = order.map(again);
+        assert!(!m.answers(first) && !m.answers(second), "{order:?}: not all are there");
+        m.segment.gathered();
+        assert!(m.answers(first) && !m.answers(second), "{order:?}");
+        m.set(config(2, regs::BAR0), second as u32);
+        assert!(m.answers(first) && m.answers(second), "{order:?}");
+    }
 }
 
 #[test]

@@ -2,11 +2,10 @@
 //! offered stays as it was, and after a reset the device works again.
 
 use super::{Machine, blk as well_behaved};
-use crate::io::{Region, WIDTHS};
-use crate::verdict::{Outcome, Stop};
+use crate::io::Region;
+use crate::verdict::Outcome;
 use crate::virtio::blk::{self, Disk};
 use crate::virtio::queue::{Buffer, D_INDIRECT, D_NEXT, D_WRITE, Queue};
-use crate::virtio::{self, Device, NO_VECTOR, S_ACKNOWLEDGE, S_DRIVER, S_FEATURES_OK, common};
 
 /// What a chain may be made of.
 struct Parts {
@@ -16,6 +15,8 @@ struct Parts {
     table: Region,
     /// Physical address right behind the last RAM.
     beyond: u64,
+    /// The same for the first piece of RAM, and how far it is to the next or to nowhere.
+    hole: (u64, u64),
 }
 
 type Lie = fn(&mut Queue, &Parts);
@@ -75,6 +76,27 @@ static LIES: &[(&str, Lie)] = &[
         good(q, p);
         put(q, 1, p.beyond - 256, 512, D_NEXT | D_WRITE, 2);
         q.publish(0);
+    }),
+    ("data that leaves the first piece of RAM", |q, p| {
+        good(q, p);
+        put(q, 1, p.hole.0 - 256, 512, D_NEXT | D_WRITE, 2);
+        q.publish(0);
+    }),
+    ("data that spans the hole between two pieces of RAM", |q, p| {
+        good(q, p);
+        put(q, 1, p.hole.0 - 256, (p.hole.1 + 512) as u32, D_NEXT | D_WRITE, 2);
+        q.publish(0);
+    }),
+    ("data on its own header", |q, p| {
+        good(q, p);
+        put(q, 1, p.header.base(), 512, D_NEXT | D_WRITE, 2);
+        q.publish(0);
+    }),
+    ("two chains with one buffer", |q, p| {
+        good(q, p);
+        put(q, 3, p.header.base(), 16, D_NEXT, 1);
+        q.publish(0);
+        q.publish(3);
     }),
     ("data that wraps around the address space", |q, p| {
         good(q, p);
@@ -199,7 +221,11 @@ static LIES: &[(&str, Lie)] = &[
 /// Every lie above on a disk of its own life, with a good request after a reset each time. Read requests only: the disk is
 /// not written.
 pub(super) fn disk_chains(machine: &mut Machine) -> Outcome {
-    let beyond = machine.start.map().filter(|e| e.kind == 1).map(|e| e.base + e.len).max().unwrap_or(0);
+    let ram = || machine.start.map().filter(|e| e.kind == 1 && e.base >= 1 << 20);
+    let beyond = ram().map(|e| e.base + e.len).max().unwrap_or(0);
+    let low = ram().map(|e| e.base + e.len).min().unwrap_or(0);
+    let next = ram().map(|e| e.base).filter(|base| *base >= low).min().unwrap_or(low + (1 << 20));
+    let hole = (low, next - low);
     let mut answered = 0;
     for features in [Disk::USUAL, 0] {
         for (what, lie) in LIES {
@@ -212,7 +238,7 @@ pub(super) fn disk_chains(machine: &mut Machine) -> Outcome {
             fence.fill(0xf5);
             fence_behind.fill(0xf5);
             let (header, status) = disk.fill_header(blk::T_IN, 0);
-            let parts = Parts { header, status, data, table, beyond };
+            let parts = Parts { header, status, data, table, beyond, hole };
             lie(&mut disk.queue, &parts);
             disk.queue.ring();
             machine.clock.wait(3, || disk.queue.has_used());
@@ -235,189 +261,7 @@ pub(super) fn disk_chains(machine: &mut Machine) -> Outcome {
             }
         }
     }
-    Ok(text!("lies={} answered={answered}", LIES.len() * 2))
-}
-
-/// How far to take a device before its registers are written at random.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
-    Reset,
-    Acknowledged,
-    Driver,
-    Negotiated,
-    Live,
-    Failed,
-}
-
-const STATES: [State; 6] =
-    [State::Reset, State::Acknowledged, State::Driver, State::Negotiated, State::Live, State::Failed];
-
-/// Brings `device` into `state`, with queue 0 laid out where it gets that far.
-fn bring(machine: &mut Machine, device: &mut Device, state: State) -> Result<Option<Queue>, Stop> {
-    if !device.reset() {
-        return Err(Stop::Fail(text!("{}: does not reset", device.function.bdf)));
-    }
-    match state {
-        State::Reset => {}
-        State::Acknowledged => device.add_status(S_ACKNOWLEDGE),
-        State::Driver => device.add_status(S_ACKNOWLEDGE | S_DRIVER),
-        State::Negotiated => {
-            device.add_status(S_ACKNOWLEDGE | S_DRIVER);
-            device.add_status(S_FEATURES_OK);
-        }
-        State::Failed => device.add_status(S_ACKNOWLEDGE | S_DRIVER | virtio::S_FAILED),
-        State::Live => {
-            device.negotiate(0).map_err(Stop::Fail)?;
-            let mut first = None;
-            for index in 0..device.queue_count() {
-                let queue = device.queue(&mut machine.arena, index, 64, NO_VECTOR).map_err(Stop::Fail)?;
-                first = first.or(Some(queue));
-            }
-            device.start().map_err(Stop::Fail)?;
-            return Ok(first);
-        }
-    }
-    Ok(None)
-}
-
-/// Values that are wrong for most registers. None of them is the address of memory that somebody uses.
-const VALUES: [u64; 3] = [u64::MAX, 0, 0xffff_ffff_0000_0001];
-
-/// Writes and reads `len` bytes from `from` of `window` in every width at every offset.
-fn sweep(window: Region, from: u64, len: u64) -> u32 {
-    let mut accesses = 0;
-    for width in WIDTHS {
-        for offset in from..(from + len).min(window.len()) {
-            if offset + width > window.len() {
-                break;
-            }
-            for value in VALUES {
-                window.write(offset, width, value);
-                window.read(offset, width);
-                accesses += 2;
-            }
-        }
-    }
-    accesses
-}
-
-/// Every transport register of every virtio device, every width and offset, in every state of the device; then the device
-/// must still start, and a live queue's registers must not have moved under it.
-pub(super) fn registers(machine: &mut Machine) -> Outcome {
-    let functions = machine.bus.iter().filter(|f| virtio::type_of(f).is_some()).count();
-    if functions == 0 {
-        skip!("no virtio device");
-    }
-    let mut accesses = 0;
-    for nth in 0..functions {
-        let Some(function) = machine.bus.iter().filter(|f| virtio::type_of(f).is_some()).nth(nth) else {
-            break;
-        };
-        for state in STATES {
-            machine.arena.reset();
-            let mut device = Device::open(function).map_err(Stop::Fail)?;
-            bring(machine, &mut device, state)?;
-            accesses += sweep(device.common, 0, device.common.len().min(64));
-            // After the above the status may be anything; the rest is swept in the state asked for, too.
-            bring(machine, &mut device, state)?;
-            accesses += sweep(device.isr, 0, 4);
-            accesses += sweep(device.notify, 0, 12);
-            accesses += sweep(device.notify, device.notify.len().saturating_sub(9), 9);
-            if let Some(config) = device.config {
-                accesses += sweep(config, 0, config.len().min(64));
-                accesses += sweep(config, config.len().saturating_sub(9), 9);
-            }
-        }
-        machine.arena.reset();
-        let mut device = Device::open(function).map_err(Stop::Fail)?;
-        bring(machine, &mut device, State::Live)?;
-    }
-    Ok(text!("devices={functions} accesses={accesses}"))
-}
-
-/// The whole BAR of each virtio device in large steps, and its last bytes: gaps between the windows included.
-pub(super) fn whole_bar(machine: &mut Machine) -> Outcome {
-    let mut count = 0;
-    for function in machine.bus.iter().filter(|f| virtio::type_of(f).is_some()) {
-        let device = Device::open(function).map_err(Stop::Fail)?;
-        for bar in function.bars().filter(|b| !b.is_port && b.len <= 1 << 20) {
-            let Some(window) = function.window(bar.index) else { continue };
-            for offset in (0..window.len()).step_by(0x400).chain([window.len() - 8]) {
-                for width in WIDTHS {
-                    window.read(offset, width);
-                    window.write(offset, width, 0);
-                }
-            }
-            count += 1;
-        }
-        check!(device.reset(), "{}: does not reset", function.bdf);
-    }
-    if count == 0 {
-        skip!("no virtio device");
-    }
-    Ok(text!("bars={count}"))
-}
-
-/// Queue addresses and sizes that cannot be: behind the RAM, misaligned, wrapping, not a power of two, changed while live.
-pub(super) fn queue_setup(machine: &mut Machine) -> Outcome {
-    let beyond = machine.start.map().filter(|e| e.kind == 1).map(|e| e.base + e.len).max().unwrap_or(0);
-    let functions = machine.bus.iter().filter(|f| virtio::type_of(f).is_some()).count();
-    if functions == 0 {
-        skip!("no virtio device");
-    }
-    for nth in 0..functions {
-        let Some(function) = machine.bus.iter().filter(|f| virtio::type_of(f).is_some()).nth(nth) else {
-            break;
-        };
-        for bad in [beyond, beyond - 16, !15, 0xfee0_0000, 1, 1 << 62] {
-            for register in [common::QUEUE_DESC, common::QUEUE_DRIVER, common::QUEUE_DEVICE] {
-                machine.arena.reset();
-                let mut device = Device::open(function).map_err(Stop::Fail)?;
-                device.negotiate(0).map_err(Stop::Fail)?;
-                let queue = device.queue(&mut machine.arena, 0, 64, NO_VECTOR).map_err(Stop::Fail)?;
-                device.common.write32(register, bad as u32);
-                device.common.write32(register + 4, (bad >> 32) as u32);
-                device.common.write16(common::QUEUE_ENABLE, 1);
-                device.add_status(virtio::S_DRIVER_OK);
-                queue.available.write16(2, 1);
-                queue.ring();
-                check!(device.reset(), "{}: {bad:#x} as a queue address: does not reset", function.bdf);
-            }
-        }
-        for size in [0u16, 3, 0x8000, 0xffff, 0x4000] {
-            machine.arena.reset();
-            let mut device = Device::open(function).map_err(Stop::Fail)?;
-            device.negotiate(0).map_err(Stop::Fail)?;
-            let queue = device.queue(&mut machine.arena, 0, 64, NO_VECTOR).map_err(Stop::Fail)?;
-            device.common.write16(common::QUEUE_ENABLE, 0);
-            device.common.write16(common::QUEUE_SIZE, size);
-            device.common.write16(common::QUEUE_ENABLE, 1);
-            device.add_status(virtio::S_DRIVER_OK);
-            queue.ring();
-            check!(device.reset(), "{}: size {size:#x}: does not reset", function.bdf);
-        }
-        // A live queue keeps what it was started with.
-        machine.arena.reset();
-        let mut device = Device::open(function).map_err(Stop::Fail)?;
-        bring(machine, &mut device, State::Live)?;
-        device.select(0);
-        for (register, value) in [
-            (common::QUEUE_DESC, 0xffff_f000u32),
-            (common::QUEUE_DRIVER, 0),
-            (common::QUEUE_DEVICE, 0xffff_ffff),
-        ] {
-            device.common.write32(register, value);
-        }
-        device.common.write16(common::QUEUE_SIZE, 0);
-        device.common.write16(common::QUEUE_SIZE, 0xffff);
-        for queue in [device.queue_count(), 0x7fff, 0xffff] {
-            check!(device.select(queue) == 0, "{}: queue {queue} exists", function.bdf);
-            device.common.write16(common::QUEUE_ENABLE, 1);
-            device.common.write32(common::QUEUE_DESC, 0x1000);
-        }
-        check!(device.reset(), "{}: does not reset", function.bdf);
-    }
-    Ok(text!("devices={functions}"))
+    Ok(text!("lies={} answered={answered} hole={:#x}+{:#x}", LIES.len() * 2, hole.0, hole.1))
 }
 
 /// Resets with requests in flight, many rounds: nothing is written to memory afterwards.

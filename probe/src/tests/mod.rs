@@ -14,6 +14,7 @@ use crate::start::Start;
 use crate::verdict::{Outcome, Stop};
 
 mod acpi;
+mod attack;
 mod bench;
 mod blk;
 mod cpu;
@@ -28,9 +29,11 @@ mod platform;
 mod pmem;
 mod ports;
 mod promise;
+mod registers;
 mod steps;
 mod streams;
 mod talk;
+mod web;
 
 /// All that a test may want of the machine.
 #[derive(Debug)]
@@ -135,9 +138,11 @@ static TESTS: &[Entry] = &[
     test("rng-hostile", streams::rng_hostile),
     test("console-out", streams::console_out),
     on_demand("console-echo", streams::console_echo),
-    test("virtio-registers", hostile::registers),
-    test("virtio-bar", hostile::whole_bar),
-    test("virtio-queue-setup", hostile::queue_setup),
+    test("virtio-registers", registers::registers),
+    test("virtio-bar", registers::whole_bar),
+    test("virtio-queue-setup", registers::queue_setup),
+    test("virtio-doorbells", registers::doorbells),
+    on_demand("attack", attack::attack),
     on_demand("fs", fs::file),
     on_demand("hotplug", hotplug::rounds),
     on_demand("resize", hotplug::resize),
@@ -149,6 +154,7 @@ static TESTS: &[Entry] = &[
     on_demand("promise", promise::promise),
     on_demand("steps", steps::steps),
     on_demand("talk", talk::talk),
+    on_demand("web", web::web),
     on_demand("x2apic", cpu::x2apic),
     on_demand("processors", cpu::processors),
     on_demand("hang", platform::hang),

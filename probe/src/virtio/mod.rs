@@ -85,6 +85,8 @@ impl Device {
     /// The device's windows, by its capabilities. What is missing or outside its BAR is an error.
     pub(crate) fn open(function: Function) -> Result<Device, Text> {
         let [mut common, mut notify, mut isr, mut config] = [None; 4];
+        // To size a BAR is slow: decoding is off meanwhile, which takes the host some doing.
+        let mut sized: Option<(u8, Option<Region>)> = None;
         let mut multiplier = 0;
         for (_, at) in function.capabilities().filter(|(id, _)| *id == CAP_VENDOR) {
             let (cfg, bar) = (function.read8(at + 3), function.read8(at + 4));
@@ -100,7 +102,12 @@ impl Device {
             if place.is_some() {
                 continue;
             }
-            let Some(window) = function.window(bar) else {
+            let window = match sized {
+                Some((same, window)) if same == bar => window,
+                _ => function.window(bar),
+            };
+            sized = Some((bar, window));
+            let Some(window) = window else {
                 return Err(text!("{}: capability {cfg} names BAR {bar}, which is not there", function.bdf));
             };
             if offset.saturating_add(len) > window.len() {

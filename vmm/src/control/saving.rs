@@ -75,19 +75,16 @@ impl Control {
     /// Whether a question may be asked while the machine is being saved.
     pub(super) fn harmless(action: &Action) -> bool {
         use Action::{
-            VmCounters, VmDelete, VmInfo, VmShutdown, VmWaitDevice, VmmConfinement, VmmPing, VmmShutdown,
+            VmCounters, VmDelete, VmInfo, VmMetadata, VmPatchMetadata, VmSetMetadata, VmShutdown,
+            VmWaitDevice, VmmConfinement, VmmPing, VmmShutdown,
         };
-        matches!(
-            action,
-            VmmPing
-                | VmmConfinement
-                | VmmShutdown
-                | VmInfo
-                | VmCounters
-                | VmWaitDevice(_)
-                | VmShutdown
-                | VmDelete
-        )
+        match action {
+            VmmPing | VmmConfinement | VmmShutdown | VmInfo | VmCounters | VmWaitDevice(_) | VmShutdown
+            | VmDelete => true,
+            // None of it is in a snapshot.
+            VmMetadata | VmSetMetadata(_) | VmPatchMetadata(_) => true,
+            _ => false,
+        }
     }
 
     /// Answers for a snapshot that is complete, and tells how far one is that is not.
@@ -149,6 +146,7 @@ impl Control {
         let restored = self.rebuild(request, described);
         if let Err(e) = restored {
             self.kept.clear();
+            self.metadata = None;
             self.names = Names::default();
             // A state may have been large, and what the allocator keeps of it would stay with this process.
             // SAFETY: only memory that is free is given back.
@@ -169,6 +167,8 @@ impl Control {
         let mut spec = described.map_or_else(|| description(&source, request), Ok)?;
         refuse_late_pages(restore, &spec)?;
         self.paths.enter(&spec, [place].into_iter().chain(userfault_device()).collect())?;
+        self.open_metadata(&spec)?;
+        super::metadata::keep(self.metadata.as_ref(), &self.kept);
         let node: Node = source.machine().map_err(unreadable)?;
 
         self.generation += 1;

@@ -163,6 +163,9 @@ impl Board {
             };
             let segment =
                 Segment::new(window.number, grant).map_err(|e| bug("Cannot set up a PCI segment", e))?;
+            if saved.is_some() {
+                segment.gather();
+            }
             let ecam = layout::ecam(window.number)
                 .ok_or_else(|| Refusal::invalid(format!("Invalid PCI segment id: {}", window.number)))?;
             memory

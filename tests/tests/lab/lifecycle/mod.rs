@@ -344,27 +344,11 @@ fn a_reboot(mut machine: Running, before: &(String, Value)) {
 #[test]
 fn debian_with_the_current_kernel_lives_on() {
     tests::elsewhere!();
-    tell("6.12", Pvh, "boot=2", &["copy"]);
+    tell("6.12", Pvh, "boot=2", &["copy", "ondemand"]);
 }
 
 #[test]
 fn debian_with_the_old_kernel_on_one_processor_lives_on() {
-    tests::elsewhere!();
-    tell("6.1", BzImage, "boot=1", &["copy"]);
-}
-
-// The probe is brought back in these ways by many tests; a whole system asks for more, and takes minutes.
-
-#[test]
-#[ignore = "minutes long: for whoever changes how memory comes back"]
-fn debian_with_the_current_kernel_lives_on_without_a_copy() {
-    tests::elsewhere!();
-    tell("6.12", Pvh, "boot=2", &["ondemand", "mmap"]);
-}
-
-#[test]
-#[ignore = "minutes long: for whoever changes how memory comes back"]
-fn debian_with_the_old_kernel_lives_on_without_a_copy() {
     tests::elsewhere!();
     tell("6.1", BzImage, "boot=1", &["mmap"]);
 }

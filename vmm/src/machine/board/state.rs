@@ -19,6 +19,7 @@ impl Board {
         let Some(SavedBoard { devices, host_bridge, config_ports }) = self.saved.take() else {
             return Ok(());
         };
+        self.segments.iter().for_each(|segment| segment.gathered());
         let failed = |e| Refusal::invalid("Cannot restore the PCI bus").because(e);
         if let Some(first) = self.segments.first() {
             first.load(host_bridge).map_err(failed)?;
