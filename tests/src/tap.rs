@@ -43,16 +43,20 @@ fn request(name: &str) -> libc::ifreq {
     request
 }
 
-fn persist(name: &str, on: bool) -> Result<(), Error> {
+/// Opens a tap, which is made if there is none of this name.
+fn open(name: &str) -> Result<File, Error> {
     let file = File::options().read(true).write(true).open("/dev/net/tun")?;
     let mut request = request(name);
     request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
-    // SAFETY: the ioctls take an ifreq and an integer.
-    unsafe {
-        checked(libc::ioctl(file.as_raw_fd(), TUNSETIFF, &request))?;
-        checked(libc::ioctl(file.as_raw_fd(), TUNSETPERSIST, libc::c_ulong::from(on)))?;
-    }
-    Ok(())
+    // SAFETY: the ioctl takes an ifreq.
+    checked(unsafe { libc::ioctl(file.as_raw_fd(), TUNSETIFF, &request) })?;
+    Ok(file)
+}
+
+fn persist(name: &str, on: bool) -> Result<(), Error> {
+    let file = open(name)?;
+    // SAFETY: the ioctl takes an integer.
+    checked(unsafe { libc::ioctl(file.as_raw_fd(), TUNSETPERSIST, libc::c_ulong::from(on)) }).map(drop)
 }
 
 /// A socket for whole frames of type `protocol`; of type 0 none are received.
@@ -100,6 +104,14 @@ impl Tap {
             checked(libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &request))?;
         }
         Ok(tap)
+    }
+
+    /// Opens it, to be handed to a VMM.
+    ///
+    /// # Errors
+    /// Somebody else has it.
+    pub fn open(&self) -> Result<File, Error> {
+        open(&self.name)
     }
 
     /// Sends frames of `size` bytes to whoever has the tap open, as fast as they go.

@@ -7,20 +7,22 @@ use std::ffi::CString;
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use tests::image::{self, SECTOR};
+use tests::image;
 use tests::living::Living;
 use tests::probe::Guest;
 use tests::scratch::Scratch;
-use tests::{programs, remote};
+use tests::tap::Tap;
+use tests::{ask, programs, remote};
 
 use crate::landlock::without;
-use crate::loaded::Loaded;
+use crate::loaded::{Loaded, MAC};
 use look::{Jailed, alive, give, no_group_is_left, status};
 
 /// A user of no importance, for tests.
@@ -140,6 +142,14 @@ fn a_machine_in_a_jail_does_all_that_one_outside_does() {
     assert!(status == 400 && text.contains("/etc/passwd is not in the jail"), "{status} {text}");
     let (status, text) = machine.ask("PUT", "vm.add-net", &json!({ "tap": "load9" }));
     assert!(status == 400 && text.contains("as a descriptor"), "{status} {text}");
+    let tap = Tap::new("late0").expect("a tap can be made");
+    let open = tap.open().expect("nobody else has it");
+    let request = ask::request("PUT", "vm.add-net", br#"{"id":"card"}"#);
+    let answer = ask::exchange_with(&scratch.file("boot.api"), &request, &[open.as_raw_fd()]);
+    assert_eq!(answer.as_ref().map(|(status, _)| *status), Some(200), "{answer:?}");
+    drop(open);
+    // The card goes again: a snapshot would need its tap.
+    machine.put("vm.remove-device", &json!({ "id": "card" }));
     machine.put("vm.reboot", &Value::Null);
     machine.wait_for("# loading ");
     machine.progress(100, 20);
@@ -363,37 +373,63 @@ fn what_was_open_before_is_closed_unless_it_is_named() {
     machine.shut_down().ended_well();
 }
 
-#[test]
-fn daemons_have_a_jail_too() {
-    let guest = Guest::new("blk-info,blk-read").memory("size=256M,shared=on");
-    let path = image::make(&guest.file("disk"), 7, 2048);
-    let socket = guest.file("socket");
-    let backend = format!("path={},socket={}", path.display(), socket.display());
-    let mut daemon = Command::new(programs::vhost_user_block());
-    let daemon = daemon.args(["--jail", "on", "--block-backend", &backend]).spawn();
+/// A daemon at work in a jail, when it listens.
+fn serve(program: PathBuf, arguments: [&str; 2], socket: &Path) -> (Killed, Jailed) {
+    let daemon = Command::new(program).args(["--jail", "on"]).args(arguments).spawn();
     let mut daemon = Killed(daemon.expect("the daemon starts"));
-    let daemon = &mut daemon.0;
     let begun = Instant::now();
-    while std::os::unix::net::UnixStream::connect(&socket).is_err() {
+    while UnixStream::connect(socket).is_err() {
+        let ended = daemon.0.try_wait().expect("it is ours");
         assert!(
-            begun.elapsed() < Duration::from_secs(60) && daemon.try_wait().expect("it is ours").is_none()
+            begun.elapsed() < Duration::from_secs(60) && ended.is_none(),
+            "it does not listen: {ended:?}"
         );
         std::thread::sleep(Duration::from_millis(5));
     }
-    let jail = Jailed::find(daemon.id());
+    let jail = Jailed::find(daemon.0.id());
     jail.is_confined();
-    let root: Vec<_> = jail.root().into_keys().collect();
+    (daemon, jail)
+}
+
+/// Ends a daemon; nothing is left.
+fn dismiss((mut daemon, jail): (Killed, Jailed), socket: &Path) {
+    // SAFETY: to our own child, which has not been waited for.
+    assert_eq!(unsafe { libc::kill(daemon.0.id().cast_signed(), libc::SIGTERM) }, 0);
+    assert!(daemon.0.wait().expect("it is ours").success());
+    jail.all_end();
+    assert!(!socket.exists(), "the socket is left");
+}
+
+#[test]
+fn a_disk_is_served_from_one_jail_into_another() {
+    let scratch = Scratch::new();
+    let path = image::make(&scratch.file("disk"), 7, 2048);
+    let socket = scratch.file("socket");
+    let backend = format!("path={},socket={}", path.display(), socket.display());
+    let served = serve(programs::vhost_user_block(), ["--block-backend", &backend], &socket);
+    let root: Vec<_> = served.1.root().into_keys().collect();
     assert_eq!(root, [Path::new("/"), Path::new("/proc"), path.parent().expect("it has one"), &path]);
     let wanted = format!("{:08x}", image::crc32(&fs::read(&path).expect("the image is there")));
-    assert_eq!(fs::metadata(&path).expect("it is there").len(), 2048 * SECTOR);
     let disk = format!("vhost_user=on,socket={}", socket.display());
-    // The machine, in a jail of its own, sees the socket's directory.
+    let guest = Guest::new("blk-info,blk-read").memory("size=256M,shared=on");
     let report = guest.with(&["--disk", &disk, "--jail", "on"]).run();
     report.all_passed();
     assert_eq!(report.fact("blk-read", "crc32"), wanted, "{report}");
-    // SAFETY: to our own child, which has not been waited for.
-    assert_eq!(unsafe { libc::kill(daemon.id().cast_signed(), libc::SIGTERM) }, 0);
-    assert!(daemon.wait().expect("it is ours").success());
-    jail.all_end();
-    assert!(!socket.exists(), "the socket is left");
+    dismiss(served, &socket);
+}
+
+#[test]
+fn a_card_is_served_from_one_jail_into_another() {
+    let loaded = Loaded::new();
+    let socket = loaded.scratch.file("socket");
+    let backend = format!("tap=load0,socket={}", socket.display());
+    let served = serve(programs::vhost_user_net(), ["--net-backend", &backend], &socket);
+    let net = format!("vhost_user=on,socket={},mac={MAC},id=net0", socket.display());
+    let arguments = ["--jail", "on", "--memory", "size=256M,shared=on", "--net", &net];
+    let cmdline = "probe.run=load probe.interrupts=on";
+    let mut machine = Living::boot(loaded.scratch.path(), "boot", cmdline, &arguments);
+    assert_eq!(machine.wait_for("# loading "), "disks=0 cards=1");
+    machine.progress(0, 500);
+    machine.shut_down().ended_well();
+    dismiss(served, &socket);
 }
