@@ -18,6 +18,8 @@ use crate::bodies::{RemoveDevice, ResizeDisk, WaitDevice};
 pub enum Action {
     /// Who are you?
     VmmPing,
+    /// What are you kept from?
+    VmmConfinement,
     /// End the process, shutting the machine down first.
     VmmShutdown,
     /// Take the description of a machine.
@@ -155,6 +157,12 @@ pub const ROOT: &str = "/api/v1/";
 static ROUTES: LazyLock<Vec<Route>> = LazyLock::new(|| {
     let mut all = vec![
         get("vmm.ping", "ping", "Ask the VMM for its version and process id", || Action::VmmPing),
+        get(
+            "vmm.confinement",
+            "confinement",
+            "Show what the kernel keeps the VMM from, thread by thread: filters, ids, capabilities, namespaces",
+            || Action::VmmConfinement,
+        ),
         get("vm.info", "info", "Show the machine: its description, state and devices", || Action::VmInfo),
         get("vm.counters", "counters", "Show what the machine's devices counted", || Action::VmCounters),
         json(

@@ -6,12 +6,14 @@
 pub mod action;
 pub mod bodies;
 pub mod calls;
+pub mod confinement;
 pub mod events;
 pub mod http;
 pub mod info;
 
 pub use action::Action;
 pub use calls::{Call, Caller, Inbox, Reply};
+pub use confinement::VmmConfinement;
 pub use events::Monitor;
 pub use http::{client, server};
 pub use info::{DeviceNode, PciDeviceInfo, Resource, VmInfo, VmState, VmmPing};

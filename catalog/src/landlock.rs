@@ -6,8 +6,8 @@ use sandbox::{HostPath, Use};
 use spec::{Facts, Refusal, Spec};
 
 spec::spec! {
-    /// A path that a process confined by --landlock may use besides those that its machine is made of: for what is added later, and for
-    /// snapshots.
+    /// A path that a process confined by --landlock or --jail may use besides those that its machine is made of: for what is added later,
+    /// and for snapshots.
     pub struct LandlockRuleSpec: "landlock-rules" {
         flatten {}
         fields {

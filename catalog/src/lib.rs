@@ -9,6 +9,7 @@
 pub mod cpus;
 pub mod flags;
 pub mod hot;
+pub mod jail;
 pub mod landlock;
 pub mod machine;
 pub mod memory;
@@ -22,6 +23,7 @@ pub mod restore;
 pub use cpus::CpusSpec;
 pub use flags::Flag;
 pub use hot::{Addable, Addition, Hot};
+pub use jail::JailSpec;
 pub use landlock::LandlockRuleSpec;
 pub use machine::VmSpec;
 pub use memory::MemorySpec;

@@ -1,6 +1,7 @@
 //! A whole machine: the list of devices and what derives from it.
 
 use std::collections::BTreeMap;
+use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::sync::LazyLock;
 
@@ -28,8 +29,8 @@ use crate::payload::nothing_to_boot;
 use crate::pci_segment;
 use crate::plug::Listed;
 use crate::{
-    CpusSpec, LandlockRuleSpec, MemorySpec, PayloadSpec, PciSegmentSpec, PlatformSpec, Plug, RestoreRequest,
-    RestoreSpec,
+    CpusSpec, JailSpec, LandlockRuleSpec, MemorySpec, PayloadSpec, PciSegmentSpec, PlatformSpec, Plug,
+    RestoreRequest, RestoreSpec,
 };
 
 /// Generates [`VmSpec`] and what derives from the list of devices.
@@ -365,6 +366,7 @@ impl VmSpec {
             ..PayloadSpec::default()
         };
         if payload == PayloadSpec::default() {
+            VmSpec::refuse_idle_rules(matches)?;
             return Ok(None);
         }
         spec.payload = Some(payload);
@@ -388,7 +390,11 @@ impl VmSpec {
     pub fn restore_from_matches(matches: &ArgMatches) -> Result<Option<RestoreRequest>, Refusal> {
         flags::refuse_unsupported(matches)?;
         let Some(restore) = flags::one::<RestoreSpec>(matches)? else { return Ok(None) };
-        let new = VmSpec::fixed_flags().into_iter().chain(["kernel"]).find(|flag| matches.contains_id(flag));
+        let jailed = JailSpec::from_matches(matches)?.is_some();
+        let mut flags = VmSpec::fixed_flags().into_iter().chain(["kernel"]);
+        // In a jail they say what else is in it.
+        let new =
+            flags.find(|flag| matches.contains_id(flag) && !(jailed && *flag == LandlockRuleSpec::FLAG));
         let new = new.or(matches.get_flag(LANDLOCK).then_some(LANDLOCK));
         if let Some(flag) = new {
             return Err(Refusal::invalid(format!(
@@ -397,6 +403,42 @@ impl VmSpec {
         }
         spec::Spec::check(&restore, &VmSpec::default().facts())?;
         Ok(Some(RestoreRequest { restore, overrides: VmSpec::overrides(matches)? }))
+    }
+
+    /// The paths of `--landlock-rules`, which a jail has in it whatever the machine is.
+    ///
+    /// # Errors
+    /// What the grammar refused, or a path that is not there.
+    pub fn rules_from_matches(matches: &ArgMatches) -> Result<Vec<HostPath>, Refusal> {
+        let rules: Vec<LandlockRuleSpec> = flags::many(matches)?.unwrap_or_default();
+        let one =
+            |rule: &LandlockRuleSpec| spec::Spec::check(rule, &Facts::default()).and_then(|()| rule.path());
+        rules.iter().map(one).collect()
+    }
+
+    /// Without a machine rules mean something only if there is a jail.
+    fn refuse_idle_rules(matches: &ArgMatches) -> Result<(), Refusal> {
+        let given = |flag| matches.try_contains_id(flag).is_ok_and(|given| given);
+        if given(LandlockRuleSpec::FLAG)
+            && !given(RestoreSpec::FLAG)
+            && JailSpec::from_matches(matches)?.is_none()
+        {
+            return Err(Refusal::invalid("--landlock-rules needs --kernel, or --jail"));
+        }
+        Ok(())
+    }
+
+    /// Opens what has to be open before the process leaves the host behind.
+    ///
+    /// # Errors
+    /// What the host refused.
+    pub fn ahead(&mut self) -> Result<(), Refusal> {
+        self.devices_mut().into_iter().try_for_each(Plug::ahead)
+    }
+
+    /// The numbers of the descriptors that the description speaks of.
+    pub fn lent(&self) -> Vec<RawFd> {
+        self.clone().devices_mut().into_iter().flat_map(Plug::descriptors).collect()
     }
 
     /// Names of the flags that describe a new machine only.

@@ -1,5 +1,7 @@
 //! A device's specification, whatever its type.
 
+use std::os::fd::RawFd;
+
 use device::{Build, Built, Host, Naming};
 use sandbox::HostPath;
 use spec::{Facts, Part, PciCommon, Refusal, Spec};
@@ -27,6 +29,13 @@ pub trait Plug {
     fn check(&self, facts: &Facts) -> Result<(), Refusal>;
     /// See [`Build::paths`].
     fn paths(&self) -> Vec<HostPath>;
+    /// See [`Build::lend`].
+    fn descriptors(&mut self) -> Vec<RawFd>;
+    /// See [`Build::ahead`].
+    ///
+    /// # Errors
+    /// What the host refused.
+    fn ahead(&mut self) -> Result<(), Refusal>;
     /// See [`Build::build`].
     ///
     /// # Errors
@@ -83,6 +92,14 @@ impl<T: Build + Listed> Plug for T {
 
     fn paths(&self) -> Vec<HostPath> {
         Build::paths(self)
+    }
+
+    fn descriptors(&mut self) -> Vec<RawFd> {
+        Build::lend(self)
+    }
+
+    fn ahead(&mut self) -> Result<(), Refusal> {
+        Build::ahead(self)
     }
 
     fn build(&mut self, host: &Host<'_>) -> Result<Built, Refusal> {

@@ -70,6 +70,14 @@ pub trait Build: Spec {
         Vec::new()
     }
 
+    /// Opens what can be had only before the process leaves the host behind, such as taps, for [`Build::build`] to find.
+    ///
+    /// # Errors
+    /// What the host refused.
+    fn ahead(&mut self) -> Result<(), Refusal> {
+        Ok(())
+    }
+
     /// The paths that [`Build::build`] opens, for those who keep the process to them.
     fn paths(&self) -> Vec<HostPath> {
         Vec::new()

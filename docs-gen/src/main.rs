@@ -39,7 +39,8 @@ fn visible(full: Command) -> Command {
         .disable_version_flag(true)
         .args(full.get_arguments().filter(|a| !a.is_hide_set()).cloned())
         // What flags of a machine require.
-        .group(ArgGroup::new("vm-source").arg("kernel"));
+        .group(ArgGroup::new("vm-source").arg("kernel"))
+        .group(ArgGroup::new("ruled").arg("kernel"));
     if let Some(about) = full.get_about() {
         command = command.about(about.clone());
     }

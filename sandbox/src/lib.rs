@@ -7,6 +7,8 @@
 //!
 //! Which files a process may open is said in the same way, as [`HostPath`]s, and enforced by a [`paths::Domain`].
 //!
+//! A program may leave the host behind altogether: [`jail`].
+//!
 //! Until [`begin`] is called, which programs do and tests of single crates do not, roles are entered without effect. Nothing here
 //! knows a device.
 
@@ -14,10 +16,12 @@ pub mod call;
 pub mod common;
 mod ends;
 mod filter;
+pub mod jail;
 mod mode;
 mod names;
 pub mod paths;
 mod role;
+mod roster;
 mod violation;
 
 pub use call::{Call, Set, When};
@@ -27,4 +31,5 @@ pub use mode::{Mode, UnknownMode, mode};
 pub use names::name;
 pub use paths::{HostPath, Use};
 pub use role::{Prepared, Refused, Role};
+pub use roster::asked_by;
 pub use violation::{also_tell, note};

@@ -38,6 +38,15 @@ pub enum Use {
     Output,
     /// A socket is bound there, and removed.
     Listen,
+    /// A socket is connected to, which may come and go.
+    Connect,
+}
+
+impl Use {
+    /// Whether anything is changed by it.
+    pub(crate) fn writes(self) -> bool {
+        !matches!(self, Use::Read | Use::Connect)
+    }
 }
 
 /// A path of the host's and what is done with it.
@@ -56,9 +65,9 @@ impl HostPath {
     }
 
     /// What is opened in the end: of a socket, its directory.
-    fn subject(&self) -> &Path {
+    pub(crate) fn subject(&self) -> &Path {
         match self.used {
-            Use::Listen => match self.path.parent() {
+            Use::Listen | Use::Connect => match self.path.parent() {
                 Some(parent) if !parent.as_os_str().is_empty() => parent,
                 _ => Path::new("."),
             },
@@ -74,6 +83,8 @@ impl HostPath {
             Use::ReadWrite => read | AccessFs::from_write(NEEDED),
             Use::Output => AccessFs::WriteFile | AccessFs::Truncate,
             Use::Listen => AccessFs::MakeSock | AccessFs::RemoveFile,
+            // Not the kernel's concern.
+            Use::Connect => BitFlags::empty(),
         }
     }
 }
@@ -113,7 +124,7 @@ impl Domain {
             .and_then(Ruleset::create);
         let mut ruleset = ruleset.map_err(PathError::Kernel)?;
         let mut allowed = Vec::with_capacity(paths.len());
-        for wanted in paths {
+        for wanted in paths.iter().filter(|wanted| !wanted.rights().is_empty()) {
             let failed = |source| PathError::Path { path: wanted.path.clone(), source };
             if wanted.used == Use::Output {
                 make(&wanted.path).map_err(failed)?;
@@ -130,6 +141,11 @@ impl Domain {
         }
         ruleset.restrict_self().map_err(PathError::Kernel)?;
         Ok(Domain(allowed))
+    }
+
+    /// How many paths are allowed.
+    pub fn rules(&self) -> usize {
+        self.0.len()
     }
 
     /// Whether this may be done with a path. A path that leads nowhere may be used as far as that goes.

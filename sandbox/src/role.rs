@@ -10,7 +10,7 @@ use thiserror::Error;
 use crate::call::Set;
 use crate::filter::compile;
 use crate::mode::{Mode, mode};
-use crate::violation;
+use crate::{roster, violation};
 
 /// What one kind of thread does.
 #[derive(Clone, Copy, Debug)]
@@ -47,7 +47,10 @@ impl Role<'_> {
             return Ok(());
         }
         violation::note(self.asked_by);
-        put_on(&self.filter(mode)).map_err(|source| Refused { asked_by: self.asked_by.to_owned(), source })
+        put_on(&self.filter(mode))
+            .map_err(|source| Refused { asked_by: self.asked_by.to_owned(), source })?;
+        roster::enter(self.asked_by);
+        Ok(())
     }
 
     fn filter(&self, mode: Mode) -> Arc<[sock_filter]> {

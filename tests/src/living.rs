@@ -63,12 +63,17 @@ impl Living {
     /// Starts the probe with this command line, one vCPU and 256 MiB, unless the further arguments for the VMM say otherwise. Its files lie in `directory` and
     /// begin with `name`.
     pub fn boot(directory: &Path, name: &str, cmdline: &str, arguments: &[&str]) -> Living {
+        Living::start(directory, name, Living::command(cmdline, arguments))
+    }
+
+    /// The command by which [`boot`](Living::boot) starts the VMM.
+    pub fn command(cmdline: &str, arguments: &[&str]) -> Command {
         let mut command = Command::new(programs::cloud_hypervisor());
         command.arg("--kernel").arg(programs::probe()).args(["--cmdline", cmdline]);
         let defaults = [["--memory", "size=256M"], ["--cpus", "boot=1"], ["--console", "off"]];
         let missing = defaults.iter().filter(|[flag, _]| !arguments.contains(flag));
         command.args(missing.flatten()).args(["--serial", "tty"]).args(arguments);
-        Living::start(directory, name, command)
+        command
     }
 
     /// Goes on with a snapshot; `restore` is the value of `--restore`.
@@ -83,7 +88,8 @@ impl Living {
         Living::start(directory, name, Command::new(programs::cloud_hypervisor()))
     }
 
-    fn start(directory: &Path, name: &str, mut command: Command) -> Living {
+    /// Starts this command, which is the VMM's with its arguments, in its way.
+    pub fn start(directory: &Path, name: &str, mut command: Command) -> Living {
         let file = |what: &str| directory.join(format!("{name}.{what}"));
         let (socket, messages) = (file("api"), file("messages"));
         let (wire, theirs) = Wire::pty();

@@ -43,6 +43,7 @@ fn request(name: &str) -> libc::ifreq {
     request
 }
 
+/// Opens a tap, which is made if there is none of this name.
 fn open(name: &str) -> Result<File, Error> {
     let file = File::options().read(true).write(true).open("/dev/net/tun")?;
     let mut request = request(name);
@@ -55,8 +56,7 @@ fn open(name: &str) -> Result<File, Error> {
 fn persist(name: &str, on: bool) -> Result<(), Error> {
     let file = open(name)?;
     // SAFETY: the ioctl takes an integer.
-    checked(unsafe { libc::ioctl(file.as_raw_fd(), TUNSETPERSIST, libc::c_ulong::from(on)) })?;
-    Ok(())
+    checked(unsafe { libc::ioctl(file.as_raw_fd(), TUNSETPERSIST, libc::c_ulong::from(on)) }).map(drop)
 }
 
 /// A socket for whole frames of type `protocol`; of type 0 none are received.
@@ -104,6 +104,14 @@ impl Tap {
             checked(libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &request))?;
         }
         Ok(tap)
+    }
+
+    /// Opens it, to be handed to a VMM.
+    ///
+    /// # Errors
+    /// Somebody else has it.
+    pub fn open(&self) -> Result<File, Error> {
+        open(&self.name)
     }
 
     /// Sends frames of `size` bytes to whoever has the tap open, as fast as they go.

@@ -10,7 +10,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use device::{Calls, Events, Request, Virtio};
-use sandbox::{Role, Set, common};
+use sandbox::jail::{self, Plan, Side};
+use sandbox::{Mode, Role, Set, common};
 use spec::Refusal;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -38,28 +39,55 @@ pub struct Opened {
     pub door: Door,
 }
 
-/// The life of `program` after its command line was understood: `body` opens what is to be served and has the daemon serve it. All its
-/// threads are confined as `seccomp` says ([`sandbox::Mode`]) to what is here and `calls`, those of such devices.
-pub fn main(
+/// The life of `program` after its command line was understood: `prepare` says what is to be served and in what jail, `body` opens it and
+/// has the daemon serve it. All its threads are confined as `seccomp` says ([`sandbox::Mode`]) to what is here and `calls`, those of such
+/// devices.
+pub fn main<T>(
     program: &str,
     seccomp: &str,
     calls: Calls,
-    body: impl FnOnce(Daemon) -> Result<(), Refusal>,
+    prepare: impl FnOnce() -> Result<(T, Option<Plan>), Refusal>,
+    body: impl FnOnce(Daemon, T) -> Result<(), Refusal>,
 ) -> ExitCode {
     log();
-    match Daemon::new(seccomp, calls).and_then(body) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(e) => {
-            report(program, &e);
-            ExitCode::FAILURE
+    run(seccomp, calls, prepare, body).unwrap_or_else(|e| {
+        report(program, &e);
+        ExitCode::FAILURE
+    })
+}
+
+fn run<T>(
+    seccomp: &str,
+    calls: Calls,
+    prepare: impl FnOnce() -> Result<(T, Option<Plan>), Refusal>,
+    body: impl FnOnce(Daemon, T) -> Result<(), Refusal>,
+) -> Result<ExitCode, Refusal> {
+    let mode = seccomp.parse().map_err(|e| Refusal::invalid(format!("Error parsing --seccomp: {e}")))?;
+    let (served, plan) = prepare()?;
+    let signals = Signals::take().map_err(|e| Refusal::host("cannot take signals", e))?;
+    if let Some(plan) = plan {
+        let side = jail::enter(&plan, mode).map_err(|e| Refusal::host("cannot enter the jail", e))?;
+        if let Side::Outside(outer) = side {
+            drop((served, signals));
+            let end = outer.wait().map_err(|e| Refusal::host("error outside of the jail", e))?;
+            return Ok(end.follow());
         }
     }
+    body(Daemon::new(mode, signals, calls)?, served).map(|()| ExitCode::SUCCESS)
+}
+
+/// Closes what the program was started with, apart from the standard streams; on the way into a jail, before anything is opened.
+///
+/// # Errors
+/// The host does not say what there is.
+pub fn alone() -> Result<(), Refusal> {
+    let inherited = jail::inherited().map_err(|e| Refusal::host("cannot list descriptors", e))?;
+    jail::close_all_but(&inherited, &[]);
+    Ok(())
 }
 
 impl Daemon {
-    fn new(seccomp: &str, calls: Calls) -> Result<Daemon, Refusal> {
-        let mode = seccomp.parse().map_err(|e| Refusal::invalid(format!("Error parsing --seccomp: {e}")))?;
-        let signals = Signals::take().map_err(|e| Refusal::host("cannot take signals", e))?;
+    fn new(mode: Mode, signals: Signals, calls: Calls) -> Result<Daemon, Refusal> {
         sandbox::begin(mode, || {}).map_err(|e| Refusal::host("cannot take signals", e))?;
         confine(calls)?;
         let watchman = Watchman::new().map_err(|e| Refusal::host("cannot watch over threads", e))?;
@@ -78,7 +106,7 @@ impl Daemon {
                 .map_err(|e| Refusal::host(format!("cannot serve {name}"), e))
         };
         let servers = devices.into_iter().map(start).collect::<Result<Vec<_>, _>>()?;
-        run(servers, &self.signals, &self.watchman, look)
+        attend(servers, &self.signals, &self.watchman, look)
     }
 }
 
@@ -179,7 +207,7 @@ impl Events for Watchman {
     }
 }
 
-fn run(
+fn attend(
     mut servers: Vec<Server>,
     signals: &Signals,
     watchman: &Watchman,

@@ -7,7 +7,8 @@ use std::io::{Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use device::{Built, Host, Kept, Virtio};
+use device::{Build, Built, Host, Kept, Virtio};
+use sandbox::{HostPath, Use};
 use spec::{Facts, Kind, RateLimit, Refusal, Spec};
 use vhost_user::daemon::Opened;
 use vhost_user::{Door, MAX_QUEUES, Server};
@@ -131,6 +132,15 @@ pub fn open(specs: &[BackendSpec]) -> Result<Vec<Opened>, Refusal> {
         spec.check(&Facts::default())?;
     }
     specs.iter().enumerate().map(|(n, spec)| spec.open(&format!("disk{n}"))).collect()
+}
+
+/// The paths that they are made of.
+pub fn paths(specs: &[BackendSpec]) -> Vec<HostPath> {
+    let one = |spec: &BackendSpec| {
+        let socket = spec.socket.iter().map(|path| HostPath::new(path, Use::Listen));
+        spec.disk().paths().into_iter().chain(socket).collect::<Vec<_>>()
+    };
+    specs.iter().flat_map(one).collect()
 }
 
 /// Looks at the sizes of raw images again; a disk whose image has another size than it has gets that size. The servers are those of `specs`.

@@ -2,10 +2,11 @@
 
 mod backend;
 
+use catalog::JailSpec;
 use catalog::flags::{self, Flag, Purpose};
 use clap::Command;
 
-pub use backend::{BackendSpec, look, open};
+pub use backend::{BackendSpec, look, open, paths};
 
 const ABOUT: &str = "Serves disks to virtual machines in other processes.
 
@@ -39,4 +40,5 @@ pub fn command() -> Command {
         .arg_required_else_help(true)
         .arg(flag)
         .arg(flags::seccomp())
+        .arg(JailSpec::arg(Purpose::Help))
 }

@@ -3,9 +3,10 @@
 //! The card itself is the one that machines have ([`NetSpec`]); what is here is how it is called on this command line.
 
 use std::net::{IpAddr, Ipv4Addr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use device::{Host, Kept};
+use device::{Build, Host, Kept};
+use sandbox::{HostPath, Use};
 use spec::{Facts, RateLimit, Refusal, Spec};
 use vhost_user::daemon::Opened;
 use vhost_user::{Door, MAX_QUEUES};
@@ -97,26 +98,59 @@ impl BackendSpec {
             ..NetSpec::default()
         }
     }
+}
 
-    /// Opens tap and socket.
-    fn open(&self, id: &str) -> Result<Opened, Refusal> {
-        let socket = self.socket.as_deref().unwrap_or(Path::new(""));
-        // The socket comes last: who sees it finds everything ready.
-        let device = self.card().served(&Host { id, facts: &facts(), kept: &Kept::default() })?;
-        let door = Door::open(&format!("network card \"{id}\""), socket, self.client)?;
-        Ok(Opened { name: format!("{id} on {}", socket.display()), device, door })
-    }
+/// A card to be opened.
+pub struct Card {
+    /// For messages.
+    id: String,
+    card: NetSpec,
+    socket: PathBuf,
+    client: bool,
+}
+
+/// The cards that are asked for.
+///
+/// # Errors
+/// What cannot be.
+pub fn cards(specs: Vec<BackendSpec>) -> Result<Vec<Card>, Refusal> {
+    let one = |(n, spec): (usize, BackendSpec)| {
+        spec.check(&Facts::default())?;
+        let (id, card, client) = (format!("net{n}"), spec.card(), spec.client);
+        Ok(Card { id, card, socket: spec.socket.unwrap_or_default(), client })
+    };
+    specs.into_iter().enumerate().map(one).collect()
+}
+
+/// Opens what can be had only before the process leaves the host behind; the paths that are opened later.
+///
+/// # Errors
+/// What the host refused, naming the tap.
+pub fn ahead(cards: &mut [Card]) -> Result<Vec<HostPath>, Refusal> {
+    let one = |card: &mut Card| {
+        card.card.ahead()?;
+        Ok(HostPath::new(&card.socket, if card.client { Use::Connect } else { Use::Listen }))
+    };
+    cards.iter_mut().map(one).collect()
 }
 
 /// Opens all cards; if one cannot be opened, none is.
 ///
 /// # Errors
-/// What cannot be, or what the host refused, naming tap or socket.
-pub fn open(specs: &[BackendSpec]) -> Result<Vec<Opened>, Refusal> {
-    for spec in specs {
-        spec.check(&Facts::default())?;
+/// What the host refused, naming tap or socket.
+pub fn open(cards: Vec<Card>) -> Result<Vec<Opened>, Refusal> {
+    cards.into_iter().map(Card::open).collect()
+}
+
+impl Card {
+    /// Opens tap and socket.
+    fn open(mut self) -> Result<Opened, Refusal> {
+        let (id, socket) = (self.id.as_str(), self.socket.as_path());
+        // The socket comes last: who sees it finds everything ready.
+        let device = self.card.served(&Host { id, facts: &facts(), kept: &Kept::default() })?;
+        let door = Door::open(&format!("network card \"{id}\""), socket, self.client)?;
+        Ok(Opened { name: format!("{id} on {}", socket.display()), device, door })
     }
-    specs.iter().enumerate().map(|(n, spec)| spec.open(&format!("net{n}"))).collect()
 }
 
 #[cfg(test)]

@@ -2,10 +2,11 @@
 
 mod backend;
 
+use catalog::JailSpec;
 use catalog::flags::{self, Flag, Purpose};
 use clap::Command;
 
-pub use backend::{BackendSpec, open};
+pub use backend::{BackendSpec, Card, ahead, cards, open};
 
 const ABOUT: &str = "Serves network cards on taps to virtual machines in other processes.
 
@@ -42,4 +43,5 @@ pub fn command() -> Command {
         .arg_required_else_help(true)
         .arg(flag)
         .arg(flags::seccomp())
+        .arg(JailSpec::arg(Purpose::Help))
 }

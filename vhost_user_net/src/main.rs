@@ -2,10 +2,10 @@
 
 use std::process::ExitCode;
 
-use catalog::flags;
+use catalog::{JailSpec, flags};
 use device::Build;
 use vhost_user::daemon;
-use vhost_user_net::{BackendSpec, command, open};
+use vhost_user_net::{ahead, cards, command, open};
 use virtio_devices::net::NetSpec;
 
 fn main() -> ExitCode {
@@ -13,8 +13,18 @@ fn main() -> ExitCode {
         Ok(matches) => matches,
         Err(code) => return code,
     };
-    daemon::main("vhost_user_net", flags::seccomp_of(&matches), <NetSpec as Build>::CALLS, |daemon| {
-        let specs: Vec<BackendSpec> = flags::many(&matches)?.unwrap_or_default();
-        daemon.serve(open(&specs)?, |_| {})
+    let prepare = || {
+        let mut cards = cards(flags::many(&matches)?.unwrap_or_default())?;
+        let jail = JailSpec::from_matches(&matches)?;
+        let mut plan = |jail: JailSpec| {
+            daemon::alone()?;
+            ahead(&mut cards).map(|paths| jail.plan(paths))
+        };
+        let plan = jail.map(&mut plan).transpose()?;
+        Ok((cards, plan))
+    };
+    let (seccomp, calls) = (flags::seccomp_of(&matches), <NetSpec as Build>::CALLS);
+    daemon::main("vhost_user_net", seccomp, calls, prepare, |daemon, cards| {
+        daemon.serve(open(cards)?, |_| {})
     })
 }

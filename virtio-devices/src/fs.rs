@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use device::{Build, Built, Calls, Host, Naming, VirtioKind};
+use sandbox::{HostPath, Use};
 use spec::{Facts, Part, PciCommon, Refusal, Spec};
 use vhost_user::front::{ConfigWish, Knows, Told, Way, Wish};
 
@@ -85,6 +86,10 @@ impl Build for FsSpec {
 
     fn shares_memory(&self) -> bool {
         true
+    }
+
+    fn paths(&self) -> Vec<HostPath> {
+        self.socket.iter().map(|path| HostPath::new(path, Use::Connect)).collect()
     }
 
     fn build(&mut self, host: &Host<'_>) -> Result<Built, Refusal> {

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use device::{Build, Built, Calls, Host, Naming};
+use sandbox::{HostPath, Use};
 use serde::{Deserialize, Serialize};
 use spec::{Facts, Part, PciCommon, Refusal, Spec, Value};
 use vhost_user::front::{ConfigWish, Knows, Told, Way, Wish};
@@ -194,6 +195,10 @@ impl Build for GenericSpec {
 
     fn shares_memory(&self) -> bool {
         true
+    }
+
+    fn paths(&self) -> Vec<HostPath> {
+        self.socket.iter().map(|path| HostPath::new(path, Use::Connect)).collect()
     }
 
     fn build(&mut self, host: &Host<'_>) -> Result<Built, Refusal> {

@@ -14,9 +14,18 @@ use crate::cli::{self, Place};
 
 /// A bound socket; dropping it removes the path.
 pub struct ApiSocket {
+    path: Option<Bound>,
     listener: UnixListener,
-    path: Option<PathBuf>,
     lock: Option<Lock>,
+}
+
+/// The path of a socket, which goes when this is dropped.
+struct Bound(PathBuf);
+
+/// What is left of a socket for the process outside a jail: the path, and the lock.
+pub struct Outside {
+    _path: Option<Bound>,
+    _lock: Option<Lock>,
 }
 
 /// Bytes that the path of a socket may have: the kernel's field, without the closing NUL.
@@ -45,7 +54,7 @@ impl ApiSocket {
                 let lock = Lock::take(&path)?;
                 remove_stale(&path).map_err(bind)?;
                 let listener = UnixListener::bind(&path).map_err(bind)?;
-                Ok(ApiSocket { listener, path: Some(path), lock: Some(lock) })
+                Ok(ApiSocket { listener, path: Some(Bound(path)), lock: Some(lock) })
             }
         }
     }
@@ -59,7 +68,22 @@ impl ApiSocket {
 
     /// The paths that are still needed: what was made is removed in the end.
     pub fn paths(&self) -> Option<HostPath> {
-        self.path.as_ref().map(|path| HostPath::new(path, Use::Listen))
+        self.path.as_ref().map(|Bound(path)| HostPath::new(path, Use::Listen))
+    }
+
+    /// In the process outside a jail: closes the socket, and removes path and lock file when it is dropped.
+    pub fn outside(self) -> Outside {
+        Outside { _path: self.path, _lock: self.lock }
+    }
+
+    /// In the jail: path and lock file are for the process outside to remove.
+    pub fn inside(&mut self) {
+        if let Some(path) = self.path.take() {
+            std::mem::forget(path);
+        }
+        if let Some(mut lock) = self.lock.take() {
+            lock.made = None;
+        }
     }
 
     /// The listening socket.
@@ -71,12 +95,10 @@ impl ApiSocket {
     }
 }
 
-impl Drop for ApiSocket {
+impl Drop for Bound {
     fn drop(&mut self) {
-        if let Some(path) = &self.path
-            && let Err(e) = std::fs::remove_file(path)
-        {
-            log::warn!("cannot remove {}: {e}", path.display());
+        if let Err(e) = std::fs::remove_file(&self.0) {
+            log::warn!("cannot remove {}: {e}", self.0.display());
         }
     }
 }

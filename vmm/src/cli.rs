@@ -8,8 +8,8 @@ use std::os::fd::{FromRawFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::PathBuf;
 
-use catalog::VmSpec;
 use catalog::flags::Purpose;
+use catalog::{JailSpec, LandlockRuleSpec, VmSpec};
 use clap::{Arg, ArgAction, ArgGroup, ArgMatches, Command};
 use spec::{Options, Refusal};
 
@@ -32,6 +32,10 @@ const EXAMPLES: &str = "Examples:
   A network card for which neither root nor a tap is needed, and SSH to the guest on port 2222:
     cloud-hypervisor --net user=on,forward=[tcp:127.0.0.1:2222:22] --kernel vmlinux \
       --disk path=debian.img --cmdline 'console=hvc0 root=/dev/vda1'
+
+  In a jail: namespaces and a user of its own, limits, and a directory for disks to be added and snapshots:
+    cloud-hypervisor --jail memory=3G,pids=100 --landlock-rules path=/srv/vm,access=rw \\
+      --api-socket /run/vm.sock --memory size=2G --kernel vmlinux --disk path=debian.img
 
   Wait for a machine to be described over the API:
     cloud-hypervisor --api-socket /run/vm.sock
@@ -85,6 +89,7 @@ fn command_for(purpose: Purpose) -> Command {
              the API later",
         ))
         .arg(catalog::flags::seccomp())
+        .arg(JailSpec::arg(purpose))
         .arg(switch(
             "check-host",
             "Says whether this host can run guests, what is missing and how to mend it",
@@ -102,12 +107,14 @@ fn command_for(purpose: Purpose) -> Command {
     let dependent = VmSpec::dependent_flags();
     let sources = ["kernel", "firmware", "igvm", "fw-cfg-config", "restore"];
     command
-        .mut_args(
-            |a| {
-                if dependent.iter().any(|flag| a.get_id() == flag) { a.requires("vm-source") } else { a }
-            },
-        )
+        .mut_args(|a| match a.get_id().as_str() {
+            // A jail has rules before it has a machine.
+            LandlockRuleSpec::FLAG => a.requires("ruled"),
+            flag if dependent.contains(&flag) => a.requires("vm-source"),
+            _ => a,
+        })
         .group(ArgGroup::new("vm-source").args(sources).multiple(true))
+        .group(ArgGroup::new("ruled").args(sources).arg(JailSpec::FLAG).multiple(true))
 }
 
 fn value(name: &'static str, value: &'static str, help: &'static str) -> Arg {
@@ -154,6 +161,13 @@ pub fn api_socket(matches: &ArgMatches) -> Result<Option<Place>, Refusal> {
         }
         None => Ok(Some(Place::Path(text.into()))),
     }
+}
+
+/// The numbers of descriptors that the process's own flags speak of.
+pub fn descriptors(matches: &ArgMatches) -> Vec<RawFd> {
+    let named = ["api-socket", "event-monitor"].into_iter();
+    let places = named.filter_map(|flag| place(matches.get_one::<String>(flag)?));
+    places.filter_map(|place| if let Place::Fd(fd) = place { Some(fd) } else { None }).collect()
 }
 
 /// What `--seccomp` says.

@@ -10,7 +10,7 @@
 
 mod hotplug;
 mod metadata;
-mod saving;
+pub(crate) mod saving;
 mod waiting;
 
 use std::sync::Arc;
@@ -22,8 +22,10 @@ use device::{Kept, Launcher, Request};
 use hypervisor::Hypervisor;
 use migration::Pager;
 use sandbox::HostPath;
+use sandbox::jail::Jail;
 use spec::{Kind, Refusal};
 
+use crate::confinement;
 use crate::launcher::Hand;
 use crate::machine::{Machine, Names};
 use crate::paths::Confinement;
@@ -32,6 +34,8 @@ use crate::reports::{Generation, Reports};
 use crate::signals::{Signal, Signals};
 use crate::wait::Wait;
 use saving::Saving;
+pub use saving::described;
+pub(crate) use saving::userfault_device;
 use waiting::Waiting;
 
 /// The version, as `--version` and `vmm.ping` tell it.
@@ -58,6 +62,8 @@ pub struct Setup {
     pub no_shutdown: bool,
     /// Paths that the process itself uses as long as it lives.
     pub paths: Vec<HostPath>,
+    /// The jail that the process is in.
+    pub jail: Option<Arc<Jail>>,
 }
 
 struct Running {
@@ -98,7 +104,7 @@ impl Control {
     pub fn new(mut setup: Setup) -> Result<Self, Refusal> {
         let reports = Reports::new(setup.monitor.clone())
             .map_err(|e| Refusal::host("cannot create the control thread's queue", e))?;
-        let paths = Confinement::new(std::mem::take(&mut setup.paths));
+        let paths = Confinement::new(std::mem::take(&mut setup.paths), setup.jail.clone());
         let launcher = setup.launcher.clone().map(|hand| -> Arc<dyn Launcher> { hand });
         Ok(Control {
             setup,
@@ -284,7 +290,11 @@ impl Control {
             self.refuse_while_saving().map_err(|e| e.within("Error from API"))?;
         }
         let (result, text) = match action {
-            Action::VmmPing => return json(&ping()),
+            Action::VmmPing => return json(&self.ping()),
+            Action::VmmConfinement => {
+                let confinement = self.confinement();
+                return confinement.map_err(|e| e.within("The confinement is not available"));
+            }
             Action::VmmShutdown => return Ok(Reply::Empty),
             Action::VmInfo => (self.info(), "The VM info is not available"),
             Action::VmCounters => (self.counters(), "The VM counters are not available"),
@@ -308,7 +318,9 @@ impl Control {
             Action::VmResizeDisk(body) => (self.resize_disk(&body), "The disk could not be resized"),
             // Answered later: see `turn`.
             Action::VmWaitDevice(_) | Action::VmSnapshot(_) => return Ok(Reply::Done),
-            Action::VmRestore(request) => (done(self.restore(&request)), "The VM could not be restored"),
+            Action::VmRestore(request) => {
+                (done(self.restore(&request, None)), "The VM could not be restored")
+            }
             Action::VmPause => (done(self.pause()), "The VM could not be paused"),
             Action::VmResume => (done(self.resume()), "The VM could not resume"),
             Action::VmShutdown => (done(self.shutdown()), "The VM could not shutdown"),
@@ -409,6 +421,22 @@ impl Control {
         json(&running.machine.counters())
     }
 
+    fn ping(&self) -> VmmPing {
+        // Whoever asks knows the process that was started; those in a jail have other numbers there.
+        let process = self.setup.jail.as_ref().map_or_else(std::process::id, |jail| jail.outer);
+        VmmPing {
+            build_version: build_version(),
+            version: VERSION.to_owned(),
+            pid: i32::try_from(process).unwrap_or(i32::MAX),
+            features: crate::FEATURES.iter().map(|f| (*f).to_owned()).collect(),
+        }
+    }
+
+    fn confinement(&self) -> Result<Reply, Refusal> {
+        let outside = self.setup.jail.as_ref().map(|jail| &jail.outside);
+        json(&confinement::told(outside, self.paths.domains())?)
+    }
+
     /// Ends the machine, if there is one, and records the end of everything.
     pub fn end(mut self) {
         if self.running.as_ref().and_then(|r| r.behind.pager.as_ref()).is_some_and(Pager::failed) {
@@ -423,15 +451,6 @@ impl Control {
             launcher.finish();
         }
         self.setup.monitor.record("vmm", "shutdown", &[]);
-    }
-}
-
-fn ping() -> VmmPing {
-    VmmPing {
-        build_version: build_version(),
-        version: VERSION.to_owned(),
-        pid: i32::try_from(std::process::id()).unwrap_or(i32::MAX),
-        features: crate::FEATURES.iter().map(|f| (*f).to_owned()).collect(),
     }
 }
 

@@ -7,14 +7,17 @@ use std::time::Duration;
 
 use api::Monitor;
 use api::server::Server;
-use catalog::VmSpec;
+use catalog::{JailSpec, RestoreRequest, VmSpec};
 use clap::ArgMatches;
 use clap::error::ErrorKind;
 use hypervisor::kvm::Kvm;
+use sandbox::Mode;
+use sandbox::jail::Side;
 use spec::Refusal;
 use vmm::api_socket::ApiSocket;
 use vmm::cli;
-use vmm::control::{Control, Setup};
+use vmm::control::{Control, Setup, described};
+use vmm::jail::Cell;
 use vmm::launcher;
 use vmm::logger;
 use vmm::signals::Signals;
@@ -39,7 +42,7 @@ fn main() -> ExitCode {
     let result = run(&matches);
     terminal::restore_all();
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(e) => {
             report(&e);
             ExitCode::FAILURE
@@ -51,8 +54,10 @@ fn main() -> ExitCode {
 const LAST_ANSWER: Duration = Duration::from_secs(1);
 
 /// Runs until the machine or the process is asked to end.
-fn run(matches: &ArgMatches) -> Result<(), Refusal> {
+fn run(matches: &ArgMatches) -> Result<ExitCode, Refusal> {
     let text = |name| matches.get_one::<String>(name).map(String::as_str);
+    let parsing = |e: Refusal| e.within("Error parsing config");
+    let cell = JailSpec::from_matches(matches).map_err(parsing)?.map(Cell::begin).transpose()?;
     logger::init(
         matches.get_count("v"),
         text("log-file").map(std::path::Path::new),
@@ -64,27 +69,34 @@ fn run(matches: &ArgMatches) -> Result<(), Refusal> {
     // Sockets and files that we make are the owner's alone.
     // SAFETY: umask takes an integer and cannot fail.
     unsafe { libc::umask(0o077) };
-    let described = VmSpec::from_matches(matches);
-    let by_passt = described.as_ref().is_ok_and(|spec| spec.as_ref().is_some_and(VmSpec::is_by_passt));
+    let parsed = VmSpec::from_matches(matches);
+    let by_passt = text("passt").is_some()
+        || parsed.as_ref().is_ok_and(|spec| spec.as_ref().is_some_and(VmSpec::is_by_passt));
+    if by_passt && cell.is_some() {
+        return Err(Refusal::invalid(
+            "There is no passt in a jail: --passt and cards with user=on go without --jail",
+        ));
+    }
     // What is restored is known only later.
-    let launcher = (by_passt || text("passt").is_some() || text("restore").is_some())
+    let launcher = (by_passt || text("restore").is_some() && cell.is_none())
         .then(|| launcher::start(text("passt"), mode).map(Arc::new))
         .transpose()?;
     let signals = Signals::take().map_err(|e| Refusal::host("Error setting up signals", e))?;
-    // Messages are of no use in a terminal that is still raw.
-    sandbox::begin(mode, terminal::restore_all).map_err(|e| Refusal::host("Error setting up signals", e))?;
-    vmm::confined::control()?;
+    // On the way into a jail more is done than may be done in it.
+    if cell.is_none() {
+        confine(mode)?;
+    }
 
     let monitor = Monitor::new(cli::event_monitor(matches)?)
         .map_err(|e| Refusal::host("Error opening event monitor", e))?;
     let monitor = Arc::new(monitor);
     monitor.record("vmm", "starting", &[]);
 
-    let spec = described.map_err(|e| e.within("Error parsing config"))?;
+    let mut spec = parsed.map_err(parsing)?;
     if let Some(spec) = &spec {
-        spec.check().map_err(|e| e.within("Failed to validate config").within("Error parsing config"))?;
+        spec.check().map_err(|e| parsing(e.within("Failed to validate config")))?;
     }
-    let restore = VmSpec::restore_from_matches(matches).map_err(|e| e.within("Error parsing config"))?;
+    let restore = VmSpec::restore_from_matches(matches).map_err(parsing)?;
     let mut socket = cli::api_socket(matches)?.map(ApiSocket::open).transpose()?;
     if spec.is_none() && restore.is_none() && socket.is_none() {
         return Err(Refusal::invalid(
@@ -95,6 +107,24 @@ fn run(matches: &ArgMatches) -> Result<(), Refusal> {
     let hypervisor = Kvm::open().map_err(|e| {
         Refusal::host("Failed to open hypervisor interface (is hypervisor interface available?)", e)
     })?;
+    let (mut jail, mut described) = (None, None);
+    if let Some(cell) = cell {
+        described = restore.as_ref().map(saved).transpose()?;
+        match cell.enter(matches, spec.as_mut().or(described.as_mut()), restore.as_ref(), mode)? {
+            Side::Inside(inside) => jail = Some(Arc::new(inside)),
+            Side::Outside(outer) => {
+                drop((signals, monitor, hypervisor, spec, restore, described));
+                let socket = socket.map(ApiSocket::outside);
+                let end = outer.wait().map_err(|e| Refusal::host("Error outside of the jail", e))?;
+                drop(socket);
+                return Ok(end.follow());
+            }
+        }
+        if let Some(socket) = &mut socket {
+            socket.inside();
+        }
+        confine(mode)?;
+    }
 
     let queue = socket.as_ref().map(|_| api::calls::queue()).transpose();
     let queue = queue.map_err(|e| Refusal::host("cannot create the API's queue", e))?;
@@ -107,6 +137,7 @@ fn run(matches: &ArgMatches) -> Result<(), Refusal> {
         launcher,
         no_shutdown: matches.get_flag("no-shutdown"),
         paths: socket.iter().flat_map(ApiSocket::paths).collect(),
+        jail,
     })?;
     // Threads that are started later are kept to the machine's paths as well.
     let create = |spec| control.create(spec).map_err(|e| e.within("Error creating VM"));
@@ -119,7 +150,9 @@ fn run(matches: &ArgMatches) -> Result<(), Refusal> {
     let started = match (created, restore) {
         (Err(e), _) => Err(e),
         (Ok(Some(())), _) => control.boot().map_err(|e| e.within("Error booting VM")),
-        (Ok(None), Some(request)) => control.restore(&request).map_err(|e| e.within("Error restoring VM")),
+        (Ok(None), Some(request)) => {
+            control.restore(&request, described).map_err(|e| e.within("Error restoring VM"))
+        }
         (Ok(None), None) => Ok(()),
     };
     if text("passt").is_none() {
@@ -135,7 +168,19 @@ fn run(matches: &ArgMatches) -> Result<(), Refusal> {
     if let Some(server) = server {
         server.finish(LAST_ANSWER);
     }
-    result
+    result.map(|()| ExitCode::SUCCESS)
+}
+
+/// Filters the system calls of this thread and, in their own ways, those that it starts.
+fn confine(mode: Mode) -> Result<(), Refusal> {
+    // Messages are of no use in a terminal that is still raw.
+    sandbox::begin(mode, terminal::restore_all).map_err(|e| Refusal::host("Error setting up signals", e))?;
+    vmm::confined::control()
+}
+
+/// The description of the machine to go on with, which says what a jail has to hold.
+fn saved(request: &RestoreRequest) -> Result<VmSpec, Refusal> {
+    described(request).map_err(|e| e.within("Error restoring VM"))
 }
 
 /// Tells why the process ended, once and in full.

@@ -1,28 +1,42 @@
-//! Keeping the process to the paths of its machine (`--landlock`).
+//! Keeping the process to the paths of its machine (`--landlock`), and knowing what a jail (`--jail`) has.
 //!
 //! The paths come from the machine's description. What a later question brings is checked against them before anything is opened, so that
 //! whoever asks is told which rule is missing.
 
+use std::path::Path;
+use std::sync::Arc;
+
 use catalog::VmSpec;
+use sandbox::jail::Jail;
 use sandbox::paths::Domain;
 use sandbox::{HostPath, Use};
 use spec::{Kind, Refusal};
+use virtio_devices::net::TUN_PATH;
 
-/// What is read whatever the machine is: where random numbers come from, and by what a snapshot finds the pages that hold anything.
-const OF_EVERY_PROCESS: [&str; 4] = ["/dev/random", "/dev/urandom", "/proc/self/maps", "/proc/self/pagemap"];
+/// What is read whatever the machine is: where random numbers come from, and what the kernel tells the process of itself.
+const OF_EVERY_PROCESS: [&str; 3] = [RANDOM[0], RANDOM[1], "/proc/self"];
+
+/// Where random numbers come from.
+pub(crate) const RANDOM: [&str; 2] = ["/dev/random", "/dev/urandom"];
 
 /// The process's domains, all of which hold.
 #[derive(Debug, Default)]
 pub struct Confinement {
     /// What the process uses whatever the machine is.
     own: Vec<HostPath>,
+    jail: Option<Arc<Jail>>,
     domains: Vec<Domain>,
 }
 
 impl Confinement {
     /// Nothing is confined yet; `own` are paths that the process uses itself.
-    pub fn new(own: Vec<HostPath>) -> Self {
-        Confinement { own, domains: Vec::new() }
+    pub fn new(own: Vec<HostPath>, jail: Option<Arc<Jail>>) -> Self {
+        Confinement { own, jail, domains: Vec::new() }
+    }
+
+    /// How many domains there are, and how many rules they have together.
+    pub fn domains(&self) -> (usize, usize) {
+        (self.domains.len(), self.domains.iter().map(Domain::rules).sum())
     }
 
     /// Keeps the calling thread, and those that it starts, to the paths of this machine if it is to be, and `more`. It lasts until the
@@ -31,7 +45,7 @@ impl Confinement {
     /// # Errors
     /// A path that is not there, or a kernel that cannot do it: the machine is not to be run.
     pub fn enter(&mut self, spec: &VmSpec, more: Vec<HostPath>) -> Result<(), Refusal> {
-        if !spec.landlock_enable && self.domains.is_empty() {
+        if !spec.landlock_enable && self.domains.is_empty() && self.jail.is_none() {
             return Ok(());
         }
         let mut paths = [more, spec.paths()?].concat();
@@ -53,20 +67,35 @@ impl Confinement {
     /// # Errors
     /// The first of them, and what would allow it.
     pub fn check(&self, paths: &[HostPath]) -> Result<(), Refusal> {
+        if let Some(jail) = &self.jail
+            && let Some(path) = paths.iter().find(|path| !jail.covers(path))
+        {
+            return Err(not_in_jail(path));
+        }
         let outside = paths.iter().find(|path| self.domains.iter().any(|domain| !domain.covers(path)));
-        let Some(HostPath { path, used }) = outside else { return Ok(()) };
-        let (path, access) = match used {
-            Use::Read => (path.clone(), "r"),
-            Use::Listen => (path.parent().unwrap_or(path).to_owned(), "w"),
-            Use::Write | Use::Output => (path.clone(), "w"),
-            Use::ReadWrite => (path.clone(), "rw"),
-        };
-        let path = path.display();
-        Err(Refusal::new(
-            Kind::Invalid,
-            format!(
-                "{path} is outside of what Landlock allows this process: it would need --landlock-rules path={path},access={access}"
-            ),
-        ))
+        outside.map_or(Ok(()), |path| Err(missing(path, "outside of what Landlock allows this process")))
     }
+}
+
+/// Refuses a path, and says which rule would allow it.
+fn missing(HostPath { path, used }: &HostPath, what: &str) -> Refusal {
+    let directory = || path.parent().unwrap_or(path).to_owned();
+    let (path, access) = match used {
+        Use::Read => (path.clone(), "r"),
+        Use::Listen => (directory(), "w"),
+        Use::Connect => (directory(), "r"),
+        Use::Write | Use::Output => (path.clone(), "w"),
+        Use::ReadWrite => (path.clone(), "rw"),
+    };
+    let path = path.display();
+    let text = format!("{path} is {what}: it would need --landlock-rules path={path},access={access}");
+    Refusal::new(Kind::Invalid, text)
+}
+
+fn not_in_jail(path: &HostPath) -> Refusal {
+    if path.path == Path::new(TUN_PATH) {
+        let text = "no tap can be opened in the jail: send it along with the request, as a descriptor";
+        return Refusal::new(Kind::Invalid, text);
+    }
+    missing(path, "not in the jail")
 }

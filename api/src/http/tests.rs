@@ -41,7 +41,7 @@ fn reply(action: Action) -> Result<Reply, Refusal> {
         Action::VmNmi => Err(Refusal::host("no file", io::Error::from_raw_os_error(2))),
         Action::VmPowerButton => Err(Refusal::unsupported("--x")),
         Action::VmAdd(device) => Ok(Reply::Json(format!("\"{device:?}\"").replace('\\', ""))),
-        Action::VmMetadata => Ok(Reply::Json("{}".into())),
+        Action::VmMetadata | Action::VmmConfinement => Ok(Reply::Json("{}".into())),
         Action::VmSetMetadata(document) => Ok(Reply::Json(document.to_json())),
         Action::VmPatchMetadata(_) => Ok(Reply::Done),
         Action::VmRemoveDevice(_) | Action::VmResizeDisk(_) | Action::VmSnapshot(_) => Ok(Reply::Done),

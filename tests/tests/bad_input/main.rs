@@ -16,6 +16,7 @@ mod host;
 mod hostile;
 mod hotplug;
 mod impossible;
+mod jail;
 mod kernel;
 mod life;
 mod memory;

@@ -9,6 +9,7 @@ mod formats;
 mod golden;
 mod hostile;
 mod hotplug;
+mod jail;
 mod landlock;
 mod loaded;
 mod machine;

@@ -166,7 +166,8 @@ impl Build for DiskSpec {
 
     fn paths(&self) -> Vec<HostPath> {
         let used = if self.readonly { Use::Read } else { Use::ReadWrite };
-        self.path.iter().map(|path| HostPath::new(path, used)).collect()
+        let image = self.path.iter().map(|path| HostPath::new(path, used));
+        image.chain(self.vhost_socket.iter().map(|path| HostPath::new(path, Use::Connect))).collect()
     }
 
     fn build(&mut self, host: &Host<'_>) -> Result<Built, Refusal> {

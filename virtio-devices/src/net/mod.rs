@@ -61,6 +61,7 @@ pub use self::rx::BUDGET as RX_BUDGET;
 pub use self::spec::{Mac, NetSpec, TapFds, VhostMode};
 pub use self::tx::BUDGET as TX_BUDGET;
 pub use self::wire::{MAX_COMMAND, MAX_FRAME};
+pub use net_util::TUN_PATH;
 
 /// What the threads of one device share.
 #[derive(Debug)]

@@ -168,6 +168,9 @@ impl NetSpec {
 
     /// Opens the tap as asked.
     fn open(&self, id: &str) -> Result<Arc<Pairs>, PairError> {
+        if let Some(pairs) = &self.fds.ahead {
+            return Ok(pairs.clone());
+        }
         let set = if self.fds.numbers().is_empty() {
             let link =
                 LinkConfig { ip: self.ip.zip(self.mask), mac: self.host_mac.map(|m| m.0), mtu: self.mtu };
@@ -220,12 +223,20 @@ impl Build for NetSpec {
         std::mem::take(&mut self.fds).numbers()
     }
 
+    fn ahead(&mut self) -> Result<(), Refusal> {
+        if !self.vhost_user && !self.user.is_on() && self.fds.numbers().is_empty() {
+            let id = self.pci.id.as_deref().unwrap_or(Self::FLAG);
+            self.fds.ahead = Some(self.open(id).map_err(|e| no_tap(e, id))?);
+        }
+        Ok(())
+    }
+
     fn paths(&self) -> Vec<HostPath> {
         if self.vhost_user {
-            let listens = self.vhost_socket.iter().filter(|_| self.vhost_mode == VhostMode::Server);
-            return listens.map(|path| HostPath::new(path, Use::Listen)).collect();
+            let used = if self.vhost_mode == VhostMode::Server { Use::Listen } else { Use::Connect };
+            return self.vhost_socket.iter().map(|path| HostPath::new(path, used)).collect();
         }
-        let opens = self.fds.numbers().is_empty() && !self.user.is_on();
+        let opens = self.fds.numbers().is_empty() && self.fds.ahead.is_none() && !self.user.is_on();
         opens.then(|| HostPath::new(net_util::TUN_PATH, Use::ReadWrite)).into_iter().collect()
     }
 
@@ -275,10 +286,7 @@ impl NetSpec {
 
     /// The tap, opened now or before.
     fn take(&mut self, host: &Host<'_>) -> Result<Arc<Pairs>, Refusal> {
-        let refused = |e: PairError| {
-            Refusal::new(fault(&e), format!("cannot set up the tap of \"{}\"", host.id)).because(e)
-        };
-        let pairs = host.kept.keep(host.id, || self.open(host.id)).map_err(refused)?;
+        let pairs = host.kept.keep(host.id, || self.open(host.id)).map_err(|e| no_tap(e, host.id))?;
         if self.fds.numbers().is_empty() {
             self.tap = Some(pairs.name.clone());
         }
@@ -314,6 +322,10 @@ impl NetSpec {
             service,
         })
     }
+}
+
+fn no_tap(error: PairError, id: &str) -> Refusal {
+    Refusal::new(fault(&error), format!("cannot set up the tap of \"{id}\"")).because(error)
 }
 
 /// Who is at fault when a tap cannot be had.
@@ -356,12 +368,14 @@ impl Value for Mac {
 pub struct TapFds {
     inherited: Vec<RawFd>,
     received: Vec<Arc<OwnedFd>>,
+    /// The tap that the description names, opened before it is needed.
+    ahead: Option<Arc<Pairs>>,
 }
 
 impl TapFds {
     /// Descriptors that came with a request.
     pub fn received(fds: Vec<OwnedFd>) -> Self {
-        TapFds { inherited: Vec::new(), received: fds.into_iter().map(Arc::new).collect() }
+        TapFds { received: fds.into_iter().map(Arc::new).collect(), ..TapFds::default() }
     }
 
     /// The numbers, in order.
@@ -381,7 +395,7 @@ impl Value for TapFds {
     const SYNTAX: &'static str = "<list of fds>";
 
     fn convert(text: &str) -> Result<Self, String> {
-        Ok(TapFds { inherited: spec::value::integer_list(text)?, received: Vec::new() })
+        Ok(TapFds { inherited: spec::value::integer_list(text)?, ..TapFds::default() })
     }
 
     fn show(&self) -> String {

@@ -76,10 +76,11 @@ impl Control {
     pub(super) fn harmless(action: &Action) -> bool {
         use Action::{
             VmCounters, VmDelete, VmInfo, VmMetadata, VmPatchMetadata, VmSetMetadata, VmShutdown,
-            VmWaitDevice, VmmPing, VmmShutdown,
+            VmWaitDevice, VmmConfinement, VmmPing, VmmShutdown,
         };
         match action {
-            VmmPing | VmmShutdown | VmInfo | VmCounters | VmWaitDevice(_) | VmShutdown | VmDelete => true,
+            VmmPing | VmmConfinement | VmmShutdown | VmInfo | VmCounters | VmWaitDevice(_) | VmShutdown
+            | VmDelete => true,
             // None of it is in a snapshot.
             VmMetadata | VmSetMetadata(_) | VmPatchMetadata(_) => true,
             _ => false,
@@ -133,16 +134,16 @@ impl Control {
         self.saving.as_ref().map(|saving| TOLD_EVERY.saturating_sub(saving.told.elapsed()))
     }
 
-    /// Goes on with a saved machine: paused, unless the request has it resumed.
+    /// Goes on with a saved machine: paused, unless the request has it resumed. `described` is what [`described`] told of it before.
     ///
     /// # Errors
     /// There is a machine already, the snapshot is none, or something it needs is not to be had; nothing of it is left then.
-    pub fn restore(&mut self, request: &RestoreRequest) -> Result<(), Refusal> {
+    pub fn restore(&mut self, request: &RestoreRequest, described: Option<VmSpec>) -> Result<(), Refusal> {
         if self.spec.is_some() {
             return Err(state("VM is already created"));
         }
         self.setup.monitor.record("vm", "restoring", &[]);
-        let restored = self.rebuild(request);
+        let restored = self.rebuild(request, described);
         if let Err(e) = restored {
             self.kept.clear();
             self.metadata = None;
@@ -156,20 +157,16 @@ impl Control {
         Ok(())
     }
 
-    fn rebuild(&mut self, request: &RestoreRequest) -> Result<(), Refusal> {
+    fn rebuild(&mut self, request: &RestoreRequest, described: Option<VmSpec>) -> Result<(), Refusal> {
         let restore = &request.restore;
         spec::Spec::check(restore, &VmSpec::default().facts())?;
         let path = restore.directory()?;
         let place = HostPath::new(&path, Use::Read);
         self.paths.check(std::slice::from_ref(&place))?;
         let source = Source::open(&path).map_err(unreadable)?;
-        let mut spec = description(&source, request)?;
-        spec.check().map_err(|e| e.within("Failed to validate config"))?;
+        let mut spec = described.map_or_else(|| description(&source, request), Ok)?;
         refuse_late_pages(restore, &spec)?;
-        // The latter is how those get a userfaultfd who may not make one otherwise.
-        let device = Path::new(USERFAULT_DEVICE);
-        let device = device.exists().then(|| HostPath::new(device, Use::ReadWrite));
-        self.paths.enter(&spec, [place].into_iter().chain(device).collect())?;
+        self.paths.enter(&spec, [place].into_iter().chain(userfault_device()).collect())?;
         self.open_metadata(&spec)?;
         super::metadata::keep(self.metadata.as_ref(), &self.kept);
         let node: Node = source.machine().map_err(unreadable)?;
@@ -197,6 +194,21 @@ impl Control {
     }
 }
 
+/// How those get a userfaultfd who may not make one otherwise.
+pub(crate) fn userfault_device() -> Option<HostPath> {
+    let device = Path::new(USERFAULT_DEVICE);
+    device.exists().then(|| HostPath::new(device, Use::ReadWrite))
+}
+
+/// The description of a saved machine, for those who have to know it before they restore it.
+///
+/// # Errors
+/// The snapshot is none, or something of it cannot be.
+pub fn described(request: &RestoreRequest) -> Result<VmSpec, Refusal> {
+    let source = Source::open(&request.restore.directory()?).map_err(unreadable)?;
+    description(&source, request)
+}
+
 /// The description of a saved machine, with what is different now.
 fn description(source: &Source, request: &RestoreRequest) -> Result<VmSpec, Refusal> {
     let malformed =
@@ -206,6 +218,7 @@ fn description(source: &Source, request: &RestoreRequest) -> Result<VmSpec, Refu
     let mut spec: VmSpec = serde_json::from_slice(source.config().as_bytes()).map_err(malformed)?;
     spec.replace(&request.overrides)?;
     request.give_taps(&mut spec, &with_fds)?;
+    spec.check().map_err(|e| e.within("Failed to validate config"))?;
     Ok(spec)
 }
 
