@@ -108,7 +108,7 @@ tss:
     .balign 4096
     .skip 4096
 interrupt_stack_top:
-    .skip 128 * 1024
+    .skip 256 * 1024
     .balign 16
     .global stack_top
 stack_top:
