@@ -7,7 +7,9 @@ use std::sync::LazyLock;
 
 use catalog::hot::{self, Addition, Hot};
 use catalog::{RestoreRequest, SnapshotSpec, VmSpec, machine};
-use serde::de::DeserializeOwned;
+use metadata::{Document, Patch};
+use serde::de::{DeserializeOwned, Error as _};
+use serde_json::Error;
 
 use crate::bodies::{RemoveDevice, ResizeDisk, WaitDevice};
 
@@ -28,6 +30,12 @@ pub enum Action {
     VmInfo,
     /// Count what its devices did.
     VmCounters,
+    /// Tell what the guest finds about itself.
+    VmMetadata,
+    /// Replace it.
+    VmSetMetadata(Document),
+    /// Change part of it.
+    VmPatchMetadata(Patch),
     /// Add a device.
     VmAdd(Addition),
     /// Ask the guest to let go of a device.
@@ -61,6 +69,19 @@ pub enum Verb {
     Get,
     /// Acts.
     Put,
+    /// Changes part of something.
+    Patch,
+}
+
+impl Verb {
+    /// As written in a request.
+    pub fn name(self) -> &'static str {
+        match self {
+            Verb::Get => "GET",
+            Verb::Put => "PUT",
+            Verb::Patch => "PATCH",
+        }
+    }
 }
 
 /// How a request's body becomes an action.
@@ -169,6 +190,24 @@ static ROUTES: LazyLock<Vec<Route>> = LazyLock::new(|| {
         body: Body::Device(hot),
     }));
     all.extend([
+        get("vm.metadata", "metadata", "Show the metadata that the guest finds", || Action::VmMetadata),
+        json(
+            "vm.metadata",
+            "set-metadata",
+            "Replace the metadata that the guest finds, from a JSON file or standard input",
+            |text| Document::parse(text).map(Action::VmSetMetadata).map_err(Error::custom),
+            Written::File,
+        ),
+        Route {
+            verb: Verb::Patch,
+            ..json(
+                "vm.metadata",
+                "patch-metadata",
+                "Change part of the metadata by a JSON merge patch (RFC 7396), from a file or standard input",
+                |text| Patch::parse(text).map(Action::VmPatchMetadata),
+                Written::File,
+            )
+        },
         json(
             "vm.remove-device",
             "remove-device",

@@ -97,11 +97,11 @@ fn fcntl_lock(file: &File, command: i32, lock: &mut libc::flock) -> io::Result<(
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Looks through `/proc` for a process that holds a lock on the same inode. Sees only what the user may see.
+/// Looks through `/proc` for a process that holds a lock on the same file. Sees only what the user may see.
 fn find_holder(file: &File) -> Option<u32> {
     let inode = file.metadata().ok()?.ino();
     // A line of fdinfo reads `lock:  1: OFDLCK ADVISORY WRITE 12 fe:00:1234 0 4095`.
-    let suffix = format!(":{inode}");
+    let suffix = format!("{}:{inode}", device(file).unwrap_or_default());
     let locks_it = |info: &str| {
         info.lines().any(|line| {
             line.starts_with("lock:") && line.split_whitespace().any(|word| word.ends_with(&suffix))
@@ -112,6 +112,17 @@ fn find_holder(file: &File) -> Option<u32> {
         let mut descriptors = fs::read_dir(process.path().join("fdinfo")).ok()?.flatten();
         descriptors.any(|fd| fs::read_to_string(fd.path()).is_ok_and(|info| locks_it(&info))).then_some(pid)
     })
+}
+
+/// The device of a file's file system as `/proc` writes it beside a lock. Some file systems have `stat` tell of another.
+fn device(file: &File) -> Option<String> {
+    let info = fs::read_to_string(format!("/proc/thread-self/fdinfo/{}", file.as_raw_fd())).ok()?;
+    let mount = info.lines().find_map(|line| line.strip_prefix("mnt_id:"))?.trim().to_owned();
+    let mounts = fs::read_to_string("/proc/thread-self/mountinfo").ok()?;
+    // `36 35 98:0 /mnt1 /mnt2 rw,noatime - ext3 /dev/root rw`: the mount, its parent, the device.
+    let line = mounts.lines().find(|line| line.split(' ').next() == Some(&mount))?;
+    let (major, minor) = line.split(' ').nth(2)?.split_once(':')?;
+    Some(format!("{:02x}:{:02x}", major.parse::<u32>().ok()?, minor.parse::<u32>().ok()?))
 }
 
 /// Whether a process has been killed, or has ended, and only the kernel is still busy with it.

@@ -6,6 +6,7 @@ use std::sync::LazyLock;
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use device::{Calls, Naming};
+use metadata::MetadataSpec;
 use platform::debug_console::DebugConsoleSpec;
 use platform::serial::SerialSpec;
 use sandbox::{HostPath, Use};
@@ -52,6 +53,9 @@ macro_rules! machine {
             /// Identity.
             #[serde(skip_serializing_if = "Option::is_none")]
             pub platform: Option<PlatformSpec>,
+            /// What the guest finds about itself over its network cards.
+            #[serde(skip_serializing_if = "Option::is_none")]
+            pub metadata: Option<MetadataSpec>,
             /// Shares of the PCI address windows.
             #[serde(skip_serializing_if = "Option::is_none")]
             pub pci_segments: Option<Vec<PciSegmentSpec>>,
@@ -132,6 +136,11 @@ macro_rules! machine {
             /// A device that is not there, a property that may not change, or a value that it cannot have.
             pub fn replace(&mut self, overrides: &Overrides) -> Result<(), Refusal> {
                 $( machine!(@replace $arity self.$field, overrides); )*
+                if let Some(patch) = overrides.one(MetadataSpec::FLAG)? {
+                    let changeable = MetadataSpec::KEYS_IN_JSON;
+                    self.metadata =
+                        Some(overrides::changed(&self.metadata.clone().unwrap_or_default(), patch, changeable)?);
+                }
                 Ok(())
             }
 
@@ -142,6 +151,7 @@ macro_rules! machine {
             pub fn overrides(matches: &ArgMatches) -> Result<Overrides, Refusal> {
                 let mut overrides = Overrides::default();
                 $( machine!(@overrides $arity $field: $spec, matches, overrides); )*
+                machine!(@overrides one metadata: MetadataSpec, matches, overrides);
                 Ok(overrides)
             }
 
@@ -308,6 +318,7 @@ impl VmSpec {
             Flag::of::<CpusSpec>(false),
             Flag::of::<MemorySpec>(false),
             Flag::of::<PlatformSpec>(false),
+            Flag::of::<MetadataSpec>(false),
             Flag::of::<PciSegmentSpec>(true),
             Flag::of::<RateLimitGroupSpec>(true),
             Flag::of::<LandlockRuleSpec>(true),
@@ -335,7 +346,8 @@ impl VmSpec {
 
     /// Adds the flags by which devices of a saved machine are changed.
     pub fn add_override_flags(command: Command) -> Command {
-        command.args(VmSpec::device_flags().iter().map(|flag| flag.arg(Purpose::Help)))
+        let flags = VmSpec::device_flags().into_iter().chain([Flag::of::<MetadataSpec>(false)]);
+        command.args(flags.map(|flag| flag.arg(Purpose::Help)))
     }
 
     /// The machine that the command line asks for; `None` if it describes none.
@@ -359,6 +371,7 @@ impl VmSpec {
         spec.cpus = flags::one(matches)?.unwrap_or_default();
         spec.memory = flags::one(matches)?.unwrap_or_default();
         spec.platform = flags::one(matches)?;
+        spec.metadata = flags::one(matches)?;
         spec.pci_segments = flags::many(matches)?;
         spec.rate_limit_groups = flags::many(matches)?;
         spec.landlock_enable = matches.get_flag(LANDLOCK);
@@ -403,7 +416,7 @@ impl VmSpec {
     /// Names of the flags that mean nothing without a kernel or a saved machine.
     pub fn dependent_flags() -> Vec<&'static str> {
         let devices = VmSpec::device_flags().into_iter().map(|f| f.name);
-        VmSpec::fixed_flags().into_iter().chain(devices).collect()
+        VmSpec::fixed_flags().into_iter().chain([MetadataSpec::FLAG]).chain(devices).collect()
     }
 
     /// Writes defaults that depend on other values.
@@ -420,6 +433,7 @@ impl VmSpec {
             pci_segments: self.platform.as_ref().map_or(1, |p| p.num_pci_segments),
             iommu_segments: Vec::new(),
             rate_limit_groups: self.rate_limit_groups.clone().unwrap_or_default(),
+            metadata: self.metadata.is_some(),
         }
     }
 
@@ -430,6 +444,7 @@ impl VmSpec {
     pub fn paths(&self) -> Result<Vec<HostPath>, Refusal> {
         let payload = self.payload.iter().flat_map(|payload| payload.kernel.iter().chain(&payload.initramfs));
         let mut paths: Vec<HostPath> = payload.map(|path| HostPath::new(path, Use::Read)).collect();
+        paths.extend(self.metadata.iter().flat_map(MetadataSpec::paths));
         paths.extend(self.devices().iter().flat_map(|device| device.paths()));
         for rule in self.landlock_rules.iter().flatten() {
             paths.push(rule.path()?);

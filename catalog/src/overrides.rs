@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use device::Build;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use spec::{Options, ParseError, Refusal, Spec};
+use spec::{ParseError, Refusal, Spec};
 
 /// Properties to set; `null` is "not given".
 pub type Patch = Map<String, Value>;
@@ -80,7 +80,7 @@ fn named(item: &Value) -> Option<(&str, &Patch)> {
 pub fn patch_of<S: Spec>(text: &str) -> Result<Patch, Refusal> {
     let parse = || -> Result<Patch, ParseError> {
         let keys = S::keys();
-        let mut options = Options::parse(text, &keys)?;
+        let mut options = S::options(text)?;
         let whole = as_value(&S::take(&mut options)?).map_err(|e| ParseError::Other(e.to_string()))?;
         let set = keys.iter().filter(|key| options.is_set(key.name)).flat_map(|key| key.fields);
         Ok(set
@@ -101,16 +101,24 @@ fn as_value(spec: &impl Serialize) -> serde_json::Result<Value> {
 /// # Errors
 /// A property that may not change, or a value that it cannot have.
 pub fn patched<S: Build>(spec: &S, patch: &Patch) -> Result<S, Refusal> {
+    changed(spec, patch, S::REPLACEABLE)
+}
+
+/// The same for what is no device, where these properties may change.
+///
+/// # Errors
+/// As for [`patched`].
+pub fn changed<S: Spec>(spec: &S, patch: &Patch, replaceable: &[&str]) -> Result<S, Refusal> {
     let mut whole = match as_value(spec) {
         Ok(Value::Object(whole)) => whole,
         _ => return Err(Refusal::new(spec::Kind::Bug, format!("--{} has no form in JSON", S::FLAG))),
     };
     for (field, value) in patch {
-        if field != "id" && !S::REPLACEABLE.contains(&field.as_str()) {
+        if field != "id" && !replaceable.contains(&field.as_str()) {
             return Err(Refusal::invalid(format!(
                 "{field} of a restored --{} cannot be replaced, because the guest relies on it; what can: {}",
                 S::FLAG,
-                if S::REPLACEABLE.is_empty() { "nothing".to_owned() } else { S::REPLACEABLE.join(", ") }
+                if replaceable.is_empty() { "nothing".to_owned() } else { replaceable.join(", ") }
             )));
         }
         whole.insert(field.clone(), value.clone());

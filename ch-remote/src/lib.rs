@@ -1,7 +1,8 @@
-//! The command line of `ch-remote`: a command for each question of the API.
+//! The command line of `ch-remote`: a command for each question of the API, and one that connects with the guest.
 
 pub mod progress;
 mod request;
+pub mod vsock;
 
 use api::action::{Body, Field, FieldValue, Route, Written, routes};
 use catalog::VmSpec;
@@ -30,6 +31,7 @@ pub fn command() -> Command {
                 .help("UNIX socket that cloud-hypervisor was started with"),
         )
         .subcommands(routes().map(subcommand))
+        .subcommand(vsock::command())
 }
 
 fn subcommand(route: &'static Route) -> Command {

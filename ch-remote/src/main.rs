@@ -28,6 +28,11 @@ fn run(matches: &clap::ArgMatches) -> Result<(), Vec<String>> {
         .get_one::<String>("api-socket")
         .ok_or_else(|| vec!["Please provide the API socket: --api-socket <path>".to_owned()])?;
     let (name, arguments) = matches.subcommand().ok_or_else(|| vec!["No command given".to_owned()])?;
+    if name == ch_remote::vsock::NAME {
+        let info = ch_remote::route("info").ok_or_else(|| vec!["Nothing to ask".to_owned()])?;
+        let info = client::ask(Path::new(socket), info, None, &[]).map_err(|e| chain(&e))?;
+        return ch_remote::vsock::connect(&ch_remote::vsock::socket(&info)?, arguments);
+    }
     let route = ch_remote::route(name).ok_or_else(|| vec![format!("Unknown command {name}")])?;
     let request = ch_remote::request(route, arguments)?;
     let ask = |route, body, descriptors: &[_]| {

@@ -116,6 +116,12 @@ impl Kept {
         Ok(resource)
     }
 
+    /// The resource of this name, if there is one of this type.
+    pub fn find<T: Clone + Send + 'static>(&self, name: &str) -> Option<T> {
+        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.get(name)?.downcast_ref().cloned()
+    }
+
     /// Lets go of one resource.
     pub fn forget(&self, name: &str) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
@@ -137,6 +143,10 @@ mod tests {
         let open = |n: u32| kept.keep("__console", || Ok::<_, ()>(n));
         assert_eq!(open(1), Ok(1));
         assert_eq!(open(2), Ok(1));
+        assert_eq!(
+            (kept.find("__console"), kept.find::<u8>("__console"), kept.find::<u32>("x")),
+            (Some(1u32), None, None)
+        );
         kept.forget("_net0");
         assert_eq!(open(2), Ok(1));
         kept.forget("__console");

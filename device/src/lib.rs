@@ -13,6 +13,7 @@ pub mod bus;
 pub mod calls;
 pub mod fake;
 pub mod grant;
+pub mod hexadecimal;
 pub mod irq;
 pub mod limit;
 pub mod mapping;

@@ -20,6 +20,7 @@ mod input;
 mod json;
 mod kernel;
 mod machine_state;
+mod metadata_service;
 mod options;
 mod pci_bus;
 mod platform_devices;
@@ -57,7 +58,7 @@ fn targets() -> Vec<Target> {
         image::targets(),
         devices::targets(),
         vec![pci_bus::target(), platform_devices::target(), machine_state::target()],
-        vec![snapshot::target(), vhost_user_peer::target(), kernel::target()],
+        vec![snapshot::target(), vhost_user_peer::target(), kernel::target(), metadata_service::target()],
         options::targets(),
         api::targets(),
     ]

@@ -5,6 +5,7 @@
 //! have the memory mapped.
 
 use std::fs::File;
+use std::io;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
@@ -76,10 +77,15 @@ pub(crate) fn write(
     })?;
     progress.begin(total);
 
+    let mut buffer = Vec::new();
+    // A host short of memory keeps us from saving the machine; it need not end it.
+    let room = buffer.try_reserve_exact(CHUNK as usize);
+    room.map_err(|_| Error::write(path, 0, io::Error::from_raw_os_error(libc::ENOMEM)))?;
+    buffer.resize(CHUNK as usize, 0);
     let mut writer = Writer {
         file,
         path,
-        buffer: vec![0; CHUNK as usize],
+        buffer,
         sum: Running::new(),
         summed: 0,
         data: 0,

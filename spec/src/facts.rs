@@ -17,6 +17,8 @@ pub struct Facts {
     pub iommu_segments: Vec<u16>,
     /// Limits that devices may share.
     pub rate_limit_groups: Vec<RateLimitGroupSpec>,
+    /// Whether the guest is to find metadata over its network cards.
+    pub metadata: bool,
 }
 
 impl Default for Facts {
@@ -28,6 +30,7 @@ impl Default for Facts {
             pci_segments: 1,
             iommu_segments: Vec::new(),
             rate_limit_groups: Vec::new(),
+            metadata: false,
         }
     }
 }

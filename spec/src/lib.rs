@@ -39,13 +39,29 @@ pub trait Spec: Part + Default + serde::Serialize + serde::de::DeserializeOwned 
     /// One paragraph for `--help` and the manual page.
     const ABOUT: &'static str;
 
+    /// The key that a text such as this leaves out in front of its first value; none for most flags.
+    fn short(_text: &str) -> Option<&'static str> {
+        None
+    }
+
+    /// Splits `key=value,…` as written after the flag.
+    ///
+    /// # Errors
+    /// What the grammar refused.
+    fn options(text: &str) -> Result<Options, ParseError> {
+        match Self::short(text) {
+            Some(key) => Options::parse(&format!("{key}={text}"), &Self::keys()),
+            None => Options::parse(text, &Self::keys()),
+        }
+    }
+
     /// Parses `key=value,…` as written after the flag.
     ///
     /// # Errors
     /// A [`Refusal`] that names the flag, caused by what the grammar refused.
     fn parse(text: &str) -> Result<Self, Refusal> {
         let parse = || {
-            let mut options = Options::parse(text, &Self::keys())?;
+            let mut options = Self::options(text)?;
             Self::take(&mut options)
         };
         parse().map_err(|e: ParseError| {

@@ -50,6 +50,11 @@ pub struct RateLimit {
 }
 
 impl RateLimit {
+    /// A limit of operations alone.
+    pub fn of_operations(ops: TokenBucket) -> Self {
+        RateLimit { rate_limiter_config: Some(RateLimiterConfig { bandwidth: None, ops: Some(ops) }) }
+    }
+
     /// The limit of bytes, if there is one.
     pub fn bandwidth(&self) -> Option<TokenBucket> {
         self.rate_limiter_config?.bandwidth.filter(TokenBucket::is_active)

@@ -22,8 +22,13 @@ pub fn exchange_with(socket: &Path, request: &[u8], descriptors: &[RawFd]) -> Op
     let mut stream = UnixStream::connect(socket).ok()?;
     stream.set_read_timeout(Some(PATIENCE)).ok()?;
     let sent = if descriptors.is_empty() { 0 } else { send(&stream, request, descriptors) };
+    exchange_on(&mut stream, &request[sent..])
+}
+
+/// The same on a connection that there is, as long as its own time limit lets it take; it can be used again.
+pub fn exchange_on(stream: &mut UnixStream, request: &[u8]) -> Option<(u16, String)> {
     // The server may answer, and go, before it has read all.
-    let _ = stream.write_all(&request[sent..]);
+    let _ = stream.write_all(request);
     let mut answer = Vec::new();
     let mut part = [0; 4096];
     loop {
@@ -76,7 +81,12 @@ fn send(stream: &UnixStream, bytes: &[u8], descriptors: &[RawFd]) -> usize {
 
 /// Asks for `name`, with a body unless it is empty; as [`exchange`].
 pub fn ask(socket: &Path, verb: &str, name: &str, body: &[u8]) -> Option<(u16, String)> {
+    exchange(socket, &request(verb, name, body))
+}
+
+/// The bytes that ask for `name`, with a body unless it is empty.
+pub fn request(verb: &str, name: &str, body: &[u8]) -> Vec<u8> {
     let length = if body.is_empty() { String::new() } else { format!("Content-Length: {}\r\n", body.len()) };
     let head = format!("{verb} /api/v1/{name} HTTP/1.1\r\n{length}\r\n");
-    exchange(socket, &[head.as_bytes(), body].concat())
+    [head.as_bytes(), body].concat()
 }

@@ -47,7 +47,9 @@ impl Daemon {
 
     fn go(order: Order) -> Daemon {
         let mut command = Command::new(&order.program);
-        let child = command.args([order.flag, &order.line]).stdin(Stdio::null()).spawn();
+        command.args([order.flag, &order.line]).stdin(Stdio::null());
+        programs::ends_with_us(&mut command, libc::SIGKILL);
+        let child = command.spawn();
         let mut daemon = Daemon { child: child.expect("the daemon starts"), order };
         let begun = Instant::now();
         while UnixStream::connect(&daemon.order.socket).is_err() {

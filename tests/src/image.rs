@@ -1,6 +1,7 @@
 //! Disk images with known content, and the checks that the probe's disk tests leave to the host.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 /// Bytes in a sector.
 pub const SECTOR: u64 = 512;
@@ -35,6 +36,52 @@ pub fn stamp(bytes: &[u8], sector: u64) -> Option<u64> {
 pub fn make(path: &Path, seed: u64, sectors: u64) -> PathBuf {
     std::fs::write(path, pattern(seed, 0, sectors)).expect("the scratch directory has room for an image");
     path.to_path_buf()
+}
+
+/// Checks that each sector of an image is one that the probe's `load` writes there, or empty; how many it has written.
+///
+/// # Panics
+/// If one is torn, or there are not as many as that.
+pub fn written(image: &Path, sectors: u64) -> usize {
+    let bytes = std::fs::read(image).expect("the image is there");
+    assert_eq!(bytes.len() as u64, sectors * SECTOR, "{} has another size", image.display());
+    let whole = |(sector, bytes): (usize, &[u8])| {
+        let number = stamp(bytes, sector as u64);
+        number.unwrap_or_else(|| panic!("sector {sector} is neither empty nor written, but torn")) != 0
+    };
+    bytes.chunks(SECTOR as usize).enumerate().filter(|sector| whole(*sector)).count()
+}
+
+/// Runs `qemu-img`.
+///
+/// # Panics
+/// If it fails.
+pub fn qemu_img(args: &[&str]) {
+    let output = Command::new("qemu-img").args(args).output().expect("qemu-img runs");
+    assert!(output.status.success(), "qemu-img {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Checks that an image is in order, apart from clusters lost to a writer that was killed, and makes a raw one of it; a raw one is itself.
+///
+/// # Panics
+/// If it is not in order.
+pub fn raw_copy(image: &Path, image_type: &str) -> PathBuf {
+    if image_type == "raw" {
+        return image.to_path_buf();
+    }
+    let output = Command::new("qemu-img").args(["check", "-f", image_type, text(image)]).output();
+    let output = output.expect("qemu-img runs");
+    // 3 means that clusters are counted which nothing refers to.
+    let good = matches!(output.status.code(), Some(0 | 3));
+    assert!(good, "qemu-img check of {}: {output:?}", image.display());
+    let raw = image.with_extension("raw");
+    qemu_img(&["convert", "-f", image_type, "-O", "raw", text(image), text(&raw)]);
+    raw
+}
+
+/// A path as text.
+pub fn text(path: &Path) -> &str {
+    path.to_str().expect("paths of tests are text")
 }
 
 /// CRC-32 as in zlib.

@@ -14,7 +14,7 @@
 //! story's scratch directory and ends with it.
 
 use std::fs::File;
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant};
@@ -129,6 +129,12 @@ impl Linux {
         self.option("root=/dev/vda")
     }
 
+    /// Boots the Debian of all stories, of which nothing can be written.
+    pub fn debian(self) -> Linux {
+        let disk = format!("path={},image_type=raw,readonly=on", Stock::get().debian().display());
+        self.root_on_disk().with(&["--disk", &disk])
+    }
+
     /// More arguments for the VMM.
     pub fn with(mut self, arguments: &[&str]) -> Linux {
         self.arguments.extend(arguments.iter().map(ToString::to_string));
@@ -218,13 +224,7 @@ impl Running {
         }
         command.stdin(theirs.try_clone().expect("a descriptor can be duplicated"));
         command.stdout(theirs).stderr(File::create(&messages).expect("the scratch directory takes files"));
-        // SAFETY: prctl is a plain system call, safe between fork and exec.
-        unsafe {
-            command.pre_exec(|| match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) {
-                0 => Ok(()),
-                _ => Err(std::io::Error::last_os_error()),
-            });
-        }
+        programs::ends_with_us(&mut command, libc::SIGKILL);
         let begun = Instant::now();
         let child = command.spawn().expect("the VMM starts");
         drop(command); // with our copy of the terminal's other side

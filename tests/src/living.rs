@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use crate::held::Held;
 use crate::probe::Report;
 use crate::wire::Wire;
 use crate::{ask, programs};
@@ -38,6 +39,8 @@ pub struct Beat {
     pub memory: u64,
     /// What went wrong.
     pub errors: u64,
+    /// Requests that a disk said it could not do, where that is no error.
+    pub failures: u64,
 }
 
 impl Beat {
@@ -51,6 +54,7 @@ impl Beat {
             net: number("net")?,
             memory: number("memory")?,
             errors: number("errors")?,
+            failures: number("failures")?,
         })
     }
 }
@@ -86,10 +90,16 @@ impl Living {
         let log = File::create(&messages).expect("the directory takes files");
         command.arg("--api-socket").arg(&socket).stderr(log);
         command.stdin(theirs.try_clone().expect("a descriptor can be duplicated")).stdout(theirs);
+        programs::ends_with_us(&mut command, libc::SIGKILL);
         let child = command.spawn().expect("the VMM starts");
         // It holds the terminal's other end, which is to be closed when the VMM ends.
         command.stdin(Stdio::null()).stdout(Stdio::null());
         Living { child, wire, socket, messages, ended: false }
+    }
+
+    /// The API's socket.
+    pub fn api_socket(&self) -> &Path {
+        &self.socket
     }
 
     /// The VMM's process id.
@@ -97,16 +107,10 @@ impl Living {
         self.child.id()
     }
 
-    /// Descriptors that the VMM has open, and its threads, without those that io_uring lends it now and then.
+    /// How many descriptors the VMM has open, and threads.
     fn holdings(&self) -> [usize; 2] {
-        let list = |what: &str| {
-            let entries = std::fs::read_dir(format!("/proc/{}/{what}", self.id())).expect("the VMM runs");
-            entries.flatten().map(|entry| entry.path()).collect::<Vec<_>>()
-        };
-        let own = |task: &PathBuf| {
-            std::fs::read_to_string(task.join("comm")).is_ok_and(|name| !name.starts_with("iou-"))
-        };
-        [list("fd").len(), list("task").iter().filter(|task| own(task)).count()]
+        let held = Held::now(self.id());
+        [held.descriptors.len(), held.threads]
     }
 
     /// What the VMM holds when the last answer's connection is closed, which is when the server gets to it: descriptors and threads.
@@ -189,8 +193,12 @@ impl Living {
     /// If it does not come in time.
     #[track_caller]
     pub fn wait_for(&mut self, begin: &str) -> String {
-        let found = self.wire.wait_for(begin, PATIENCE).and_then(|_| self.wire.wait_for("\n", PATIENCE));
-        found.unwrap_or_else(|| panic!("{begin:?} does not come:\n{}", self.said()))
+        self.look_for(begin).unwrap_or_else(|| panic!("{begin:?} does not come:\n{}", self.said()))
+    }
+
+    /// The same, but nothing if it does not come in time or the VMM ends.
+    pub fn look_for(&mut self, begin: &str) -> Option<String> {
+        self.wire.wait_for(begin, PATIENCE).and_then(|_| self.wire.wait_for("\n", PATIENCE))
     }
 
     /// The next sign of life.
@@ -284,6 +292,28 @@ impl Living {
         self.finish()
     }
 
+    /// Sends the VMM a signal.
+    pub fn signal(&self, signal: i32) {
+        // SAFETY: to our own child, which has not been waited for.
+        unsafe { libc::kill(self.child.id() as libc::pid_t, signal) };
+    }
+
+    /// Ends the VMM by a signal.
+    ///
+    /// # Panics
+    /// If it does not end in time.
+    #[track_caller]
+    pub fn killed(self, signal: i32) -> Report {
+        self.signal(signal);
+        self.finish()
+    }
+
+    /// Whether the VMM has ended by itself.
+    pub fn has_ended(&mut self) -> bool {
+        // Told again when it is waited for.
+        self.child.try_wait().is_ok_and(|status| status.is_some())
+    }
+
     /// Waits for the end of a VMM that refuses what it was told.
     ///
     /// # Panics
@@ -295,8 +325,12 @@ impl Living {
         report
     }
 
+    /// Waits for the VMM's end.
+    ///
+    /// # Panics
+    /// If it does not end in time.
     #[track_caller]
-    fn finish(mut self) -> Report {
+    pub fn finish(mut self) -> Report {
         let begun = Instant::now();
         let status = loop {
             if let Some(status) = self.child.try_wait().expect("a child can be waited for") {
@@ -315,11 +349,13 @@ impl Living {
         }
     }
 
-    fn messages(&self) -> String {
+    /// Everything from the VMM's standard error so far.
+    pub fn messages(&self) -> String {
         String::from_utf8_lossy(&std::fs::read(&self.messages).unwrap_or_default()).into_owned()
     }
 
-    fn said(&self) -> String {
+    /// The end of what guest and VMM said, for an error.
+    pub fn said(&self) -> String {
         format!("--- serial\n{}\n--- messages\n{}", self.wire.tail(), self.messages())
     }
 }
@@ -361,8 +397,8 @@ mod tests {
 
     #[test]
     fn a_beat_is_read_whole_or_not_at_all() {
-        let beat = Beat { disk: 7, net: 8, memory: 9, errors: 0 };
-        assert_eq!(Beat::parse("disk=7 net=8 memory=9 errors=0"), Some(beat));
+        let beat = Beat { disk: 7, net: 8, memory: 9, errors: 0, failures: 3 };
+        assert_eq!(Beat::parse("disk=7 net=8 memory=9 errors=0 failures=3"), Some(beat));
         assert_eq!(Beat::parse("disk=7 net=8 mem"), None);
     }
 

@@ -6,7 +6,6 @@
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
@@ -93,13 +92,7 @@ fn tell(test: &str, machine: Option<usize>, file: Option<&Path>) -> bool {
         command.env("PATH", path_with_sbin());
     }
     // If we are killed it is to end too, and then the lab ends what runs in it.
-    // SAFETY: prctl is a plain system call, safe between fork and exec.
-    unsafe {
-        command.pre_exec(|| match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM) {
-            0 => Ok(()),
-            _ => Err(std::io::Error::last_os_error()),
-        });
-    }
+    programs::ends_with_us(&mut command, libc::SIGTERM);
     let output = command.stdin(Stdio::null()).stderr(Stdio::inherit()).output();
     let output = output.unwrap_or_else(|e| panic!("cannot run {command:?}: {e}"));
     println!("{}", String::from_utf8_lossy(&output.stdout));

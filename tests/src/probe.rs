@@ -157,6 +157,7 @@ impl Guest {
                 });
             }
         }
+        programs::ends_with_us(&mut command, libc::SIGKILL);
         let child = command.spawn().expect("the VMM starts");
         Running { child, scratch: self.scratch, serial, messages, ended: false }
     }

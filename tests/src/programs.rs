@@ -1,5 +1,6 @@
 //! Where the programs under test are.
 
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
@@ -32,6 +33,17 @@ pub fn beside(variable: &str, name: &str, package: &str) -> PathBuf {
         path.display()
     );
     path
+}
+
+/// Has a program get this signal when the thread that starts it ends, however that comes about.
+pub fn ends_with_us(command: &mut Command, signal: libc::c_int) {
+    // SAFETY: prctl is a plain system call, safe between fork and exec.
+    unsafe {
+        command.pre_exec(move || match libc::prctl(libc::PR_SET_PDEATHSIG, signal) {
+            0 => Ok(()),
+            _ => Err(std::io::Error::last_os_error()),
+        });
+    }
 }
 
 /// The checkout.

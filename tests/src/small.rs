@@ -17,10 +17,7 @@ impl Small {
     /// # Panics
     /// Needs root.
     pub fn mount(bytes: u64) -> Small {
-        // SAFETY: a plain system call; this thread alone, and what it starts, sees other mounts from now on.
-        let done = unsafe { libc::unshare(libc::CLONE_NEWNS) };
-        assert_eq!(done, 0, "unshare: {}", Error::last_os_error());
-        mount(Path::new("/"), libc::MS_PRIVATE | libc::MS_REC, "");
+        private_mounts();
         let scratch = Scratch::new();
         mount(scratch.path(), 0, &format!("size={bytes}"));
         Small(scratch)
@@ -32,6 +29,11 @@ impl Small {
     /// If more is in it.
     pub fn resize(&self, bytes: u64) {
         mount(self.0.path(), libc::MS_REMOUNT, &format!("size={bytes}"));
+    }
+
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        self.0.path()
     }
 
     /// A file in it.
@@ -46,6 +48,17 @@ impl Drop for Small {
         // SAFETY: the path ends with a NUL. It fails if it is gone already; somebody may still have a file of it open.
         unsafe { libc::umount2(path.as_ptr(), libc::MNT_DETACH) };
     }
+}
+
+/// Moves the calling thread, and what it starts, to a new mount namespace, which goes with the last of them.
+///
+/// # Panics
+/// Needs root.
+pub fn private_mounts() {
+    // SAFETY: a plain system call; this thread alone, and what it starts, sees other mounts from now on.
+    let done = unsafe { libc::unshare(libc::CLONE_NEWNS) };
+    assert_eq!(done, 0, "unshare: {}", Error::last_os_error());
+    mount(Path::new("/"), libc::MS_PRIVATE | libc::MS_REC, "");
 }
 
 fn mount(path: &Path, flags: libc::c_ulong, options: &str) {

@@ -1,4 +1,4 @@
-//! What stock guests boot from: Debian's kernels, the small initramfs, the Debian disk image. `scripts/` fetches and builds them.
+//! What stock guests boot from: Debian's kernels, the small initramfs, the Debian disk image; and what they work with.  `scripts/` fetches and builds them.
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -46,6 +46,21 @@ impl Stock {
         self.path("debian")
     }
 
+    /// A root file system as a directory, with a compiler, make and git; `wrappers/` in it has `ssh` and `ssh-keygen` for the host.
+    pub fn workshop(&self) -> PathBuf {
+        self.path("workshop")
+    }
+
+    /// The archive with the sources of a project in C that needs no configuration.
+    pub fn project(&self) -> PathBuf {
+        self.path("project")
+    }
+
+    /// A disk image with Debian and cloud-init.
+    pub fn cloud(&self) -> PathBuf {
+        self.path("cloud")
+    }
+
     /// As `NAME=VALUE` for the environment of a story elsewhere.
     pub fn variables(&self) -> [String; 1] {
         let pairs: Vec<String> =
@@ -71,7 +86,9 @@ impl Stock {
             all.push((format!("bzimage-{kernel}"), script("guest-kernels", &["--path", "bzimage", kernel])));
             all.push((format!("initramfs-{kernel}"), script("guest-image", &["initramfs", kernel])));
         }
-        all.push(("debian".to_string(), script("guest-image", &["debian"])));
+        for kind in ["debian", "cloud", "workshop", "project"] {
+            all.push((kind.to_string(), script("guest-image", &[kind])));
+        }
         Stock(all)
     }
 }

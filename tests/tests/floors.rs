@@ -11,6 +11,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("sandbox", 0),
     ("block", 1),
     ("net_util", 1),
+    ("metadata", 1),
     ("device", 1),
     ("terminal", 2),
     ("hypervisor", 2),
@@ -40,6 +41,7 @@ const BLIND: &[&str] = &[
     "vhost_user",
     "block",
     "net_util",
+    "metadata",
     "spec",
     "sandbox",
 ];

@@ -36,9 +36,11 @@ pub(crate) mod protocol {
     pub(crate) const INFLIGHT_SHMFD: u64 = 1 << 12;
     pub(crate) const RESET_DEVICE: u64 = 1 << 13;
     pub(crate) const CONFIGURE_MEM_SLOTS: u64 = 1 << 15;
+    pub(crate) const DEVICE_STATE: u64 = 1 << 19;
 
     /// Those that a front end makes use of.
-    pub(crate) const WANTED: u64 = MQ | REPLY_ACK | BACKEND_REQ | CONFIG | INFLIGHT_SHMFD | RESET_DEVICE;
+    pub(crate) const WANTED: u64 =
+        MQ | REPLY_ACK | BACKEND_REQ | CONFIG | INFLIGHT_SHMFD | RESET_DEVICE | DEVICE_STATE;
 
     /// Their names.
     pub(crate) const NAMES: &[(u64, &str)] = &[
@@ -48,6 +50,7 @@ pub(crate) mod protocol {
         (CONFIG, "VHOST_USER_PROTOCOL_F_CONFIG"),
         (INFLIGHT_SHMFD, "VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD"),
         (RESET_DEVICE, "VHOST_USER_PROTOCOL_F_RESET_DEVICE"),
+        (DEVICE_STATE, "VHOST_USER_PROTOCOL_F_DEVICE_STATE"),
     ];
 
     /// Those that are offered whatever the device; [`CONFIG`] and [`INFLIGHT_SHMFD`] depend on it.
@@ -97,6 +100,8 @@ requests! {
     GET_MAX_MEM_SLOTS = 36,
     ADD_MEM_REG = 37,
     REM_MEM_REG = 38,
+    SET_DEVICE_STATE_FD = 42,
+    CHECK_DEVICE_STATE = 43,
 }
 
 /// What a back end asks of a front end: to look at the configuration space again.
@@ -275,6 +280,7 @@ pub(crate) fn takes_descriptors(number: u32) -> bool {
             | request::SET_VRING_ERR
             | request::SET_BACKEND_REQ_FD
             | request::SET_INFLIGHT_FD
+            | request::SET_DEVICE_STATE_FD
     )
 }
 
@@ -289,6 +295,8 @@ pub(crate) fn expects_answer(number: u32) -> bool {
             | request::GET_VRING_BASE
             | request::GET_CONFIG
             | request::GET_INFLIGHT_FD
+            | request::SET_DEVICE_STATE_FD
+            | request::CHECK_DEVICE_STATE
     )
 }
 
@@ -300,6 +308,7 @@ pub(crate) fn belongs_to(number: u32) -> Option<u64> {
         request::GET_CONFIG | request::SET_CONFIG => Some(protocol::CONFIG),
         request::GET_INFLIGHT_FD | request::SET_INFLIGHT_FD => Some(protocol::INFLIGHT_SHMFD),
         request::RESET_DEVICE => Some(protocol::RESET_DEVICE),
+        request::SET_DEVICE_STATE_FD | request::CHECK_DEVICE_STATE => Some(protocol::DEVICE_STATE),
         request::GET_MAX_MEM_SLOTS | request::ADD_MEM_REG | request::REM_MEM_REG => {
             Some(protocol::CONFIGURE_MEM_SLOTS)
         }

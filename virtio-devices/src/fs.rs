@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use device::{Build, Built, Calls, Host, Naming, VirtioKind};
 use spec::{Facts, Part, PciCommon, Refusal, Spec};
-use vhost_user::front::{ConfigWish, Told, Wish};
+use vhost_user::front::{ConfigWish, Knows, Told, Wish};
 
 spec::spec! {
     /// A folder of the host that another process (virtiofsd) shows to the guest by vhost-user. Needs --memory shared=on.
@@ -102,8 +102,8 @@ impl Build for FsSpec {
             few_queues: 2,
             binding: 0,
             in_order: false,
-            // It knows which files the guest has open.
-            stateful: true,
+            // Which files the guest has open. Whoever does not know them says so (FUSE has errors for that).
+            knows: Knows::Missed,
             parked: Some(crate::remote::parked(host)),
             config: ConfigWish {
                 told: Told::Here,

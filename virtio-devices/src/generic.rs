@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use device::{Build, Built, Calls, Host, Naming};
 use serde::{Deserialize, Serialize};
 use spec::{Facts, Part, PciCommon, Refusal, Spec, Value};
-use vhost_user::front::{ConfigWish, Told, Wish};
+use vhost_user::front::{ConfigWish, Knows, Told, Wish};
 
 use crate::transport::pci::MAX_TYPE;
 
@@ -215,7 +215,7 @@ impl Build for GenericSpec {
             few_queues: self.queue_sizes.0.len(),
             binding: u64::MAX,
             in_order: false,
-            stateful: true,
+            knows: Knows::Vital,
             parked: Some(crate::remote::parked(host)),
             config: ConfigWish {
                 told: Told::Live,

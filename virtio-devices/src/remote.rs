@@ -13,7 +13,7 @@ pub(crate) const CALLS: Calls = Calls {
     own: SEARCH,
     shared: &[calls::TALK, calls::SEARCH],
     registers: &[calls::TALK],
-    upkeep: &[],
+    upkeep: &[calls::HAND_OVER],
     host: FIND,
 };
 

@@ -9,11 +9,13 @@
 //! ```
 
 mod hotplug;
+mod metadata;
 mod saving;
 mod waiting;
 
 use std::sync::Arc;
 
+use ::metadata::Store;
 use api::{Action, Inbox, Monitor, Reply, VmInfo, VmState, VmmPing};
 use catalog::VmSpec;
 use device::{Kept, Request};
@@ -70,6 +72,8 @@ pub struct Control {
     spec: Option<VmSpec>,
     running: Option<Running>,
     kept: Kept,
+    /// What the guest finds about itself, if it is to; as long as the description.
+    metadata: Option<Arc<Store>>,
     names: Names,
     paths: Confinement,
     waiting: Vec<Waiting>,
@@ -99,6 +103,7 @@ impl Control {
             spec: None,
             running: None,
             kept: Kept::default(),
+            metadata: None,
             names: Names::default(),
             waiting: Vec::new(),
             saving: None,
@@ -116,6 +121,7 @@ impl Control {
         }
         spec.complete();
         self.paths.enter(&spec, Vec::new())?;
+        self.open_metadata(&spec)?;
         self.spec = Some(spec);
         Ok(())
     }
@@ -133,6 +139,7 @@ impl Control {
         spec.check().map_err(|e| e.within("Failed to validate config"))?;
         self.generation += 1;
         let reporter = self.reports.reporter(self.generation);
+        metadata::keep(self.metadata.as_ref(), &self.kept);
         let built = Machine::build(spec, &*self.setup.hypervisor, reporter, &self.kept, &mut self.names);
         let machine = match built.and_then(|machine| machine.resume().map(|()| machine)) {
             Ok(machine) => machine,
@@ -269,6 +276,13 @@ impl Control {
             Action::VmCreate(spec) => (done(self.create(*spec)), "The VM could not be created"),
             Action::VmBoot => (done(self.boot()), "The VM could not boot"),
             Action::VmDelete => (done(self.delete()), "The VM could not be deleted"),
+            Action::VmMetadata => (self.metadata(), "The metadata is not available"),
+            Action::VmSetMetadata(document) => {
+                (done(self.set_metadata(document)), "The metadata could not be replaced")
+            }
+            Action::VmPatchMetadata(patch) => {
+                (done(self.patch_metadata(&patch)), "The metadata could not be changed")
+            }
             Action::VmAdd(addition) => {
                 let text = hotplug::not_added(addition.flag());
                 return self.add(addition).map_err(|e| e.within(text).within("Error from API"));
@@ -352,6 +366,7 @@ impl Control {
             self.shutdown()?;
         }
         self.names = Names::default();
+        self.metadata = None;
         if self.spec.take().is_some() {
             self.setup.monitor.record("vm", "deleted", &[]);
         }

@@ -14,7 +14,7 @@ use hyper::{Request, StatusCode};
 use thiserror::Error;
 
 use super::io::{Client, Io, Patience};
-use crate::action::{ROOT, Route, Verb};
+use crate::action::{ROOT, Route};
 
 /// Why a question has no good answer.
 #[derive(Debug, Error)]
@@ -66,12 +66,8 @@ pub fn ask(
         .map_err(|source| ClientError::Connect { path: socket.to_owned(), source })?;
     let (io, driver) =
         Io::new(stream, Client(RefCell::new(descriptors.to_vec()))).map_err(ClientError::Talk)?;
-    let method = match route.verb {
-        Verb::Get => "GET",
-        Verb::Put => "PUT",
-    };
     let request = Request::builder()
-        .method(method)
+        .method(route.verb.name())
         .uri(format!("{ROOT}{}", route.path))
         .header("Host", "localhost")
         .header("Accept", "*/*");

@@ -25,7 +25,7 @@ use spec::{Kind, Refusal};
 use super::descriptors::{MAX_DESCRIPTORS, Received};
 use super::io::{Io, Patience, Side};
 use super::syscalls;
-use crate::action::{Action, Body, ROOT, UNSUPPORTED, Verb, routes};
+use crate::action::{Action, Body, ROOT, UNSUPPORTED, routes};
 use crate::{Caller, Reply};
 
 /// Connections served at a time; the next one is told to come back.
@@ -285,19 +285,13 @@ fn route(
             &["Error from API", &format!("{name} is not supported yet")],
         );
     }
-    let Some(route) = routes().find(|r| r.path == name) else {
+    let mut named = routes().filter(|r| r.path == name).peekable();
+    if named.peek().is_none() {
         return refuse(StatusCode::NOT_FOUND, &["Not Found"]);
-    };
-    let verb = if *method == Method::GET {
-        Verb::Get
-    } else if *method == Method::PUT {
-        Verb::Put
-    } else {
-        return refuse(StatusCode::BAD_REQUEST, &["Bad Request"]);
-    };
-    if verb != route.verb {
-        return refuse(StatusCode::BAD_REQUEST, &["Bad Request"]);
     }
+    let Some(route) = named.find(|r| r.verb.name() == method.as_str()) else {
+        return refuse(StatusCode::BAD_REQUEST, &["Bad Request"]);
+    };
     match route.body {
         Body::Ignored(make) => Ok(make()),
         Body::None(make) if body.is_empty() => Ok(make()),

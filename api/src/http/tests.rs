@@ -41,6 +41,9 @@ fn reply(action: Action) -> Result<Reply, Refusal> {
         Action::VmNmi => Err(Refusal::host("no file", io::Error::from_raw_os_error(2))),
         Action::VmPowerButton => Err(Refusal::unsupported("--x")),
         Action::VmAdd(device) => Ok(Reply::Json(format!("\"{device:?}\"").replace('\\', ""))),
+        Action::VmMetadata => Ok(Reply::Json("{}".into())),
+        Action::VmSetMetadata(document) => Ok(Reply::Json(document.to_json())),
+        Action::VmPatchMetadata(_) => Ok(Reply::Done),
         Action::VmRemoveDevice(_) | Action::VmResizeDisk(_) | Action::VmSnapshot(_) => Ok(Reply::Done),
         Action::VmRestore(request) => Ok(Reply::Json(serde_json::to_string(&request).unwrap())),
         Action::VmWaitDevice(wait) => {
@@ -261,6 +264,9 @@ fn wrong_paths_methods_and_bodies_are_refused() {
         (put("vmm.ping", ""), 400, bad),
         ("PATCH /api/v1/vm.boot HTTP/1.1\r\n\r\n".into(), 400, bad),
         ("POST /api/v1/vm.create HTTP/1.1\r\nContent-Length: 2\r\n\r\n{}".into(), 400, bad),
+        ("GET /api/v1/vm.metadata HTTP/1.1\r\n\r\n".into(), 200, "{}"),
+        (put("vm.metadata", r#"{"a": 1}"#), 200, r#"{"a":1}"#),
+        ("DELETE /api/v1/vm.metadata HTTP/1.1\r\n\r\n".into(), 400, bad),
         (put("vm.boot", "{}"), 400, r#"["Bad Request","This request takes no body"]"#),
         (put("vm.create", ""), 400, r#"["Bad Request","This request needs a body"]"#),
         (
@@ -272,6 +278,8 @@ fn wrong_paths_methods_and_bodies_are_refused() {
     ] {
         assert_eq!(s.exchange(&request), with_body(status, body), "{request}");
     }
+    let patch = s.exchange("PATCH /api/v1/vm.metadata HTTP/1.1\r\nContent-Length: 2\r\n\r\n{}");
+    assert!(patch.starts_with("HTTP/1.1 204 \r\n"), "{patch}");
     let json = s.exchange(&put("vm.create", "{\"cpus\":"));
     assert!(json.starts_with("HTTP/1.1 400 \r\n"), "{json}");
     assert!(json.contains(r#"["Failed to deserialize JSON","EOF while parsing"#), "{json}");

@@ -1,7 +1,9 @@
 //! A shared folder (virtio 1.3, 5.11), by as few requests of FUSE as it takes: the file `probe` in it is read, compared with the
 //! pattern 7, and written with the pattern `probe.seed` from its middle on.
 //!
-//! With `probe.again` it then waits until the device needs a reset, and does all of it once more.
+//! With `probe.again` it then reads until that is refused, as by somebody who does not know the file, does all of it once more, with the seed that
+//! follows, and once more after a reset. With `probe.broken` it waits until the device needs a reset and does all of it once more. With `probe.keep` it keeps the file open
+//! until its first word is another, and then writes once more.
 
 use super::Machine;
 use crate::arena::Arena;
@@ -36,6 +38,16 @@ struct Folder {
     answer: Region,
     data: Region,
     asked: u64,
+    /// Of the last answer.
+    error: i32,
+}
+
+/// The file, open.
+#[derive(Clone, Copy)]
+struct Open {
+    node: u64,
+    handle: u64,
+    size: u64,
 }
 
 impl Folder {
@@ -58,6 +70,7 @@ impl Folder {
             answer: arena.take(OUT + ROOM, 8),
             data: arena.take(SIZE, 8),
             asked: 0,
+            error: 0,
         })
     }
 
@@ -89,8 +102,8 @@ impl Folder {
         self.queue.kick();
         let (done, _) = self.device.complete(&mut self.queue, &self.clock).map_err(Stop::Fail)?;
         check!(Some(done) == head, "{done} is done");
-        let error = self.answer.read32(4) as i32;
-        check!(error == 0, "request {what}: error {error}");
+        self.error = self.answer.read32(4) as i32;
+        check!(self.error == 0, "request {what}: error {}", self.error);
         check!(self.answer.read64(8) == self.asked, "the answer to another request");
         Ok(u64::from(self.answer.read32(0)) - OUT)
     }
@@ -99,7 +112,7 @@ impl Folder {
         self.request.part(IN, ROOM)
     }
 
-    fn use_file(&mut self, seed: u64) -> Result<u64, Stop> {
+    fn open_file(&mut self) -> Result<Open, Stop> {
         let body = self.body();
         body.fill(0);
         // Version 7.31: no need for more.
@@ -115,44 +128,84 @@ impl Folder {
         // For reading and writing.
         body.write32(0, 2);
         self.ask(OPEN, node, 8, None)?;
-        let handle = self.answer.read64(OUT);
-        let place = |offset: u64, size: u64| {
-            body.fill(0);
-            body.write64(0, handle);
-            body.write64(8, offset);
-            body.write32(16, size as u32);
-        };
-        place(0, SIZE);
-        let read = self.ask(READ, node, 40, Some(Buffer::writable(self.data)))?;
+        Ok(Open { node, handle: self.answer.read64(OUT), size })
+    }
+
+    /// Says which part of the file a request is about.
+    fn place(&self, file: Open, offset: u64, size: u64) {
+        let body = self.body();
+        body.fill(0);
+        body.write64(0, file.handle);
+        body.write64(8, offset);
+        body.write32(16, size as u32);
+    }
+
+    /// Reads all of the file; its first word.
+    fn read(&mut self, file: Open) -> Result<u64, Stop> {
+        self.place(file, 0, SIZE);
+        let read = self.ask(READ, file.node, 40, Some(Buffer::writable(self.data)))?;
         check!(read == SIZE, "{read} bytes read");
+        Ok(self.data.read64(0))
+    }
+
+    /// Writes the second half.
+    fn write(&mut self, file: Open, seed: u64) -> Result<(), Stop> {
+        let half = SIZE / 2;
+        for at in (half..SIZE).step_by(8) {
+            self.data.write64(at, pattern(seed, at / SECTOR, at % SECTOR / 8));
+        }
+        self.place(file, half, half);
+        self.ask(WRITE, file.node, 40, Some(Buffer::readable(self.data.part(half, half))))?;
+        let written = self.answer.read32(OUT);
+        check!(u64::from(written) == half, "{written} bytes written");
+        Ok(())
+    }
+
+    fn use_file(&mut self, seed: u64) -> Result<Open, Stop> {
+        let file = self.open_file()?;
+        self.read(file)?;
         let half = SIZE / 2;
         for at in (0..half).step_by(8) {
             let (word, wanted) = (self.data.read64(at), pattern(7, at / SECTOR, at % SECTOR / 8));
             check!(word == wanted, "word at {at}: {word:#x}, not {wanted:#x}");
         }
-        for at in (half..SIZE).step_by(8) {
-            self.data.write64(at, pattern(seed, at / SECTOR, at % SECTOR / 8));
-        }
-        place(half, half);
-        self.ask(WRITE, node, 40, Some(Buffer::readable(self.data.part(half, half))))?;
-        let written = self.answer.read32(OUT);
-        check!(u64::from(written) == half, "{written} bytes written");
-        Ok(size)
+        self.write(file, seed)?;
+        Ok(file)
     }
 }
 
 /// See the module.
 pub(super) fn file(machine: &mut Machine) -> Outcome {
     let seed = machine.start.number("seed").unwrap_or(1);
-    let again = machine.start.number("again").unwrap_or(0) != 0;
+    let [again, broken, keep] =
+        ["again", "broken", "keep"].map(|word| machine.start.number(word).unwrap_or(0) != 0);
     let mut folder = Folder::open(machine)?;
     let mut tag = [0; 36];
     match folder.device.config {
         Some(config) => config.load(0, &mut tag),
         None => fail!("there is no device configuration"),
     }
-    let size = folder.use_file(seed)?;
+    let file = folder.use_file(seed)?;
+    if keep {
+        println!("# kept");
+        let mut word = folder.read(file);
+        let changed = machine.clock.wait(60_000, || {
+            word = folder.read(file);
+            !matches!(word, Ok(word) if word == pattern(7, 0, 0))
+        });
+        word?;
+        check!(changed, "the file does not change");
+        folder.write(file, seed + 1)?;
+    }
     if again {
+        println!("# used");
+        let refused = machine.clock.wait(60_000, || folder.read(file).is_err());
+        check!(refused && folder.error < 0, "error {}", folder.error);
+        println!("# refused");
+        folder.use_file(seed + 1)?;
+        drop(folder);
+        Folder::open(machine)?.use_file(seed + 2)?;
+    } else if broken {
         println!("# used");
         let broken = folder.clock.wait(60_000, || folder.device.status() & S_NEEDS_RESET != 0);
         check!(broken, "the device goes on");
@@ -163,5 +216,5 @@ pub(super) fn file(machine: &mut Machine) -> Outcome {
         Folder::open(machine)?.use_file(seed + 1)?;
     }
     let length = tag.iter().position(|byte| *byte == 0).unwrap_or(tag.len());
-    Ok(text!("tag={} size={size}", core::str::from_utf8(&tag[..length]).unwrap_or("?")))
+    Ok(text!("tag={} size={}", core::str::from_utf8(&tag[..length]).unwrap_or("?"), file.size))
 }

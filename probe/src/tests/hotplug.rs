@@ -4,7 +4,7 @@
 //! A disk that comes is read, compared with the pattern 7, and the pattern `probe.seed` written to its second half; a card that
 //! comes sends a frame; memory that comes is used as a disk is. Meanwhile the disk that was there at the start is written and read back without a pause. With
 //! `probe.own` the guest ejects what came at once, without being asked; with `probe.hostile` it first ejects everything that there
-//! is, and only disks go.
+//! is, and only disks go. A socket device that comes is looked at only.
 
 use super::Machine;
 use crate::acpi::Acpi;
@@ -56,7 +56,6 @@ impl Registers {
 pub(super) fn rounds(machine: &mut Machine) -> Outcome {
     let Some(acpi) = machine.acpi else { skip!("there are no tables") };
     let Some(registers) = Registers::find(&acpi) else { skip!("the tables name no hotplug controller") };
-    let own = machine.start.number("own").unwrap_or(0) != 0;
     if machine.start.number("hostile").unwrap_or(0) != 0 {
         let here = |function: &Function| function.exists();
         let stay = |function: &Function| here(function) && virtio::type_of(function) != Some(kind::BLOCK);
@@ -69,19 +68,54 @@ pub(super) fn rounds(machine: &mut Machine) -> Outcome {
         check!(left == staying, "{left} functions are left, and {staying} are no disks");
     }
     let mut load = Load::new(machine)?;
-    let mark = machine.arena.mark();
-    // Dropping a device resets it.
-    let mut places: [Option<(Bdf, Device)>; PLACES] = [const { None }; PLACES];
-    let (mut came, mut gone) = (0, 0);
+    let mut slots = Slots::new(machine, registers);
     println!("# waiting");
-    let mut pressed = false;
-    while !pressed {
+    loop {
         load.step()?;
-        let events = registers.events.read8(0);
-        pressed = events & POWER_BUTTON != 0;
-        if events & EVENT == 0 {
-            continue;
+        if slots.look(machine)? {
+            break;
         }
+    }
+    Ok(text!("came={} gone={} load={}", slots.came, slots.gone, load.done))
+}
+
+/// The slots of all segments, and what came and is in use.
+pub(super) struct Slots {
+    registers: Registers,
+    /// What comes is let go of at once.
+    own: bool,
+    /// What comes may turn out not to work.
+    failures_expected: bool,
+    // Dropping a device resets it.
+    places: [Option<(Bdf, Device)>; PLACES],
+    /// How much of the arena was used before anything came.
+    mark: u64,
+    came: u64,
+    gone: u64,
+}
+
+impl Slots {
+    /// Of a machine whose tables name the controller; takes no memory yet.
+    pub(super) fn open(machine: &Machine) -> Result<Slots, Stop> {
+        match machine.acpi.as_ref().and_then(Registers::find) {
+            Some(registers) => Ok(Slots::new(machine, registers)),
+            None => fail!("the tables name no hotplug controller"),
+        }
+    }
+
+    fn new(machine: &Machine, registers: Registers) -> Slots {
+        let own = machine.start.number("own").unwrap_or(0) != 0;
+        let failures_expected = machine.start.option("failures").is_some_and(|o| o == "on");
+        let mark = machine.arena.mark();
+        Slots { registers, own, failures_expected, places: [const { None }; PLACES], mark, came: 0, gone: 0 }
+    }
+
+    /// Takes up what came and lets go of what is asked back, if anything has happened. Whether the power button was pressed.
+    pub(super) fn look(&mut self, machine: &mut Machine) -> Result<bool, Stop> {
+        let events = self.registers.events.read8(0);
+        let Some(acpi) = machine.acpi.filter(|_| events & EVENT != 0) else {
+            return Ok(events & POWER_BUTTON != 0);
+        };
         for ecam in acpi.ecams() {
             let at = |slot: u8| {
                 let bdf = Bdf { segment: ecam.segment, bus: 0, device: slot, function: 0 };
@@ -89,39 +123,50 @@ pub(super) fn rounds(machine: &mut Machine) -> Outcome {
                 let ecam = unsafe { Region::new(ecam.base + (u64::from(slot) << 15), 4096) };
                 Function { bdf, ecam: Some(ecam) }
             };
-            registers.select(ecam.segment);
-            let down = registers.controller.read32(DOWN);
-            let up = registers.controller.read32(UP);
+            self.registers.select(ecam.segment);
+            let down = self.registers.controller.read32(DOWN);
+            let up = self.registers.controller.read32(UP);
             for slot in (0..32).filter(|slot| down >> slot & 1 != 0) {
                 let function = at(slot);
-                let place =
-                    places.iter_mut().find(|p| p.as_ref().is_some_and(|(bdf, _)| *bdf == function.bdf));
-                if let Some(place) = place {
+                let here = |place: &&mut Option<(Bdf, Device)>| {
+                    place.as_ref().is_some_and(|(bdf, _)| *bdf == function.bdf)
+                };
+                if let Some(place) = self.places.iter_mut().find(here) {
                     *place = None;
                 }
-                eject(&registers, function)?;
-                gone += 1;
+                eject(&self.registers, function)?;
+                self.gone += 1;
             }
             for slot in (0..32).filter(|slot| up >> slot & 1 != 0) {
-                let function = at(slot);
-                let taken = take(machine, function)?;
-                came += 1;
-                if own {
-                    drop(taken);
-                    eject(&registers, function)?;
-                    gone += 1;
-                } else if let Some(place) = places.iter_mut().find(|p| p.is_none()) {
-                    *place = Some((function.bdf, taken));
-                } else {
-                    fail!("more than {PLACES} devices at once");
-                }
+                self.take(machine, at(slot))?;
             }
         }
-        if places.iter().all(Option::is_none) {
-            machine.arena.rewind(mark);
+        if self.places.iter().all(Option::is_none) {
+            machine.arena.rewind(self.mark);
         }
+        Ok(events & POWER_BUTTON != 0)
     }
-    Ok(text!("came={came} gone={gone} load={}", load.done))
+
+    fn take(&mut self, machine: &mut Machine, function: Function) -> Result<(), Stop> {
+        let taken = match take(machine, function) {
+            Err(Stop::Fail(why)) if self.failures_expected => {
+                println!("# taken badly: {why}");
+                return Ok(());
+            }
+            taken => taken?,
+        };
+        self.came += 1;
+        if self.own {
+            drop(taken);
+            eject(&self.registers, function)?;
+            self.gone += 1;
+        } else if let Some(place) = self.places.iter_mut().find(|p| p.is_none()) {
+            *place = Some((function.bdf, taken));
+        } else {
+            fail!("more than {PLACES} devices at once");
+        }
+        Ok(())
+    }
 }
 
 /// Lets go of a function: it must be gone at once.
@@ -173,6 +218,11 @@ fn take(machine: &mut Machine, function: Function) -> Result<Device, Stop> {
             check!(answer == pmem::OK, "{bdf}: a flush is answered with {answer:#x}");
             println!("# taken {bdf} memory at={:#x} bar={:#x}", content.base(), bar.address);
             Ok(memory.device)
+        }
+        // Nothing to be asked of it without a partner.
+        Some(kind::VSOCK) => {
+            println!("# taken {bdf} vsock bar={:#x}", bar.address);
+            Ok(device)
         }
         other => fail!("{bdf}: a device of type {other:?} came"),
     }

@@ -7,19 +7,21 @@
 //! * each frame sent comes back once, in order and unchanged, from a partner on the host that sends back all it gets;
 //! * memory holds what was written there.
 //!
-//! Signs of life are lines `LOAD disk=n net=n memory=n errors=n`, one every `probe.beat` (2000) completions. Whoever waits for them in vain
+//! Signs of life are lines `LOAD disk=n net=n memory=n errors=n failures=n`, one every `probe.beat` (2000) completions. Whoever waits for them in vain
 //! has found a loss of interrupts, doorbells or frames.
 //!
-//! It ends at a `q` on COM1, or after `probe.count` completions; then all that is in flight comes home, and every sector is read again. Also:
+//! At an `m` on COM1 it says `# marked`. It ends at a `q`, or after `probe.count` completions; then all that is in flight comes home, and every sector is read again. Also:
 //! `probe.interrupts` (on: halt when there is nothing to do, and mask a vector now and then; without it: poll), `probe.depth` (16)
 //! requests a disk, `probe.window` (32) frames a card, `probe.sectors` (8192) of each disk, all zeroes at first or written by this load,
-//! `probe.touch` (8) MiB of memory.
+//! `probe.touch` (8) MiB of memory, `probe.disks` (4) and `probe.cards` (2) at most, of those that are there. With `probe.failures=on` a disk may answer that a request failed: it is counted, and of a write that failed a
+//! sector holds all or nothing; and what comes may turn out not to work. With `probe.hotplug=on` devices that come are used, and let go of when that is asked for, as by `hotplug`.
 
 mod disk;
 mod memory;
 mod network;
 
 use super::Machine;
+use super::hotplug::Slots;
 use crate::apic::LocalApic;
 use crate::console::COM1;
 use crate::io;
@@ -45,6 +47,9 @@ const PATIENCE: u64 = 10_000_000_000;
 #[derive(Debug, Default)]
 struct Trouble {
     count: u64,
+    /// Requests that a disk said it could not do, if that is no trouble.
+    failures: u64,
+    failures_expected: bool,
 }
 
 impl Trouble {
@@ -106,9 +111,14 @@ fn spin(mut done: impl FnMut() -> bool) -> bool {
     false
 }
 
+/// What somebody typed, if anything.
+fn typed() -> Option<u8> {
+    (io::in8(COM1 + 5) & 1 != 0).then(|| io::in8(COM1))
+}
+
 /// Whether somebody typed a `q`.
 pub(super) fn told_to_end() -> bool {
-    io::in8(COM1 + 5) & 1 != 0 && io::in8(COM1) == b'q'
+    typed() == Some(b'q')
 }
 
 /// All of it.
@@ -132,17 +142,21 @@ impl Load {
             Ok(Line::ENTRY)
         };
         let mut disks = [const { None }; DISKS];
-        for (nth, disk) in disks.iter_mut().enumerate() {
+        let most = |name, all: usize| machine.start.number(name).map_or(all, |most| all.min(most as usize));
+        let (most_disks, most_cards) = (most("disks", DISKS), most("cards", CARDS));
+        for (nth, disk) in disks.iter_mut().enumerate().take(most_disks) {
             let vector = line(machine, kind::BLOCK, nth, nth)?;
             *disk = DiskLoad::open(machine, nth as u64, vector)?;
         }
         let mut cards = [const { None }; CARDS];
-        for (nth, card) in cards.iter_mut().enumerate() {
+        for (nth, card) in cards.iter_mut().enumerate().take(most_cards) {
             let vector = line(machine, kind::NET, nth, DISKS + nth)?;
             *card = NetworkLoad::open(machine, nth as u64, vector)?;
         }
         let memory = MemoryLoad::new(machine)?;
-        Ok(Load { disks, cards, memory, lines, trouble: Trouble::default() })
+        let failures_expected = machine.start.option("failures").is_some_and(|o| o == "on");
+        let trouble = Trouble { failures_expected, ..Trouble::default() };
+        Ok(Load { disks, cards, memory, lines, trouble })
     }
 
     /// Everything once: takes what is done, asks for more if `more`. How much was done.
@@ -186,7 +200,11 @@ impl Load {
 
     fn beat(&self) {
         let (disk, net) = self.totals();
-        println!("LOAD disk={disk} net={net} memory={} errors={}", self.memory.done(), self.trouble.count);
+        let Trouble { count, failures, .. } = self.trouble;
+        println!(
+            "LOAD disk={disk} net={net} memory={} errors={count} failures={failures}",
+            self.memory.done()
+        );
     }
 }
 
@@ -199,6 +217,8 @@ pub(super) fn load(machine: &mut Machine) -> Outcome {
     let number = |name, default: u64| machine.start.number(name).unwrap_or(default).max(1);
     let (beat, limit) = (number("beat", 2000), number("count", u64::MAX));
     let (mut done, mut next_beat, mut next_look, mut next_flip) = (0, beat, 0, 0);
+    let hotplug = machine.start.option("hotplug").is_some_and(|o| o == "on");
+    let mut slots = if hotplug { Some(Slots::open(machine)?) } else { None };
     println!(
         "# loading disks={} cards={}",
         load.disks.iter().flatten().count(),
@@ -215,8 +235,12 @@ pub(super) fn load(machine: &mut Machine) -> Outcome {
             break;
         }
         if done >= next_look {
-            if told_to_end() {
-                break;
+            let pressed = slots.as_mut().map_or(Ok(false), |slots| slots.look(machine))?;
+            match typed() {
+                Some(b'q') => break,
+                Some(b'm') => println!("# marked"),
+                _ if pressed => break,
+                _ => (),
             }
             next_look = done + 200;
         }
@@ -247,9 +271,9 @@ pub(super) fn load(machine: &mut Machine) -> Outcome {
     }
     load.memory.check_all(&mut load.trouble);
     let abandoned: u64 = load.cards.iter().flatten().map(NetworkLoad::abandoned).sum();
-    let errors = load.trouble.count;
+    let Trouble { count: errors, failures, .. } = load.trouble;
     let facts = text!(
-        "disk={disk} net={net} memory={} sectors={sectors} abandoned={abandoned} errors={errors}",
+        "disk={disk} net={net} memory={} sectors={sectors} abandoned={abandoned} errors={errors} failures={failures}",
         load.memory.done()
     );
     if errors == 0 { Ok(facts) } else { Err(Stop::Fail(facts)) }

@@ -33,6 +33,7 @@ mod registers;
 mod steps;
 mod streams;
 mod talk;
+mod web;
 
 /// All that a test may want of the machine.
 #[derive(Debug)]
@@ -153,6 +154,7 @@ static TESTS: &[Entry] = &[
     on_demand("promise", promise::promise),
     on_demand("steps", steps::steps),
     on_demand("talk", talk::talk),
+    on_demand("web", web::web),
     on_demand("x2apic", cpu::x2apic),
     on_demand("processors", cpu::processors),
     on_demand("hang", platform::hang),

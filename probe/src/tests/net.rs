@@ -8,12 +8,12 @@ use crate::virtio::net::{self, Card, HEADER, address, ethernet, get16, ipv4, put
 use crate::virtio::queue::Buffer;
 
 const ARP: u16 = 0x0806;
-const IPV4: u16 = 0x0800;
+pub(super) const IPV4: u16 = 0x0800;
 const ICMP: u8 = 1;
 const UDP: u8 = 17;
 const BROADCAST: [u8; 6] = [0xff; 6];
 
-fn open(machine: &mut Machine, features: u64) -> Result<Card, Stop> {
+pub(super) fn open(machine: &mut Machine, features: u64) -> Result<Card, Stop> {
     let nth = machine.start.number("net").unwrap_or(0);
     match Card::open(&machine.bus, &mut machine.arena, machine.clock, nth, features) {
         Ok(Some(card)) => Ok(card),
@@ -23,7 +23,7 @@ fn open(machine: &mut Machine, features: u64) -> Result<Card, Stop> {
 }
 
 /// The guest's and the host's addresses.
-fn addresses(machine: &Machine) -> Result<([u8; 4], [u8; 4]), Stop> {
+pub(super) fn addresses(machine: &Machine) -> Result<([u8; 4], [u8; 4]), Stop> {
     let get = |name| machine.start.option(name).and_then(address);
     match (get("ip"), get("host")) {
         (Some(ip), Some(host)) => Ok((ip, host)),
@@ -54,7 +54,7 @@ pub(super) fn info(machine: &mut Machine) -> Outcome {
 }
 
 /// Asks who has the host's address; the answer's hardware address.
-fn resolve(card: &mut Card, ip: [u8; 4], host: [u8; 4]) -> Result<[u8; 6], Stop> {
+pub(super) fn resolve(card: &mut Card, ip: [u8; 4], host: [u8; 4]) -> Result<[u8; 6], Stop> {
     for _ in 0..5 {
         let frame = card.frame();
         ethernet(frame, BROADCAST, card.mac, ARP);

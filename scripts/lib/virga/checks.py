@@ -24,6 +24,12 @@ def whole(name):
     return ["cargo", "test", "--locked", "-p", "tests", "--test", name, "--", "--nocapture"]
 
 
+def soak(minutes, seed, machines):
+    """The command that lets machines go through all that can happen to them, for so many minutes."""
+    words = ["--minutes", minutes, "--seed", seed, "--machines", machines]
+    return ["cargo", "test", "--locked", "-p", "tests", "--test", "soak", "--", *map(str, words)]
+
+
 class Stage:
     """A name, what it is for, and the commands that must all succeed."""
 
@@ -42,22 +48,30 @@ def storage_daemon():
     os.environ.setdefault("VIRGA_STORAGE_DAEMON", str(debian.tools().root / "wrappers/qemu-storage-daemon"))
 
 
-def probe_ready():
-    """The same, and programs of others that serve devices to the machine."""
-    programs()
+def peers():
+    """The same for programs of others that serve devices to the machine."""
     storage_daemon()
     tree = debian.peers()
     for name in debian.PEERS:
         os.environ.setdefault(f"VIRGA_{name.upper()}", str(tree.root / "wrappers" / name))
 
 
+def probe_ready():
+    """What the probe's tests need."""
+    programs()
+    peers()
+
+
 def lab_ready():
     """Fetches and builds what the lab's tests need, so that no test's time limit pays for it."""
     programs()
-    storage_daemon()
+    peers()
     for name in kernels.GUEST_KERNELS:
         guest.initramfs(name)
-    debian_image.image()
+    for kind in ("debian", "cloud"):
+        debian_image.image(kind)
+    debian.workshop()
+    debian.project()
 
 
 STAGES = [
@@ -78,6 +92,7 @@ STAGES = [
     Stage("probe", "the machine's devices, driven by the probe guest", whole("bare_kvm"), whole("probe"), prepare=probe_ready),
     Stage("api", "ch-remote and other clients against a running machine", whole("api"), prepare=programs),
     Stage("bad_input", "what must be refused, and how", whole("bad_input"), prepare=programs),
+    Stage("soak", "machines under trouble for half a minute", soak(0.4, int(time.time()), 2), prepare=programs),
     Stage("fuzz", "each fuzz target for some seconds", ["scripts/fuzz", "--smoke"]),
     Stage("lab", "stock Debian kernels, old and new, and the examples of the README",
           whole("lab"), whole("readme"), prepare=lab_ready),

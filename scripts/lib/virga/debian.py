@@ -33,6 +33,13 @@ WRAPPED = ("ip", "bridge", "tc", "ss", "ping", "iperf3", "socat", "lspci", "dmse
 # Programs that serve devices to our machines.
 PEERS = ["virtiofsd", "passt"]
 
+# What a guest builds a project with, as the root of a file system, and the programs of it that tests run on the host.
+WORKSHOP = "tcc libc6-dev make git openssh-client base-files bash dash coreutils diffutils findutils grep sed".split()
+CLIENTS = ["ssh", "ssh-keygen"]
+
+# The project: C, no configuration, seconds to compile. From Debian's archive, which has it as long as it has the release.
+PROJECT = ("pool/main/l/lua5.4/lua5.4_5.4.4.orig.tar.gz", "164c7849653b80ae67bec4b7473b884bf5cc8d2dca05653475ec2ed27b9ebf61")
+
 
 def keyring():
     """Debian's archive key: the machine's, or on Ubuntu the one in Ubuntu's own archive."""
@@ -197,6 +204,21 @@ def tools():
 def peers():
     """The tree of the programs that serve devices to our machines."""
     return unpacked("peers", PEERS, PEERS, PROGRAMS, "virtiofsd and passt (10 MB of packages, not installed)")
+
+
+def workshop():
+    """The tree of what a guest builds a project with."""
+    return unpacked("workshop", WORKSHOP, CLIENTS, GUESTS, "a compiler, git and ssh (30 MB of packages, not installed)")
+
+
+def project():
+    """The path of the archive with a project's sources."""
+    place, checksum = PROJECT
+    path = cache_dir() / place.rpartition("/")[2]
+    if not path.exists():
+        with step("fetching the sources of a project"), building(path) as partial:
+            run(["/usr/lib/apt/apt-helper", "download-file", f"{MIRROR}/{place}", partial, f"SHA256:{checksum}"])
+    return path
 
 
 def write_wrappers(tree, final, programs):

@@ -14,8 +14,10 @@ SIZE = 1000 << 20  # bytes of the file system; the file is sparse and holds abou
 # acpid and no dbus: the power button works without logind, which takes longer to start than all else together.
 PACKAGES = """
     systemd-sysv udev acpid kmod procps iproute2 iputils-ping iperf3 socat pciutils ethtool
-    python3-minimal less fio
+    python3-minimal less fio openssh-server
 """.split()
+# What makes a guest ask the host who it is, at its first boot.
+CLOUD = ["cloud-init"]
 MASKED = """
     apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer fstrim.timer
     systemd-tmpfiles-clean.timer e2scrub_reap.service systemd-pstore.service systemd-random-seed.service
@@ -30,23 +32,23 @@ MASKED = """
 """.split()
 
 
-def image():
-    """The path of the image; built at the first call and whenever the recipe changes."""
+def image(kind="debian"):
+    """The path of the image of a kind, debian or cloud; built at the first call and whenever the recipe changes."""
     versions = [kernels.fetch(name).version for name in kernels.GUEST_KERNELS]
     parts = sorted((SCRIPTS / "guest.d/debian").rglob("*"))
     with open(__file__, "rb") as source:
         recipe = [part.read_bytes() for part in parts if part.is_file()]
-        path = cache_dir() / f"debian-{fingerprint(source.read(), *versions, *recipe)}.raw"
+        path = cache_dir() / f"{kind}-{fingerprint(source.read(), *versions, *recipe)}.raw"
     if not path.exists():
-        with locked(cache_dir() / "image.lock", "it is building the Debian image"):
+        with locked(cache_dir() / "image.lock", f"it is building the {kind} image"):
             if not path.exists():
                 with building(path) as partial:
-                    build(partial)
-                forget_old("debian-*.raw")
+                    build(partial, PACKAGES + (CLOUD if kind == "cloud" else []))
+                forget_old(f"{kind}-*.raw")
     return path
 
 
-def build(path):
+def build(path, packages):
     """Bootstraps Debian into a directory and makes the image of it."""
     need("mmdebstrap", "mmdebstrap")
     need("mke2fs", "e2fsprogs")
@@ -63,7 +65,7 @@ def build(path):
         with step("building a Debian root file system (about 100 MB of packages, a minute or two)"):
             run([
                 "mmdebstrap", f"--mode={mode}", "--variant=minbase", "--architectures=amd64", "--quiet",
-                f"--include={','.join(PACKAGES)}", f"--keyring={debian.keyring()}",
+                f"--include={','.join(packages)}", f"--keyring={debian.keyring()}",
                 "--aptopt=Apt::Install-Recommends \"false\"",
                 "--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-exclude=/usr/share/man/*",
                 "--dpkgopt=path-exclude=/usr/share/locale/*", "--dpkgopt=path-exclude=/usr/share/info/*",
@@ -90,7 +92,7 @@ def hooks():
     lines = [
         f'cp -r --no-preserve=ownership "{overlay}/." "$1/"',
         'chroot "$1" passwd -d root > /dev/null',
-        'chroot "$1" systemctl --quiet disable systemd-networkd.service acpid.socket acpid.path',
+        'chroot "$1" systemctl --quiet disable systemd-networkd.service acpid.socket acpid.path ssh.service',
         'chroot "$1" systemctl --quiet enable acpid.service',
         'chroot "$1" systemctl --quiet set-default multi-user.target',
         f'chroot "$1" systemctl --quiet mask {" ".join(MASKED)}',

@@ -31,6 +31,11 @@ impl Running {
 }
 
 impl Saved {
+    /// Removes it; machines that were restored from it go on.
+    pub fn forget(self) {
+        std::fs::remove_dir_all(&self.directory).expect("the snapshot is there");
+    }
+
     /// Goes on with it in a new process, on what `arguments` replace.
     #[track_caller]
     pub fn restore(&self, mode: &str, arguments: &[&str]) -> Running {

@@ -1,7 +1,12 @@
 //! Disks that cannot be used. What is in them stays as it was: the bench compares every byte.
 
 use std::fs;
+use std::io::Read;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
+use std::process::{Command, Stdio};
+
+use tests::small::Small;
 
 use crate::bench::{Bench, heeding_permissions, root};
 
@@ -104,6 +109,43 @@ fn an_image_that_another_process_has_locked() {
     // Two readers do not mind each other.
     let outcome = bench.run_unchanged(&mut bench.machine(&["--disk", "path=image,readonly=on"]));
     assert!(outcome.status.success(), "{}", outcome.messages);
+}
+
+/// Files of the same number on two file systems are two files.
+#[test]
+fn an_image_whose_namesake_by_number_is_locked_too() {
+    if !root("images on two file systems") {
+        return;
+    }
+    let bench = Bench::new();
+    let places = [(); 2].map(|()| Small::mount(1 << 20));
+    let files = places.each_ref().map(|place| {
+        let file = fs::File::create_new(place.file("image")).unwrap();
+        file.set_len(8192).unwrap();
+        file
+    });
+    assert_eq!(files[0].metadata().unwrap().ino(), files[1].metadata().unwrap().ino());
+    // We hold the one, and a process that started after us the other. F_OFD_SETLK is 37, F_WRLCK 1.
+    let lock = libc::flock { l_type: libc::F_WRLCK as i16, l_whence: 0, l_start: 0, l_len: 0, l_pid: 0 };
+    // SAFETY: an open descriptor and a lock to read.
+    assert_eq!(unsafe { libc::fcntl(files[0].as_raw_fd(), libc::F_OFD_SETLK, &lock) }, 0);
+    let image = places[1].file("image");
+    let program = "import fcntl, struct, sys; f = open(sys.argv[1], 'r+'); \
+                   fcntl.fcntl(f, 37, struct.pack('hhqqi', 1, 0, 0, 0, 0)); print(flush=True); sys.stdin.read()";
+    let mut holder = Command::new("python3");
+    holder.args(["-c", program]).arg(&image).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut holder = holder.spawn().unwrap();
+    holder.stdout.take().unwrap().read_exact(&mut [0]).unwrap();
+    let name = fs::read_to_string(format!("/proc/{}/comm", holder.id())).unwrap();
+    let wanted = format!(
+        "disk image {} is locked for writing by process {} ({}); stop it, or use readonly=on in both",
+        image.display(),
+        holder.id(),
+        name.trim_end()
+    );
+    refuses(&bench, &["--disk", &format!("path={}", image.display())], "_disk0", &[&wanted]);
+    drop(holder.stdin.take());
+    assert!(holder.wait().unwrap().success());
 }
 
 #[test]

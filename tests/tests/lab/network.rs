@@ -131,9 +131,7 @@ fn average_frame(guest: &mut Running, work: impl FnOnce(&mut Running)) -> u64 {
 fn a_current_kernel_switches_offloads_at_run_time() {
     tests::elsewhere!(Stock::get().debian());
     let keys = format!("ip={HOST},mask=255.255.255.0,mac=52:54:00:aa:bb:cc,num_queues=4,id=card");
-    let disk = format!("path={},image_type=raw,readonly=on", Stock::get().debian().display());
-    let mut guest =
-        Linux::new("6.12", Pvh).root_on_disk().cpus("boot=2").with(&["--disk", &disk, "--net", &keys]).boot();
+    let mut guest = Linux::new("6.12", Pvh).debian().cpus("boot=2").with(&["--net", &keys]).boot();
     // Character n is feature n: mergeable buffers, and UDP datagrams packed, both ways.
     let features = guest.sh("cat /sys/class/net/ens3/device/features");
     for feature in [15, 54, 55, 56] {

@@ -8,7 +8,6 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use tests::linux::{Linux, PATIENCE, Pvh, Running};
-use tests::stock::Stock;
 use tests::{image, place};
 
 /// The guest's port that sends everything back, and the host's.
@@ -127,10 +126,9 @@ fn debian_and_the_host_talk_over_sockets() {
     let socket = path("v");
     serve(&socket);
     let mut guest = Linux::new("6.12", Pvh)
-        .root_on_disk()
+        .debian()
         .console_pty()
         .cpus("boot=2")
-        .with(&["--disk", &format!("path={},image_type=raw,readonly=on", Stock::get().debian().display())])
         .with(&["--vsock", &format!("cid=77,socket={},id=talk", socket.display())])
         .boot();
     guest.sh(&format!("cat > /run/vsock.py << 'end of file'\n{}\nend of file", include_str!("vsock.py")));

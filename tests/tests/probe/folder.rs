@@ -1,57 +1,21 @@
 //! Folders that virtiofsd shows, and devices of which this side knows no more than their type and queues.
-//!
-//! The program is `VIRGA_VIRTIOFSD` in the environment, else the one on the PATH.
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
 
+use serde_json::{Value, json};
 use tests::image::{self, SECTOR};
+use tests::living::Living;
 use tests::probe::{Guest, Report};
+use tests::scratch::Scratch;
+use tests::virtiofsd::{self, Virtiofsd};
 
 const SHARED: &str = "size=256M,shared=on";
 const SECTORS: u64 = 16;
 
-/// virtiofsd at work on a folder; killed on drop.
-struct Daemon(Child);
-
-fn program() -> PathBuf {
-    std::env::var_os("VIRGA_VIRTIOFSD").unwrap_or_else(|| "virtiofsd".into()).into()
-}
-
-/// Whether it is there.
-fn skipped() -> bool {
-    let missing = Command::new(program()).arg("--version").output().is_err();
-    if missing {
-        println!("SKIPPED: there is no virtiofsd on the PATH");
-    }
-    missing
-}
-
-impl Daemon {
-    fn start(folder: &Path, socket: &Path) -> Daemon {
-        let _ = fs::remove_file(socket);
-        let mut command = Command::new(program());
-        command.arg("--shared-dir").arg(folder).arg("--socket-path").arg(socket);
-        // It tells the tag to those who ask.
-        let child = command.args(["--sandbox", "none", "--tag", "home"]).stderr(Stdio::null()).spawn();
-        let daemon = Daemon(child.expect("virtiofsd starts"));
-        let begun = Instant::now();
-        while !socket.exists() {
-            assert!(begun.elapsed() < Duration::from_secs(30), "virtiofsd does not listen");
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        daemon
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        // Both fail only if it has ended meanwhile.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+/// It tells the tag to those who ask.
+fn serve(folder: &Path, socket: &Path) -> Virtiofsd {
+    Virtiofsd::start(folder, socket, &["--tag", "home"])
 }
 
 /// A guest that uses a file in a folder, its socket and its file.
@@ -77,7 +41,7 @@ fn was_used(file: &Path, seed: u64) {
 #[track_caller]
 fn uses(flag: &str, keys: &str) -> Report {
     let (guest, socket, file) = guest("fs", "probe.seed=5");
-    let _daemon = Daemon::start(file.parent().expect("it is in a folder"), &socket);
+    let _daemon = serve(file.parent().expect("it is in a folder"), &socket);
     let line = format!("socket={},{keys}", socket.display());
     let mut running = guest.with(&[flag, &line]).start();
     running.wait_for("DONE", 1);
@@ -89,7 +53,7 @@ fn uses(flag: &str, keys: &str) -> Report {
 
 #[test]
 fn a_file_of_the_host_is_read_and_written() {
-    if skipped() {
+    if virtiofsd::is_missing() {
         return;
     }
     let report = uses("--fs", "tag=ours");
@@ -98,7 +62,7 @@ fn a_file_of_the_host_is_read_and_written() {
 
 #[test]
 fn the_same_by_a_device_of_which_only_the_type_is_known() {
-    if skipped() {
+    if virtiofsd::is_missing() {
         return;
     }
     let report = uses("--generic-vhost-user", "device_type=fs,queue_sizes=[64,64]");
@@ -106,25 +70,39 @@ fn the_same_by_a_device_of_which_only_the_type_is_known() {
 }
 
 #[test]
-fn a_daemon_that_dies_is_reported_and_another_serves_the_driver_that_begins_anew() {
-    if skipped() {
+fn a_daemon_that_dies_is_reported_and_another_refuses_what_it_does_not_know() {
+    if virtiofsd::is_missing() {
         return;
     }
     let (guest, socket, file) = guest("fs", "probe.seed=5 probe.again=1");
     let folder = file.parent().expect("it is in a folder").to_owned();
-    let daemon = Daemon::start(&folder, &socket);
+    let daemon = serve(&folder, &socket);
     let mut running = guest.with(&["--fs", &format!("socket={},tag=home,id=home", socket.display())]).start();
     running.wait_for("# used", 1);
     was_used(&file, 5);
-    // What it knows of open files cannot be saved.
-    running.ask(&["pause"]);
-    let place = running.file("snapshot");
-    fs::create_dir(&place).expect("the scratch directory takes another");
-    let refused = running.remote(&["snapshot", &format!("file://{}", place.display())]).unwrap_err();
-    assert!(refused.contains("knows of its driver cannot be saved"), "{refused}");
-    running.ask(&["resume"]);
     drop(daemon);
-    let _daemon = Daemon::start(&folder, &socket);
+    let _daemon = serve(&folder, &socket);
+    running.wait_for("# refused", 1);
+    running.wait_for("DONE", 1);
+    was_used(&file, 7);
+    let report = running.finish();
+    report.all_passed();
+    assert!(report.messages.contains("lost the back end at"), "{report}");
+}
+
+#[test]
+fn a_device_of_which_only_the_type_is_known_has_to_begin_anew() {
+    if virtiofsd::is_missing() {
+        return;
+    }
+    let (guest, socket, file) = guest("fs", "probe.seed=5 probe.broken=1");
+    let folder = file.parent().expect("it is in a folder").to_owned();
+    let daemon = serve(&folder, &socket);
+    let line = format!("socket={},device_type=fs,queue_sizes=[64,64]", socket.display());
+    let mut running = guest.with(&["--generic-vhost-user", &line]).start();
+    running.wait_for("# used", 1);
+    drop(daemon);
+    let _daemon = serve(&folder, &socket);
     running.wait_for("# broken", 1);
     running.wait_for("DONE", 1);
     was_used(&file, 6);
@@ -134,14 +112,61 @@ fn a_daemon_that_dies_is_reported_and_another_serves_the_driver_that_begins_anew
 }
 
 #[test]
+fn a_file_stays_open_when_the_machine_goes_on_elsewhere_with_another_daemon() {
+    if virtiofsd::is_missing() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let (folder, saved) = (scratch.file("folder"), scratch.file("snapshot"));
+    let sockets = ["first", "second", "third"].map(|name| scratch.file(&format!("{name}.socket")));
+    for directory in [&folder, &saved] {
+        fs::create_dir(directory).expect("the scratch directory takes a directory");
+    }
+    let file = image::make(&folder.join("probe"), 7, SECTORS);
+    let daemon = serve(&folder, &sockets[0]);
+    let keys = |socket: &Path| format!("id=home,socket={}", socket.display());
+    let command = "probe.run=fs probe.seed=5 probe.keep=1";
+    let mut machine = Living::boot(
+        scratch.path(),
+        "first",
+        command,
+        &["--memory", SHARED, "--fs", &format!("tag=home,{}", keys(&sockets[0]))],
+    );
+    machine.wait_for("# kept");
+    was_used(&file, 5);
+    machine.put("vm.pause", &Value::Null);
+    machine.put("vm.snapshot", &json!({"destination_url": format!("file://{}", saved.display())}));
+    drop((machine, daemon));
+
+    let restore = format!("source_url=file://{},resume=on", saved.display());
+    // Another folder has no such file.
+    let other = scratch.file("other");
+    fs::create_dir(&other).expect("the scratch directory takes a directory");
+    let daemon = serve(&other, &sockets[2]);
+    let refused = Living::restore(scratch.path(), "third", &restore, &["--fs", &keys(&sockets[2])]).refused();
+    assert!(refused.messages.contains("it refused CHECK_DEVICE_STATE"), "{refused}");
+    drop(daemon);
+
+    let _daemon = serve(&folder, &sockets[1]);
+    let machine = Living::restore(scratch.path(), "second", &restore, &["--fs", &keys(&sockets[1])]);
+    let mut content = fs::read(&file).expect("the file is there");
+    content[..8].fill(0);
+    fs::write(&file, content).expect("the file can be written");
+    machine.end().all_passed();
+    let content = fs::read(&file).expect("the file is there");
+    let half = (SECTORS / 2 * SECTOR) as usize;
+    assert!(content[half..] == image::pattern(6, SECTORS / 2, SECTORS / 2), "the guest did not write again");
+}
+
+#[test]
 fn a_folder_comes_and_goes() {
-    if skipped() {
+    if virtiofsd::is_missing() {
         return;
     }
     let guest = Guest::new("hang").memory(SHARED).with_api();
     let (folder, socket) = (guest.file("folder"), guest.file("socket"));
     fs::create_dir(&folder).expect("the scratch directory takes a directory");
-    let _daemon = Daemon::start(&folder, &socket);
+    let _daemon = serve(&folder, &socket);
     let mut running = guest.start();
     running.wait_for("# hanging", 1);
     running.ask(&["add-fs", &format!("socket={},tag=home", socket.display())]);
@@ -154,11 +179,11 @@ fn a_folder_comes_and_goes() {
 
 #[test]
 fn a_folder_is_there_after_a_reboot_though_virtiofsd_ends_with_its_connection() {
-    if skipped() {
+    if virtiofsd::is_missing() {
         return;
     }
     let (guest, socket, file) = guest("fs,hang", "probe.seed=5");
-    let _daemon = Daemon::start(file.parent().expect("it is in a folder"), &socket);
+    let _daemon = serve(file.parent().expect("it is in a folder"), &socket);
     let mut running = guest.with(&["--fs", &format!("socket={},tag=home", socket.display())]).start();
     for life in 1..=3 {
         running.wait_for("# hanging", life);

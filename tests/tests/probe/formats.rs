@@ -1,37 +1,10 @@
 //! Disks in every format: what the guest wrote is what QEMU reads, also after the VMM was killed.
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
-
-use tests::image::{self, SECTOR};
+use tests::image::{self, SECTOR, qemu_img, text};
 use tests::probe::Guest;
 use tests::scratch::Scratch;
 
 const SECTORS: u64 = 16_384;
-
-pub(crate) fn qemu_img(args: &[&str]) {
-    let output = Command::new("qemu-img").args(args).output().expect("qemu-img runs");
-    assert!(output.status.success(), "qemu-img {args:?}: {}", String::from_utf8_lossy(&output.stderr));
-}
-
-/// Checks that an image is in order, apart from clusters lost to a writer that was killed, and makes a raw one of it; a raw one is itself.
-pub(crate) fn raw_copy(image: &Path, image_type: &str) -> PathBuf {
-    if image_type == "raw" {
-        return image.to_path_buf();
-    }
-    let output = Command::new("qemu-img").args(["check", "-f", image_type, text(image)]).output();
-    let output = output.expect("qemu-img runs");
-    // 3 means that clusters are counted which nothing refers to.
-    let good = matches!(output.status.code(), Some(0 | 3));
-    assert!(good, "qemu-img check of {}: {output:?}", image.display());
-    let raw = image.with_extension("raw");
-    qemu_img(&["convert", "-f", image_type, "-O", "raw", text(image), text(&raw)]);
-    raw
-}
-
-pub(crate) fn text(path: &Path) -> &str {
-    path.to_str().expect("paths of tests are text")
-}
 
 #[test]
 fn the_guest_writes_disks_of_every_format() {

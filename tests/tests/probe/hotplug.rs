@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use tests::held::Held;
 use tests::image::{self, SECTOR};
 use tests::probe::{Guest, Report, Running};
 
@@ -55,47 +56,13 @@ fn events(running: &Running, name: &str) -> Vec<Value> {
     records.filter(|r| r["source"] == "vm" && r["event"] == name).map(|r| r["properties"].clone()).collect()
 }
 
-/// What a process holds: descriptors, threads, and private memory in KiB.
-#[derive(Debug)]
-struct Held {
-    descriptors: Vec<String>,
-    threads: usize,
-    memory: u64,
-}
-
-/// What a process holds when nothing is under way: a connection of a question that was answered takes a moment to its end.
-fn held(process: u32) -> Held {
-    let sample = || {
-        std::thread::sleep(Duration::from_millis(10));
-        held_now(process)
-    };
-    let fewest = (0..50).map(|_| sample()).min_by_key(|held| (held.descriptors.len(), held.threads));
-    fewest.expect("there are samples")
-}
-
-fn held_now(process: u32) -> Held {
-    let list = |what: &str| fs::read_dir(format!("/proc/{process}/{what}")).expect("the VMM runs");
-    let target = |entry: std::io::Result<fs::DirEntry>| fs::read_link(entry.ok()?.path()).ok();
-    let mut descriptors: Vec<_> =
-        list("fd").filter_map(target).map(|path| path.display().to_string()).collect();
-    descriptors.sort();
-    let status = fs::read_to_string(format!("/proc/{process}/status")).expect("the VMM runs");
-    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).expect("a line of memory");
-    let memory = line.trim().trim_end_matches(" kB").parse().expect("a number");
-    Held { descriptors, threads: list("task").count(), memory }
-}
-
 /// Waits until the VMM holds what it held then: the kernel takes its time to close a ring's files.
 #[track_caller]
 fn holds_again(running: &Running, before: &Held) -> Held {
     let begun = Instant::now();
     loop {
-        let now = held(running.id());
-        // Sockets and eventfds have numbers of their own; how many of each kind there are is what matters.
-        let kinds = |held: &Held| -> Vec<String> {
-            held.descriptors.iter().map(|d| d.split('[').next().unwrap_or_default().to_owned()).collect()
-        };
-        if kinds(&now) == kinds(before) && now.threads == before.threads {
+        let now = Held::at_rest(running.id());
+        if now.is_like(before) {
             return now;
         }
         assert!(begun.elapsed() < PATIENCE, "{before:#?}\n{now:#?}");
@@ -109,7 +76,7 @@ fn disks_and_cards_come_and_go_on_two_segments() {
         .with(&["--pci-segment", "pci_segment=1,mmio32_aperture_weight=2,mmio64_aperture_weight=3"]);
     let mut running = guest.start();
     running.wait_for("# waiting", 1);
-    let before = held(running.id());
+    let before = Held::at_rest(running.id());
     let tree = running.info()["device_tree"].clone();
     let mut names = Vec::new();
     for (n, segment) in [0, 1].into_iter().enumerate() {
@@ -133,7 +100,7 @@ fn disks_and_cards_come_and_go_on_two_segments() {
     assert_eq!(info["config"]["net"][1]["tap"], "vmtap1");
     assert_eq!(info["device_tree"]["_virtio-pci-_net4"]["pci_bdf"], "0001:00:01.0");
     assert_eq!(events(&running, "device-added").len(), 4);
-    assert!(held(running.id()).threads >= before.threads + 4);
+    assert!(Held::at_rest(running.id()).threads >= before.threads + 4);
 
     for name in ["_disk1", "_virtio-pci-_disk3", "_net2", "_virtio-pci-_net4"] {
         running.ask(&["remove-device", name, "--wait", "60"]);
@@ -175,7 +142,7 @@ fn a_hundred_rounds_under_load_leak_nothing() {
         was_used(&image);
     };
     round(); // what is made once and kept is made now
-    let before = held(running.id());
+    let before = Held::at_rest(running.id());
     (0..ROUNDS).for_each(|_| round());
     let after = holds_again(&running, &before);
     assert!(places.iter().all(|place| *place == places[0]), "{places:#?}");

@@ -3,12 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
-use tests::image::{SECTOR, stamp};
+use tests::image::{SECTOR, qemu_img, raw_copy, text, written};
 use tests::living::Living;
 use tests::scratch::Scratch;
 use tests::tap::{self, Partner, Tap};
-
-use crate::formats::{qemu_img, raw_copy, text};
 
 /// The guest's card.
 pub(crate) const MAC: &str = "52:54:00:10:ad:01";
@@ -124,16 +122,5 @@ impl Loaded {
 
 /// The same for an image of any type, which must be in order itself.
 fn written_to(image: &Path, image_type: &str) -> usize {
-    written(&raw_copy(image, image_type))
-}
-
-/// Checks that each sector of an image is one that the probe's `load` writes there, or empty; how many it has written.
-pub(crate) fn written(image: &Path) -> usize {
-    let bytes = std::fs::read(image).expect("the image is there");
-    assert_eq!(bytes.len() as u64, SECTORS * SECTOR, "{} has another size", image.display());
-    let whole = |(sector, bytes): (usize, &[u8])| {
-        let number = stamp(bytes, sector as u64);
-        number.unwrap_or_else(|| panic!("sector {sector} is neither empty nor written, but torn")) != 0
-    };
-    bytes.chunks(SECTOR as usize).enumerate().filter(|sector| whole(*sector)).count()
+    written(&raw_copy(image, image_type), SECTORS)
 }

@@ -12,6 +12,7 @@ mod hotplug;
 mod landlock;
 mod loaded;
 mod machine;
+mod metadata;
 mod network;
 mod passt;
 mod pause;

@@ -1,6 +1,7 @@
 //! Snapshots under load: the machine goes on in another process, on other disks and another tap, and nothing is lost, answered twice or changed.
 
 use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -176,4 +177,45 @@ fn a_restored_machine_boots_again_where_it_is_now() {
     place.images_are_whole();
     let after = disks.each_ref().map(|disk| std::fs::read(disk).expect("the disk is there"));
     assert!(after == before, "the disks that were replaced have changed");
+}
+
+/// Limits the address space of a process to what it has and so much more; without a number, not at all.
+fn limit_memory(machine: &Living, more: Option<u64>) {
+    let id = machine.id().to_string();
+    let statm = std::fs::read_to_string(format!("/proc/{id}/statm")).expect("the VMM runs");
+    let pages: u64 = statm.split(' ').next().and_then(|pages| pages.parse().ok()).expect("its size is told");
+    let limit = more.map_or("unlimited".to_owned(), |more| (pages * 4096 + more).to_string());
+    let status = Command::new("prlimit").args([&format!("--as={limit}:"), "--pid", &id]).status();
+    assert!(status.expect("prlimit runs").success());
+}
+
+#[test]
+fn a_snapshot_for_which_there_is_no_memory_is_refused_and_the_machine_goes_on() {
+    let loaded = Loaded::new();
+    let mut machine = loaded.boot("probe.interrupts=on");
+    machine.progress(2000, 500);
+    machine.put("vm.pause", &Value::Null);
+    let saved = loaded.scratch.file("snapshot");
+    std::fs::create_dir(&saved).expect("the scratch directory takes another");
+    let url = json!({ "destination_url": format!("file://{}", saved.display()) });
+    let mut refused = 0;
+    // Enough for an answer, and at last for the snapshot.
+    for kib in (512..=8192).step_by(128) {
+        limit_memory(&machine, Some(kib << 10));
+        let (status, text) = machine.ask("PUT", "vm.snapshot", &url);
+        limit_memory(&machine, None);
+        let left = std::fs::read_dir(&saved).expect("the directory is there").count();
+        if status == 204 {
+            break;
+        }
+        let why = ["Cannot allocate memory (os error 12)", "temporarily unavailable (os error 11)"];
+        assert!(status == 500 && why.iter().any(|why| text.contains(why)), "{kib} KiB: {status} {text}");
+        assert_eq!(left, 0, "{kib} KiB: something is left of the snapshot");
+        refused += 1;
+    }
+    assert!(refused > 0, "512 KiB were enough");
+    assert!(saved.join("state.json").exists(), "8 MiB were not enough");
+    machine.put("vm.resume", &Value::Null);
+    machine.progress(2000, 500);
+    end(machine, 0);
 }

@@ -4,6 +4,7 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -11,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tests::living::{Living, Times};
+use tests::remote;
 use tests::scratch::Scratch;
 
 /// How long a connection may stand still.
@@ -263,5 +265,36 @@ fn everybody_learns_of_a_hundred_restores_and_listens_still() {
     println!("a round {times}; {last:?}");
     assert_eq!(last.broken, 0, "connections went with the resets, and in no other way");
     programs.end();
+    machine.end().all_passed();
+}
+
+#[test]
+fn a_program_is_connected_by_ch_remote() {
+    let scratch = Scratch::new();
+    let socket = scratch.file("v");
+    let machine = boot(&scratch, &socket);
+    let connect = |port: &str| {
+        let mut command = remote::program();
+        command.arg("--api-socket").arg(scratch.file("boot.api")).args(["vsock-connect", port]);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.spawn().expect("ch-remote starts")
+    };
+    let refused = connect("81").wait_with_output().expect("it ends");
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success() && said.contains("Nobody in the guest listens on port 81"), "{said}");
+
+    let mut child = connect("1000");
+    let (mut input, mut output) = (child.stdin.take().expect("a pipe"), child.stdout.take().expect("a pipe"));
+    for piece in [&b"x"[..], b"no newline", &[0, 255, 10, 7]] {
+        input.write_all(piece).expect("ch-remote reads");
+        let mut back = vec![0; piece.len()];
+        output.read_exact(&mut back).expect("the guest says it again");
+        assert_eq!(back, piece);
+    }
+    // What it has not said yet comes when this side has said all.
+    drop(input);
+    let mut rest = Vec::new();
+    output.read_to_end(&mut rest).expect("the guest says that this was all");
+    assert_eq!((rest, child.wait().expect("it ends").success()), (Vec::new(), true));
     machine.end().all_passed();
 }

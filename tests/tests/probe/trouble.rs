@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::Value;
+use tests::failing::Failing;
+use tests::image::{qemu_img, raw_copy, text};
 use tests::living::Living;
 use tests::scratch::Scratch;
 use tests::small::Small;
-
-use crate::formats::{qemu_img, raw_copy, text};
 
 const MIB: u64 = 1 << 20;
 /// Of each disk.
@@ -178,6 +178,36 @@ impl Drop for Loop {
     fn drop(&mut self) {
         // A failure must not hide the test's own.
         let _ = Command::new("losetup").arg("--detach").arg(&self.0).status();
+    }
+}
+
+/// Reads too, whose errors a host's page cache or a loop device would keep from us; and of the flush alone.
+#[test]
+fn a_disk_that_answers_with_errors_is_told_of_and_goes_on_when_it_can() {
+    for (format, ways) in [("raw", &WAYS[..]), ("qcow2", &WAYS)] {
+        for keys in ways {
+            let scratch = Scratch::new();
+            let backing = scratch.file("backing");
+            qemu_img(&["create", "-q", "-f", format, text(&backing), &SIZE.to_string()]);
+            let failing = Failing::mount(&backing);
+            let mut story = Story::begin(failing.path(), format, keys);
+            let what = format!("{format}{keys}");
+            assert_eq!(story.write(), GOOD, "{what}");
+            failing.fail(1000, 0, 0);
+            assert_eq!(story.read(), Sum { ok: 0, failed: ALL, bad: 0 }, "{what}: no read succeeds");
+            failing.fail(300, 0, 0);
+            let read = story.read();
+            assert!(read.ok > 0 && read.failed > 0 && read.bad == 0, "{what}: {read:?}");
+            failing.fail(0, 1000, 0);
+            let wrote = story.write();
+            assert!(wrote.ok == 0 && wrote.failed == ALL, "{what}: {wrote:?}");
+            failing.fail(0, 0, 1000);
+            assert_eq!(story.write(), Sum { ok: ALL, failed: 0, bad: 1 }, "{what}: the flush fails");
+            failing.fail(0, 0, 0);
+            assert_eq!(story.read(), GOOD, "{what}");
+            story.end();
+            raw_copy(&backing, format);
+        }
     }
 }
 

@@ -3,17 +3,18 @@
 use std::fs::{self, File};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tests::daemon::Daemon;
-use tests::image::{self, SECTOR};
+use tests::image::{self, SECTOR, written};
 use tests::living::Living;
 use tests::probe::Guest;
 use tests::scratch::Scratch;
 use tests::storage_daemon::StorageDaemon;
 
-use crate::loaded::{SECTORS, written};
+use crate::loaded::SECTORS;
 
 const SHARED: &str = "size=256M,shared=on";
 
@@ -100,7 +101,7 @@ impl Loaded {
     /// Ends the load, whose report must be good.
     fn end(&self, machine: Living) {
         machine.end().all_passed();
-        assert!(written(&self.image) > 0, "nothing was written to the image");
+        assert!(written(&self.image, SECTORS) > 0, "nothing was written to the image");
     }
 }
 
@@ -183,6 +184,30 @@ fn pauses_lose_nothing_and_what_the_daemon_did_not_do_waits_for_the_next_one() {
     loaded.end(machine);
 }
 
+/// Neither a descriptor nor a thread to look for the next daemon with.
+#[test]
+fn a_daemon_that_dies_while_there_are_no_descriptors_is_found_again_later() {
+    let (loaded, mut daemon) = Loaded::new();
+    let mut machine = loaded.boot("probe.interrupts=on");
+    machine.progress(2000, 0);
+    let id = machine.id().to_string();
+    let limit = |limit: &str| {
+        let status = Command::new("prlimit").args([&format!("--nofile={limit}:"), "--pid", &id]).status();
+        assert!(status.expect("prlimit runs").success());
+    };
+    let before = fs::read_to_string(format!("/proc/{id}/limits")).expect("the VMM runs");
+    let line = before.lines().find(|line| line.starts_with("Max open files")).expect("a line of it");
+    limit("3");
+    daemon = daemon.die_and_rise();
+    std::thread::sleep(Duration::from_millis(1500));
+    limit(line.split_whitespace().nth(3).expect("a number"));
+    machine.progress(2000, 0);
+    drop(daemon);
+    let report = machine.shut_down();
+    assert!(report.messages.contains("cannot look for a back end: "), "{report}");
+    assert!(written(&loaded.image, SECTORS) > 0, "nothing was written to the image");
+}
+
 #[test]
 fn a_saved_machine_goes_on_with_a_copy_of_the_disk_at_another_socket() {
     let (loaded, daemon) = Loaded::new();
@@ -210,7 +235,7 @@ fn a_saved_machine_goes_on_with_a_copy_of_the_disk_at_another_socket() {
     other = other.die_and_rise();
     machine.progress(2000, 0);
     machine.end().all_passed();
-    assert!(written(&copy) > 0 && fs::read(&loaded.image).expect("the image is there") == before);
+    assert!(written(&copy, SECTORS) > 0 && fs::read(&loaded.image).expect("the image is there") == before);
 
     // Neither can it be another disk, nor have memory that is not there yet.
     drop((daemon, other));

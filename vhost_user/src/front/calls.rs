@@ -13,6 +13,9 @@ pub const TALK: Set = &[
     Call::any(libc::SYS_fstat),
 ];
 
+/// Taking what a back end knows of its driver, and giving it to the next, besides [`TALK`].
+pub const HAND_OVER: Set = &[Call::any(libc::SYS_pipe2)];
+
 /// Finding a back end, besides [`TALK`].
 pub const DIAL: Set = &[
     call::socket(&[libc::AF_UNIX as u32]),

@@ -16,7 +16,7 @@ use crate::wire::{Message, flag, request};
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// How long a ring may take to come to rest: what it has begun is finished first, on a disk that may be slow.
+/// The same where it may have much to do first: a ring comes to rest when what was begun is finished, on a disk that may be slow.
 const REST: Duration = Duration::from_secs(20);
 
 /// How often somebody who waits looks whether the device is still there.
@@ -56,8 +56,13 @@ impl Client {
 
     /// Asks for a number.
     pub(super) fn number(&mut self, number: u32) -> Result<u64, BackError> {
-        let answer = self.ask(number, &[])?;
-        one(&answer)
+        self.number_for(number, &[], &[])
+    }
+
+    /// Says something, with descriptors, that is answered with a number.
+    pub(super) fn number_for(&mut self, number: u32, body: &[u8], with: &[RawFd]) -> Result<u64, BackError> {
+        self.channel.send(number, 0, body, with)?;
+        one(&self.answer(number)?)
     }
 
     /// Says something, with descriptors.
@@ -88,7 +93,10 @@ impl Client {
     }
 
     fn answer(&mut self, number: u32) -> Result<Message, BackError> {
-        let patience = if number == request::GET_VRING_BASE { REST } else { PATIENCE };
+        let patience = match number {
+            request::GET_VRING_BASE | request::SET_DEVICE_STATE_FD | request::CHECK_DEVICE_STATE => REST,
+            _ => PATIENCE,
+        };
         let until = Instant::now() + patience;
         loop {
             if let Some(message) = self.channel.receive()? {
@@ -104,7 +112,7 @@ impl Client {
             if self.gone.load(Ordering::Relaxed) {
                 return Err(BackError::Gone);
             }
-            readable(self.channel.fd(), left.min(LOOK));
+            ready(self.channel.fd(), libc::POLLIN, left.min(LOOK));
         }
     }
 }
@@ -125,9 +133,9 @@ fn ring_value(index: usize, value: u32) -> [u8; 8] {
     bytes
 }
 
-/// Waits until there is something to read, or for so long.
-fn readable(fd: RawFd, at_most: Duration) {
-    let mut poll = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+/// Waits until a descriptor is ready, or for so long.
+pub(super) fn ready(fd: RawFd, events: libc::c_short, at_most: Duration) {
+    let mut poll = libc::pollfd { fd, events, revents: 0 };
     // SAFETY: one valid structure for the call. Whatever comes of it, the caller looks and comes back.
     unsafe { libc::poll(&raw mut poll, 1, at_most.as_millis() as i32 + 1) };
 }

@@ -52,12 +52,23 @@ pub struct Wish {
     /// Chains come back in the order in which they were taken, whatever was negotiated: so a back end's death leaves no doubt about
     /// which of them are done.
     pub in_order: bool,
-    /// The back end knows more of the driver than guest memory tells: no other one can go on in its place.
-    pub stateful: bool,
+    /// What the back end knows of the driver beyond what guest memory tells.
+    pub knows: Knows,
     /// Where the connection waits while the machine is made anew, if it is to: some back ends end with it.
     pub parked: Option<Parked>,
     /// The configuration space.
     pub config: ConfigWish,
+}
+
+/// What a back end knows of a driver beyond what guest memory tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Knows {
+    /// Nothing: another one can go on in its place.
+    Nothing,
+    /// What others cannot do without.
+    Vital,
+    /// What others lack too, but they answer what they do not understand with errors, so that the driver sees them and can go on.
+    Missed,
 }
 
 /// Who tells the bytes of a configuration space.

@@ -82,6 +82,15 @@ pub enum BackError {
         /// Its number.
         index: usize,
     },
+    /// More than there is room for in a saved machine.
+    #[error("it knows more than {most} bytes of its driver", most = super::handover::MOST)]
+    KnowsTooMuch,
+    /// What is known of a driver did not all come, or was not all taken.
+    #[error("handing over what is known of its driver took more than {} seconds", after.as_secs())]
+    Slow {
+        /// How long was waited.
+        after: Duration,
+    },
     /// The host refused something of our own.
     #[error("cannot {what}")]
     Host {

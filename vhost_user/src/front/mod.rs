@@ -21,6 +21,7 @@ pub mod calls;
 mod client;
 mod dial;
 mod error;
+mod handover;
 mod rings;
 mod shared;
 mod state;
@@ -43,7 +44,7 @@ use rings::{Driver, Progress, Ring, progress, tell_event};
 use shared::{Shared, Shown, Talk};
 use watch::Watching;
 
-pub use dial::{Adjust, ConfigWish, Parked, Told, Wish};
+pub use dial::{Adjust, ConfigWish, Knows, Parked, Told, Wish};
 pub use error::BackError;
 
 use crate::wire::{protocol, request};
@@ -77,7 +78,15 @@ impl Remote {
             offered,
             gone,
             grant: OnceLock::new(),
-            talk: Mutex::new(Talk { client: Some(client), agreed, back, driver, unsure: false }),
+            talk: Mutex::new(Talk {
+                client: Some(client),
+                agreed,
+                back,
+                driver,
+                unsure: false,
+                told: false,
+                forgot: false,
+            }),
             shown: Mutex::new(Shown { bytes: config, written: BTreeMap::new() }),
             bell: event()?,
             error: event()?,
@@ -223,6 +232,11 @@ impl Virtio for Remote {
             return Err(shared.error("not connected".to_owned()));
         };
         let mut talk = shared.talk();
+        if talk.forgot || shared.wish.knows == Knows::Vital && talk.client.is_none() {
+            // The next one would know nothing of this driver.
+            return Err(shared.error(format!("the back end at {} is away", shared.wish.socket.display())));
+        }
+        talk.told = false;
         // All rings rest: what was said of them concerns the driver before.
         watch::drain(&shared.error);
         talk.driver.features = Some(features);
@@ -282,7 +296,11 @@ impl Virtio for Remote {
             });
             rested.ok().flatten()
         });
-        if rested.is_none() && available != used && !shared.wish.in_order && !shared.wish.stateful {
+        if rested.is_none()
+            && available != used
+            && shared.wish.knows != Knows::Vital
+            && !shared.in_order(&ring.live.ram.map(), &queue)
+        {
             talk.unsure = true;
             if talk.driver.inflight.is_none() {
                 guest_warn!(
@@ -312,7 +330,7 @@ impl Virtio for Remote {
         let mut talk = shared.talk();
         talk.driver.features = None;
         talk.driver.inflight = None;
-        talk.unsure = false;
+        (talk.unsure, talk.told, talk.forgot) = (false, false, false);
         let mut shown = shared.shown();
         let written = std::mem::take(&mut shown.written);
         let before: Vec<_> = written.into_keys().map(|at| (at, shown.byte(at))).collect();

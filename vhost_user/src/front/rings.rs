@@ -61,6 +61,29 @@ pub(super) fn progress(map: &RamMap, queue: &QueueState) -> Option<Progress> {
     Some(Progress { available: index(queue.avail_ring)?, used: index(queue.used_ring)? })
 }
 
+/// Entries of the rings, behind flags and index (virtio 1.3 §2.7.6, §2.7.8), and their sizes.
+const ENTRIES: u64 = 4;
+const AVAILABLE: u64 = 2;
+const USED: u64 = 8;
+
+/// Whether chains came back in the order in which they were made available, as far back as the rings tell. Then those that are under way are the
+/// last ones.
+pub(super) fn in_order(map: &RamMap, queue: &QueueState) -> bool {
+    let Some(Progress { available, used }) = progress(map, queue) else { return false };
+    let under_way = available.wrapping_sub(used);
+    if under_way > queue.size {
+        return false;
+    }
+    (1..=queue.size - under_way).all(|back| {
+        // Sizes are powers of two.
+        let slot = u64::from(used.wrapping_sub(back) & (queue.size - 1));
+        let at = |ring: u64, size: u64| ring.checked_add(ENTRIES + slot * size).map(GuestAddress);
+        let taken = at(queue.avail_ring, AVAILABLE).and_then(|at| map.read_obj::<u16>(at).ok());
+        let given = at(queue.used_ring, USED).and_then(|at| map.read_obj::<u32>(at).ok());
+        taken.zip(given).is_some_and(|(taken, given)| u32::from(u16::from_le(taken)) == u32::from_le(given))
+    })
+}
+
 impl Driver {
     /// Tells a back end what does not belong to one ring.
     pub(super) fn begin(

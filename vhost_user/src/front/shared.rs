@@ -6,13 +6,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use device::limit::LogLimit;
+use device::ram::RamMap;
 use device::virtio::feature;
 use device::{DeviceError, DriverLink, VirtioGrant, guest_warn};
+use virtio_queue::QueueState;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::client::Client;
-use super::dial::{self, Offer, Told, Wish, config_body};
-use super::rings::{Driver, Progress, Ring, progress};
+use super::dial::{self, Knows, Offer, Told, Wish, config_body};
+use super::rings::{Driver, Progress, Ring, in_order, progress};
 use crate::BackError;
 use crate::wire::{protocol, request};
 
@@ -27,6 +29,10 @@ pub(super) struct Talk {
     pub(super) driver: Driver,
     /// A ring was stopped without the back end, which had taken chains from it.
     pub(super) unsure: bool,
+    /// The back end was told what another one knew of a driver that is about to go on,
+    pub(super) told: bool,
+    /// and is not there any more.
+    pub(super) forgot: bool,
 }
 
 /// The configuration space.
@@ -80,7 +86,8 @@ impl Shared {
     pub(super) fn lose(&self, talk: &mut Talk, why: &BackError) {
         let Some(client) = talk.client.take() else { return };
         client.hang_up();
-        if self.wish.stateful && talk.driver.features.is_some() {
+        talk.forgot |= std::mem::take(&mut talk.told);
+        if self.wish.knows == Knows::Vital && talk.driver.features.is_some() {
             guest_warn!(
                 self.limit,
                 "{}: the back end at {} went away: {}; the driver has to begin anew",
@@ -142,8 +149,15 @@ impl Shared {
             return ring.base;
         }
         let Progress { available, used } = progress(&ring.live.ram.map(), &ring.live.queue.state())?;
-        let known = driver.inflight.is_some() || self.wish.in_order || available == used;
+        let known = driver.inflight.is_some()
+            || available == used
+            || self.in_order(&ring.live.ram.map(), &ring.live.queue.state());
         known.then_some(used)
+    }
+
+    /// Whether chains of a ring came back in the order in which they were taken.
+    pub(super) fn in_order(&self, map: &RamMap, queue: &QueueState) -> bool {
+        self.wish.in_order || self.wish.knows == Knows::Missed && in_order(map, queue)
     }
 
     /// Goes on with a new back end.
@@ -163,7 +177,7 @@ impl Shared {
         }
         let mut lost = Vec::new();
         talk.driver.theirs = theirs;
-        if self.wish.stateful && talk.driver.features.is_some() {
+        if self.wish.knows == Knows::Vital && talk.driver.features.is_some() {
             // This one knows nothing of the driver, and has none of its rings.
             for ring in talk.driver.rings.iter_mut().flatten() {
                 let used = progress(&ring.live.ram.map(), &ring.live.queue.state()).map(|p| p.used);

@@ -5,6 +5,7 @@ use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::atomic::AtomicUsize;
+use std::thread::JoinHandle;
 use std::time::Instant;
 
 use device::fake::{FakeEvents, FakeLink};
@@ -17,7 +18,10 @@ use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 use vmm_sys_util::tempdir::TempDir;
 
 use super::*;
-use crate::wire::{CONFIG_CHANGE, F_PROTOCOL_FEATURES, expects_answer, flag, header, name};
+use crate::wire::{CONFIG_CHANGE, F_PROTOCOL_FEATURES, NO_DESCRIPTOR, expects_answer, flag, header, name};
+
+mod handover;
+mod order;
 
 const OWN: u64 = 1 << 3;
 const QUEUES: usize = 2;
@@ -44,7 +48,7 @@ fn wish(socket: std::path::PathBuf) -> Wish {
         few_queues: 1,
         binding: 0,
         in_order: false,
-        stateful: false,
+        knows: Knows::Nothing,
         parked: None,
         config: ConfigWish {
             bytes: vec![0; 8],
@@ -101,6 +105,10 @@ struct Peer {
     done: AtomicUsize,
     /// First byte of its configuration space.
     first: u8,
+    /// Protocol features that it does not have.
+    lacks: u64,
+    /// What it knows of a driver.
+    known: Arc<Mutex<Vec<u8>>>,
 }
 
 impl Peer {
@@ -112,6 +120,7 @@ impl Peer {
 
     fn talk(&self, mut stream: UnixStream) -> std::io::Result<()> {
         let mut back = None;
+        let mut transfer = None;
         loop {
             let mut head = [0; 12];
             let mut fds = [-1; 8];
@@ -131,6 +140,12 @@ impl Peer {
             stream.read_exact(&mut body)?;
             if number == request::SET_BACKEND_REQ_FD {
                 back = files.pop();
+            }
+            if number == request::SET_DEVICE_STATE_FD {
+                transfer = files.pop().map(|file| self.transfer(body[0] == 0, file));
+            }
+            if let Some(transfer) = transfer.take_if(|_| number == request::CHECK_DEVICE_STATE) {
+                transfer.join().expect("the transfer ends");
             }
             if number == request::SET_CONFIG
                 && let Some(back) = &mut back
@@ -187,11 +202,23 @@ impl Peer {
         }
     }
 
+    /// Says what it knows, or hears what it is to know, until the other end of the pipe is closed.
+    fn transfer(&self, says: bool, mut file: File) -> JoinHandle<()> {
+        let known = self.known.clone();
+        let work = move || {
+            let mut known = known.lock().unwrap();
+            // Whoever is at the other end may have enough.
+            let _ = if says { file.write_all(&known) } else { file.read_to_end(&mut known).map(|_| ()) };
+        };
+        std::thread::Builder::new().name("transfer".into()).spawn(work).unwrap()
+    }
+
     fn answer(&self, number: u32, body: &[u8]) -> (Vec<u8>, Option<File>) {
         let value = match number {
             request::GET_FEATURES => F_PROTOCOL_FEATURES | feature::VERSION_1 | OWN | 1 << 60,
-            request::GET_PROTOCOL_FEATURES => u64::MAX,
+            request::GET_PROTOCOL_FEATURES => !self.lacks,
             request::GET_QUEUE_NUM => QUEUES as u64,
+            request::SET_DEVICE_STATE_FD => NO_DESCRIPTOR,
             request::GET_CONFIG => {
                 return ([&body[..12], &[self.first, 1, 2, 3, 4, 5, 6, 6]].concat(), None);
             }
@@ -216,7 +243,11 @@ struct Machine {
 
 impl Machine {
     fn new(socket: &std::path::Path) -> Result<Machine, BackError> {
-        let mut device = Remote::find(wish(socket.to_path_buf()), Duration::ZERO)?;
+        Machine::of(wish(socket.to_path_buf()))
+    }
+
+    fn of(wish: Wish) -> Result<Machine, BackError> {
+        let mut device = Remote::find(wish, Duration::ZERO)?;
         let mapping = MmapRegion::from_file(FileOffset::new(memfd(1 << 20), 0), 1 << 20).unwrap();
         let region = GuestRegionMmap::new(mapping, GuestAddress(0)).unwrap();
         let ram = Ram::new(RamMap::from_regions(vec![region]).unwrap());
@@ -276,9 +307,20 @@ impl Machine {
 }
 
 fn peer(dir: &TempDir, at: u32, deed: Deed, first: u8) -> std::path::PathBuf {
+    peer_that_knows(dir, at, deed, first, 0, Arc::default())
+}
+
+fn peer_that_knows(
+    dir: &TempDir,
+    at: u32,
+    deed: Deed,
+    first: u8,
+    lacks: u64,
+    known: Arc<Mutex<Vec<u8>>>,
+) -> std::path::PathBuf {
     let socket = dir.as_path().join("socket");
     let listener = UnixListener::bind(&socket).unwrap();
-    let peer = Peer { listener, at, deed, done: AtomicUsize::new(0), first };
+    let peer = Peer { listener, at, deed, done: AtomicUsize::new(0), first, lacks, known };
     std::thread::Builder::new().name("peer".into()).spawn(move || peer.serve()).unwrap();
     socket
 }

@@ -23,6 +23,7 @@ const REQUESTS: u32 = 1;
 const WAKE: u32 = 2;
 const BELL: u32 = 3;
 const ERROR: u32 = 4;
+const RETRY: u32 = 5;
 
 /// How long to leave a back end alone that did what it must not.
 const LATER: Duration = Duration::from_secs(1);
@@ -36,11 +37,13 @@ pub(super) struct Watching {
     requests: Option<Channel>,
     /// Looks for the next back end.
     search: Option<Attached<Search>>,
+    /// Goes off when it is time to begin to look once more: the host had no thread or no descriptor for it.
+    retry: Option<TimerFd>,
 }
 
 impl Watching {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
-        Watching { shared, socket: None, requests: None, search: None }
+        Watching { shared, socket: None, requests: None, search: None, retry: None }
     }
 
     /// Watches the back end that there is, or looks for one.
@@ -85,13 +88,29 @@ impl Watching {
     fn look(&mut self, watch: &mut Watch<'_>) {
         self.deaf(watch);
         let Some(grant) = self.shared.grant.get() else { return };
-        let started = TimerFd::new().map_err(|e| io::Error::from_raw_os_error(e.errno())).and_then(|timer| {
+        let started = timer().and_then(|timer| {
             let worker = grant.workers.own(&self.shared.wish.id, &[]).map_err(io::Error::other)?;
             worker.attach(Search { shared: self.shared.clone(), timer, said: String::new() })
         });
         match started {
             Ok(search) => self.search = Some(search),
-            Err(e) => log::error!("{}: cannot look for a back end: {e}", self.shared.wish.id),
+            Err(e) => {
+                let (limit, id) = (&self.shared.limit, &self.shared.wish.id);
+                guest_warn!(*limit, "{id}: cannot look for a back end: {e}; trying again");
+                if let Some(Err(e)) = self.retry.as_mut().map(|timer| set(timer, LATER)) {
+                    log::error!("{id}: cannot look for a back end any more: {e}");
+                }
+            }
+        }
+    }
+
+    /// Begins to look once more, unless that was possible meanwhile.
+    fn look_once_more(&mut self, watch: &mut Watch<'_>) {
+        if let Some(Err(e)) = self.retry.as_mut().map(TimerFd::wait) {
+            log::debug!("{}: a timer: {e}", self.shared.wish.id);
+        }
+        if self.socket.is_none() && self.search.is_none() {
+            self.look(watch);
         }
     }
 
@@ -172,6 +191,14 @@ pub(super) fn drain(event: &EventFd) {
     let _ = event.read();
 }
 
+fn timer() -> io::Result<TimerFd> {
+    TimerFd::new().map_err(|e| io::Error::from_raw_os_error(e.errno()))
+}
+
+fn set(timer: &mut TimerFd, after: Duration) -> io::Result<()> {
+    timer.reset(after, None).map_err(|e| io::Error::from_raw_os_error(e.errno()))
+}
+
 fn forget(watch: &mut Watch<'_>, fd: std::os::fd::RawFd) {
     if let Err(e) = watch.remove(fd) {
         log::debug!("epoll: cannot forget {fd}: {e}");
@@ -184,6 +211,10 @@ impl Task for Watching {
         for (event, token) in [(&shared.wake, WAKE), (&shared.bell, BELL), (&shared.error, ERROR)] {
             watch.add(event.as_raw_fd(), token, EventSet::IN)?;
         }
+        // Made now, as there may be no descriptor left when it is needed.
+        let retry = timer()?;
+        watch.add(retry.as_raw_fd(), RETRY, EventSet::IN)?;
+        self.retry = Some(retry);
         self.follow(watch);
         Ok(())
     }
@@ -198,7 +229,16 @@ impl Task for Watching {
                 self.follow(watch);
             }
             BELL => self.rung(),
+<<<<<<< HEAD
+            RETRY => self.look_once_more(watch),
+            ERROR => {
+                drain(&self.shared.error);
+                guest_warn!(self.shared.limit, "{}: the back end gave a queue up", self.shared.wish.id);
+                self.shared.link().inspect(|link| link.needs_reset());
+            }
+=======
             ERROR => self.given_up(),
+>>>>>>> proof
             _ => {}
         }
     }
@@ -212,16 +252,10 @@ struct Search {
     said: String,
 }
 
-impl Search {
-    fn set(&mut self, after: Duration) -> io::Result<()> {
-        self.timer.reset(after, None).map_err(|e| io::Error::from_raw_os_error(e.errno()))
-    }
-}
-
 impl Task for Search {
     fn start(&mut self, watch: &mut Watch<'_>) -> io::Result<()> {
         watch.add(self.timer.as_raw_fd(), 0, EventSet::IN)?;
-        self.set(AGAIN)
+        set(&mut self.timer, AGAIN)
     }
 
     fn ready(&mut self, _: u32, _: EventSet, watch: &mut Watch<'_>) {
@@ -250,7 +284,7 @@ impl Task for Search {
                 LATER
             }
         };
-        if let Err(e) = self.set(after) {
+        if let Err(e) = set(&mut self.timer, after) {
             log::error!("{}: cannot look for a back end any more: {e}", self.shared.wish.id);
         }
     }

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use ::spec::Refusal;
 use device::{Host, Virtio, VirtioKind};
-use vhost_user::front::{ConfigWish, Remote, Told, Wish};
+use vhost_user::front::{ConfigWish, Knows, Remote, Told, Wish};
 
 use super::DiskSpec;
 use super::wire::{BLOCK, CAPACITY, CONFIG_LENGTH, QUEUES, SEGMENTS, WRITEBACK, feature, segments};
@@ -40,7 +40,7 @@ impl DiskSpec {
             few_queues: 1,
             binding: feature::RO,
             in_order: false,
-            stateful: false,
+            knows: Knows::Nothing,
             parked: None,
             config: ConfigWish {
                 bytes: vec![0; CONFIG_LENGTH],

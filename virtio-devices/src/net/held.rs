@@ -1,4 +1,6 @@
-//! A frame that came from the tap and found too few buffers. It is kept while its queue is stopped, and goes with its driver.
+//! A frame that came from the tap and found too few buffers, or from the card's own service. It is kept while its queue is stopped, and goes with its driver.
+
+use net_util::VNET_HDR_LEN;
 
 use super::wire::MAX_FRAME;
 use crate::buffers::Gathered;
@@ -30,6 +32,14 @@ impl Held {
     pub(super) fn room(&mut self) -> &mut [u8] {
         self.bytes.resize(MAX_FRAME, 0);
         &mut self.bytes
+    }
+
+    /// Takes a frame that comes with no header of the device's.
+    pub(super) fn put(&mut self, frame: &[u8]) {
+        self.bytes.clear();
+        self.bytes.resize(VNET_HDR_LEN, 0);
+        self.bytes.extend_from_slice(frame);
+        self.length = self.bytes.len();
     }
 
     /// Takes a frame of `length` bytes, of which the first are in `buffers` and the others in the room. `false` if there is none of such a

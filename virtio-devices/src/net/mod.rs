@@ -15,7 +15,8 @@
 //! Where the device is served to a front end in another process, the control queue is the front end's, and which pairs are in use is
 //! told by [`Virtio::use_queue`].
 //!
-//! The link is always up. Nothing is filtered: the driver sees what the tap carries.
+//! The link is always up. Nothing is filtered: the driver sees what the tap carries. Where the guest finds metadata over the card, what it
+//! sends to that service goes there and not to the tap ([`service`]).
 
 mod calls;
 mod ctrl;
@@ -23,6 +24,7 @@ mod held;
 mod pair;
 mod remote;
 mod rx;
+mod service;
 mod spec;
 mod state;
 mod stats;
@@ -46,6 +48,7 @@ use virtio_queue::QueueState;
 use ctrl::Ctrl;
 use pair::Pairs;
 use rx::Rx;
+use service::Service;
 use state::Settings;
 use stats::Stats;
 use tx::Tx;
@@ -72,6 +75,8 @@ struct Shared {
     offloads: AtomicU64,
     /// Limits of what is received, and of what is transmitted, by all pairs together.
     limiters: [Option<Arc<Limiter>>; 2],
+    /// What the card answers itself.
+    service: Option<Service>,
 }
 
 /// What a device is made of.
@@ -87,6 +92,7 @@ struct Parts {
     /// Those of each direction.
     limits: RateLimit,
     commands: Commands,
+    service: Option<Service>,
 }
 
 /// Who carries out the commands of the control queue.
@@ -148,7 +154,7 @@ const ANNOUNCES: u64 = feature::GUEST_ANNOUNCE | feature::CTRL_VQ;
 
 impl Net {
     fn new(parts: Parts) -> Self {
-        let Parts { id, pairs, mac, mtu, queue_size, offloads, limits, commands } = parts;
+        let Parts { id, pairs, mac, mtu, queue_size, offloads, limits, commands, service } = parts;
         let mut offered = ring::VERSION_1 | ring::RING_EVENT_IDX | ring::RING_INDIRECT_DESC | offloads;
         offered |= feature::MQ | feature::CTRL_VQ | feature::STATUS | feature::GUEST_ANNOUNCE;
         offered |= feature::MRG_RXBUF;
@@ -170,6 +176,7 @@ impl Net {
             status: AtomicU16::new(STATUS_LINK_UP),
             offloads: AtomicU64::new(0),
             limiters: [Limiter::new(&limits), Limiter::new(&limits)],
+            service,
         };
         Net {
             shared: Arc::new(shared),
@@ -295,6 +302,9 @@ impl Virtio for Net {
         pairs.list[0].drain();
         for pair in &pairs.list {
             pair.held().clear();
+        }
+        if let Some(service) = &self.shared.service {
+            service.clear();
         }
         pairs.use_first(usize::from(settings.pairs)).map_err(failed)?;
         // A restored guest may be at another port of the network; the transport tells its driver to look.

@@ -11,7 +11,7 @@ use log::warn;
 use net_util::MacAddr;
 use sandbox::Set;
 use terminal::Listener;
-use vhost_user::front::{ConfigWish, Remote, Told, Wish};
+use vhost_user::front::{ConfigWish, Knows, Remote, Told, Wish};
 use virtio_queue::QueueState;
 
 use super::ctrl::{Commanded, Ctrl, refuse};
@@ -85,7 +85,7 @@ impl NetSpec {
             few_queues: 2,
             binding: 0,
             in_order: true,
-            stateful: false,
+            knows: Knows::Nothing,
             parked: None,
             config: ConfigWish {
                 bytes: Vec::new(),

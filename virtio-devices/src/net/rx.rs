@@ -9,13 +9,14 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use device::limit::LogLimit;
 use device::{DeviceError, LiveQueue, Task, Watch, guest_warn};
 use log::{error, warn};
 use net_util::VNET_HDR_LEN;
 use vmm_sys_util::epoll::EventSet;
+use vmm_sys_util::timerfd::TimerFd;
 
 use super::Shared;
 use super::window::{Filled, Room};
@@ -27,12 +28,17 @@ const KICK: u32 = 0;
 const TAP: u32 = 1;
 const CHANGED: u32 = 2;
 const LIMIT: u32 = 3;
+const SERVICE: u32 = 4;
+const DUE: u32 = 5;
 
 /// Most frames received before other events of the thread are looked at.
 pub const BUDGET: usize = 64;
 
 /// Least bytes of buffers to have at hand: more than most frames of an Ethernet have.
 const LEAST_WANTED: usize = 2048;
+
+/// The least time after which the service is looked at again: a timer set to nothing never goes off.
+const LEAST_WAIT: Duration = Duration::from_millis(1);
 
 static BAD_BUFFER: LogLimit = LogLimit::new();
 static TOO_SMALL: LogLimit = LogLimit::new();
@@ -58,6 +64,8 @@ pub(super) struct Rx {
     shared: Arc<Shared>,
     pair: usize,
     throttle: Option<Throttle>,
+    /// When there is something to do for the card's own service; with the first pair, if there is one.
+    due: Option<TimerFd>,
     room: Room,
     /// Bytes of buffers to have at hand for a frame, where frames may go into several.
     wanted: usize,
@@ -68,13 +76,24 @@ pub(super) struct Rx {
 impl Rx {
     pub(super) fn new(queue: LiveQueue, shared: Arc<Shared>, pair: usize) -> Result<Self, DeviceError> {
         let throttle = shared.throttle(0)?;
+        let serves = pair == 0 && shared.service.is_some();
+        let due = serves.then(TimerFd::new).transpose();
+        let due = due.map_err(|e| DeviceError::new("cannot make a timer", io::Error::from(e)))?;
         let (room, wanted) = (Room::new(), LEAST_WANTED);
-        Ok(Rx { queue, shared, pair, throttle, room, wanted, polling: false, lost: false })
+        Ok(Rx { queue, shared, pair, throttle, due, room, wanted, polling: false, lost: false })
     }
 
     /// Receives, and then waits for whatever it needs to go on.
     fn serve(&mut self, watch: &mut Watch<'_>) {
+        self.follow_service();
         let end = if self.lost { End::Lost } else { self.receive() };
+        if self.follow_service()
+            && end == End::Wait
+            && let Some(service) = &self.shared.service
+        {
+            service.changed();
+            service.tell();
+        }
         let poll = end == End::Wait;
         if end == End::Lost && !self.lost {
             self.lost = true;
@@ -91,8 +110,24 @@ impl Rx {
         }
     }
 
+    /// Has the card's own service do what is due if anything changed, and sets the timer for what will be. Tells whether there is a frame
+    /// of it for the driver that there was not before.
+    fn follow_service(&mut self) -> bool {
+        let (Some(timer), Some(service)) = (&mut self.due, &self.shared.service) else { return false };
+        let Some(wait) = service.follow(Instant::now()) else { return false };
+        let set = match wait {
+            Some(wait) => timer.reset(wait.max(LEAST_WAIT), None),
+            None => timer.clear(),
+        };
+        if let Err(e) = set {
+            error!("{}: cannot set a timer: {e}", self.shared.id);
+        }
+        service.has_frame()
+    }
+
     fn receive(&mut self) -> End {
-        let Rx { queue, shared, pair, throttle, room, wanted, .. } = self;
+        let Rx { queue, shared, pair, throttle, due, room, wanted, .. } = self;
+        let service = shared.service.as_ref().filter(|_| due.is_some());
         let pair = &shared.pairs.list[*pair];
         let active = pair.active();
         if !*active {
@@ -113,6 +148,11 @@ impl Rx {
             {
                 end = End::Limited;
                 break;
+            }
+            if held.length() == 0
+                && let Some(service) = service
+            {
+                service.give(&mut held, now);
             }
             let want = match (merges, held.length()) {
                 (true, 0) => (*wanted, VNET_HDR_LEN),
@@ -205,6 +245,12 @@ impl Task for Rx {
         if let Some(throttle) = &self.throttle {
             throttle.watch(watch, LIMIT)?;
         }
+        if let (Some(timer), Some(service)) = (&self.due, &self.shared.service) {
+            watch.add(service.given.as_raw_fd(), SERVICE, EventSet::IN)?;
+            // Edge-triggered: the timer need not be read.
+            watch.add(timer.as_raw_fd(), DUE, EventSet::IN | EventSet::EDGE_TRIGGERED)?;
+            service.changed();
+        }
         self.serve(watch);
         Ok(())
     }
@@ -220,6 +266,14 @@ impl Task for Rx {
             LIMIT => {
                 if let Some(throttle) = &mut self.throttle {
                     throttle.woken();
+                }
+            }
+            SERVICE | DUE => {
+                if let Some(service) = &self.shared.service {
+                    if token == SERVICE {
+                        drain_event(&service.given);
+                    }
+                    service.changed();
                 }
             }
             _ => {}

@@ -7,12 +7,14 @@ use std::sync::Arc;
 
 use device::{Build, Built, Calls, Host, Naming, Virtio};
 use log::warn;
+use metadata::Store;
 use net_util::{LinkConfig, MacAddr, TapSet};
 use sandbox::{HostPath, Use};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use spec::{Facts, Kind, Part, PciCommon, RateLimit, Refusal, Spec, Value};
 
 use super::pair::{PairError, Pairs};
+use super::service::Service;
 use super::wire::feature;
 use super::{Commands, Net, Parts};
 
@@ -67,6 +69,8 @@ spec::spec! {
             "offload_ufo" => offload_ufo: bool = true,
             /// Leave checksums of frames that do not leave the host undone.
             "offload_csum" => offload_csum: bool = true,
+            /// Whether the guest finds the machine's metadata over this card; if --metadata is given, when absent.
+            "metadata" => metadata: Option<bool> = None,
         }
         unsupported {}
     }
@@ -88,6 +92,15 @@ impl Spec for NetSpec {
             spec::vhost_user::check(self.vhost_socket.as_deref(), self.limits.is_active(), facts)?;
         } else if self.vhost_socket.is_some() {
             return refuse("A socket without vhost_user=on".into());
+        }
+        match self.metadata {
+            Some(true) if self.vhost_user => {
+                return refuse(
+                    "metadata=on with vhost_user=on: the frames of such a card do not come by here".into(),
+                );
+            }
+            Some(true) if !facts.metadata => return refuse("metadata=on without --metadata".into()),
+            _ => {}
         }
         let pairs = self.num_queues / 2;
         spec::queues::check(pairs, self.queue_size, facts)?;
@@ -164,8 +177,17 @@ impl NetSpec {
 impl Build for NetSpec {
     const NAMING: Naming = Naming::Counted("net");
     const CALLS: Calls = super::calls::CALLS;
-    const REPLACEABLE: &'static [&'static str] =
-        &["tap", "ip", "mask", "mac", "host_mac", "rate_limiter_config", "vhost_socket", "vhost_mode"];
+    const REPLACEABLE: &'static [&'static str] = &[
+        "tap",
+        "ip",
+        "mask",
+        "mac",
+        "host_mac",
+        "rate_limiter_config",
+        "vhost_socket",
+        "vhost_mode",
+        "metadata",
+    ];
 
     fn common(&self) -> Option<&PciCommon> {
         Some(&self.pci)
@@ -222,7 +244,8 @@ impl NetSpec {
         let pairs = self.take(host)?;
         self.mac = self.mac.or(pairs.mac.map(Mac));
         self.drawn_mac()?;
-        Ok(self.device(host, pairs, Commands::Ours))
+        let service = self.service(host)?;
+        Ok(self.device(host, pairs, Commands::Ours, service))
     }
 
     /// Builds the device for a front end in another process, which gives it a MAC if nothing else does and has the control queue to
@@ -233,7 +256,7 @@ impl NetSpec {
     pub fn served(&mut self, host: &Host<'_>) -> Result<Box<dyn Virtio>, Refusal> {
         let pairs = self.take(host)?;
         self.mac = self.mac.or(pairs.mac.map(Mac));
-        Ok(Box::new(self.device(host, pairs, Commands::FrontEnds)))
+        Ok(Box::new(self.device(host, pairs, Commands::FrontEnds, None)))
     }
 
     /// The tap, opened now or before.
@@ -248,7 +271,23 @@ impl NetSpec {
         Ok(pairs)
     }
 
-    fn device(&self, host: &Host<'_>, pairs: Arc<Pairs>, commands: Commands) -> Net {
+    /// The metadata service, if this card has it.
+    fn service(&self, host: &Host<'_>) -> Result<Option<Service>, Refusal> {
+        if !host.facts.metadata || self.metadata == Some(false) {
+            return Ok(None);
+        }
+        let store = host.kept.find::<Arc<Store>>(metadata::KEPT);
+        let store = store.ok_or_else(|| Refusal::new(Kind::Bug, "the machine's metadata was not kept"))?;
+        Service::new(store, self.mtu).map(Some)
+    }
+
+    fn device(
+        &self,
+        host: &Host<'_>,
+        pairs: Arc<Pairs>,
+        commands: Commands,
+        service: Option<Service>,
+    ) -> Net {
         Net::new(Parts {
             id: host.id.to_owned(),
             offloads: self.offloads(pairs.packs_datagrams),
@@ -258,6 +297,7 @@ impl NetSpec {
             queue_size: self.queue_size,
             limits: self.limits,
             commands,
+            service,
         })
     }
 }

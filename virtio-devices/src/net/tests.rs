@@ -609,4 +609,5 @@ fn cpu_time() -> Duration {
 mod large;
 mod merged;
 mod random;
+mod service;
 mod state;

@@ -95,8 +95,13 @@ impl Tx {
             let head = chain.head_index();
             match pieces.gather(&map, chain, Direction::ToDevice) {
                 Ok(frame) if (VNET_HDR_LEN + ETHERNET_HEADER..=MAX_FRAME).contains(&frame.length()) => {
-                    // SAFETY: the buffers are guest memory, mapped while `map` is held, and only read.
-                    match unsafe { tap.writev(frame.iovecs()) } {
+                    let answered = shared.service.as_ref().is_some_and(|service| service.take(&frame, now));
+                    let sent = match answered {
+                        true => Ok(frame.length()),
+                        // SAFETY: the buffers are guest memory, mapped while `map` is held, and only read.
+                        false => unsafe { tap.writev(frame.iovecs()) },
+                    };
+                    match sent {
                         Ok(length) => {
                             frames += 1;
                             let length = length.saturating_sub(VNET_HDR_LEN) as u64;
@@ -132,6 +137,9 @@ impl Tx {
         }
         if used > 0 {
             queue.signal(&map);
+        }
+        if let Some(service) = &shared.service {
+            service.tell();
         }
         shared.stats.sent(frames, bytes, dropped);
         end

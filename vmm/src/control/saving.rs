@@ -74,11 +74,16 @@ impl Control {
 
     /// Whether a question may be asked while the machine is being saved.
     pub(super) fn harmless(action: &Action) -> bool {
-        use Action::{VmCounters, VmDelete, VmInfo, VmShutdown, VmWaitDevice, VmmPing, VmmShutdown};
-        matches!(
-            action,
-            VmmPing | VmmShutdown | VmInfo | VmCounters | VmWaitDevice(_) | VmShutdown | VmDelete
-        )
+        use Action::{
+            VmCounters, VmDelete, VmInfo, VmMetadata, VmPatchMetadata, VmSetMetadata, VmShutdown,
+            VmWaitDevice, VmmPing, VmmShutdown,
+        };
+        match action {
+            VmmPing | VmmShutdown | VmInfo | VmCounters | VmWaitDevice(_) | VmShutdown | VmDelete => true,
+            // None of it is in a snapshot.
+            VmMetadata | VmSetMetadata(_) | VmPatchMetadata(_) => true,
+            _ => false,
+        }
     }
 
     /// Answers for a snapshot that is complete, and tells how far one is that is not.
@@ -140,6 +145,7 @@ impl Control {
         let restored = self.rebuild(request);
         if let Err(e) = restored {
             self.kept.clear();
+            self.metadata = None;
             self.names = Names::default();
             // A state may have been large, and what the allocator keeps of it would stay with this process.
             // SAFETY: only memory that is free is given back.
@@ -164,6 +170,8 @@ impl Control {
         let device = Path::new(USERFAULT_DEVICE);
         let device = device.exists().then(|| HostPath::new(device, Use::ReadWrite));
         self.paths.enter(&spec, [place].into_iter().chain(device).collect())?;
+        self.open_metadata(&spec)?;
+        super::metadata::keep(self.metadata.as_ref(), &self.kept);
         let node: Node = source.machine().map_err(unreadable)?;
 
         self.generation += 1;

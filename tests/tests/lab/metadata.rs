@@ -1,0 +1,115 @@
+//! A Debian that asks who it is: stock cloud-init, which finds the metadata service as it would in EC2.
+
+use std::net::{Ipv4Addr, UdpSocket};
+
+use serde_json::json;
+use tests::linux::{Linux, Pvh};
+use tests::place;
+use tests::stock::Stock;
+
+const HOST: Ipv4Addr = Ipv4Addr::new(192, 168, 249, 1);
+const GUEST: Ipv4Addr = Ipv4Addr::new(192, 168, 249, 2);
+const KEY: &str =
+    "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ0000000000000000000000000000000000000000ops ops@example";
+const OTHER: &str =
+    "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ0000000000000000000000000000000000000000dev dev@example";
+
+/// The answer to a question by DHCP (RFC 2131): always the same address.
+fn lease(question: &[u8]) -> Option<Vec<u8>> {
+    const OPTIONS: usize = 240;
+    let mut rest = question.get(OPTIONS..)?;
+    let kind = loop {
+        match rest {
+            [53, 1, kind, ..] => break *kind,
+            [0, tail @ ..] => rest = tail,
+            [_, length, tail @ ..] => rest = tail.get(usize::from(*length)..)?,
+            _ => return None,
+        }
+    };
+    // DISCOVER, OFFER; REQUEST, ACK.
+    let answer = match kind {
+        1 => 2,
+        3 => 5,
+        _ => return None,
+    };
+    let mut reply = question[..OPTIONS].to_vec();
+    reply[0] = 2;
+    reply[16..20].copy_from_slice(&GUEST.octets());
+    reply[20..24].copy_from_slice(&HOST.octets());
+    reply.extend([53, 1, answer, 51, 4, 0, 0, 14, 16, 1, 4, 255, 255, 255, 0]);
+    for option in [54, 3] {
+        reply.extend([option, 4]);
+        reply.extend(HOST.octets());
+    }
+    reply.push(255);
+    reply.resize(reply.len().max(300), 0);
+    Some(reply)
+}
+
+/// Answers questions for addresses, as long as this process lives, which is the story's alone.
+fn serve_addresses() {
+    let socket = UdpSocket::bind(("0.0.0.0", 67)).expect("the port is free in a network of one's own");
+    socket.set_broadcast(true).expect("broadcasts can be sent");
+    std::thread::spawn(move || {
+        let mut question = [0; 1500];
+        while let Ok(length) = socket.recv(&mut question) {
+            if let Some(reply) = lease(&question[..length])
+                && let Err(e) = socket.send_to(&reply, ("192.168.249.255", 68))
+            {
+                println!("an address cannot be given: {e}");
+            }
+        }
+    });
+}
+
+#[test]
+fn cloud_init_takes_hostname_users_and_keys_from_the_service() {
+    tests::elsewhere!(Stock::get().cloud());
+    serve_addresses();
+    // What takes long on an emulated processor, or asks the internet, is left out.
+    let user_data = format!(
+        "#cloud-config\nlocale: false\nssh_genkeytypes: []\napt: {{preserve_sources_list: true}}\nusers:\n- default\n- name: dev\n  \
+         shell: /bin/bash\n  ssh_authorized_keys: ['{OTHER}']\nwrite_files:\n- path: /root/told\n  content: by the service\n"
+    );
+    let document = json!({"latest": {
+        "meta-data": {
+            "instance-id": "i-0123456789abcdef0",
+            "local-hostname": "web-1",
+            "public-keys": {"0=ops": {"openssh-key": KEY}},
+        },
+        "user-data": user_data,
+    }});
+    let file = place::scratch().join("metadata.json");
+    std::fs::write(&file, document.to_string()).expect("the scratch directory takes files");
+    let uuid = "ec2a1b2c-0000-4000-8000-0123456789ab";
+    let disk = place::copy();
+    let mut guest = Linux::new("6.12", Pvh)
+        .root_on_disk()
+        .cpus("boot=2")
+        .memory("size=1G")
+        .with(&["--disk", &format!("path={},image_type=raw", disk.display())])
+        .with(&["--net", &format!("ip={HOST},mask=255.255.255.0,mac=52:54:00:aa:bb:cc,id=card")])
+        .with(&["--platform", &format!("uuid={uuid},serial_number={uuid}")])
+        .with(&["--metadata", &format!("file={},tokens=required", file.display())])
+        .boot();
+    let (status, said) = guest.try_sh("cloud-init status --wait --long");
+    println!("{said}");
+    let log =
+        "cat /run/cloud-init/ds-identify.log; grep -vE 'DEBUG' /var/log/cloud-init.log | tail -n 60; ip addr";
+    assert!(status == 0, "{said}\n{}", guest.sh(log));
+    assert_eq!(guest.sh("cloud-id"), "aws", "{}", guest.sh(log));
+    assert_eq!(guest.sh("hostname; cat /etc/hostname"), "web-1\nweb-1");
+    assert_eq!(guest.sh("cat /root/told"), "by the service");
+    for (user, key) in [("debian", KEY), ("dev", OTHER)] {
+        let home = format!("/home/{user}");
+        let line = guest.sh(&format!("getent passwd {user}"));
+        println!("{line}");
+        assert!(line.ends_with(&format!(":{home}:/bin/bash")), "{line}");
+        let keys = guest
+            .sh(&format!("cat {home}/.ssh/authorized_keys; stat -c '%U %a' {home}/.ssh/authorized_keys"));
+        println!("{keys}");
+        assert_eq!(keys, format!("{key}\n{user} 600"));
+    }
+    assert_eq!(guest.sh("dmesg | grep -iE 'BUG:|WARNING:' || true"), "");
+    guest.power_off();
+}

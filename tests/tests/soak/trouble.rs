@@ -1,0 +1,280 @@
+//! Trouble of the host, made for a while: the machine goes on, what is asked meanwhile is done or refused for this reason, and when it is over
+//! everything is as it should be.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::Write;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::asked::{Client, Reasons};
+use crate::life::{End, Life};
+use crate::walk::Walk;
+
+const KIB: u64 = 1 << 10;
+const DESCRIPTORS: Reasons = &["os error 24", "Too many open files"];
+const MEMORY: Reasons = &["os error 12", "Cannot allocate memory", "os error 11", "Resource temporarily"];
+const SPACE: Reasons = &["os error 28", "No space left"];
+const SIZE: Reasons = &["os error 27", "File too large"];
+
+/// What goes wrong.
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Descriptors,
+    Memory,
+    Space,
+    FileSize,
+    DiskErrors,
+    SlowDisk,
+    DaemonDies,
+    DaemonStops,
+    HungQuestioners,
+}
+
+impl Walk<'_> {
+    /// Makes one kind of trouble, does some things meanwhile, and looks whether all is well when it is over.
+    pub(crate) fn trouble(&mut self) {
+        let plan = &self.life().plan;
+        let local = u64::from(!plan.disk_served);
+        let served = u64::from(plan.disk_served || plan.net_served);
+        let kind = self.random.pick(&[
+            (4, Kind::Descriptors),
+            (3, Kind::Memory),
+            (3, Kind::Space),
+            (2, Kind::FileSize),
+            (4 * local, Kind::DiskErrors),
+            (2 * local, Kind::SlowDisk),
+            (6 * served, Kind::DaemonDies),
+            (2 * served, Kind::DaemonStops),
+            (2, Kind::HungQuestioners),
+        ]);
+        self.course.step(&format!("{kind:?}"));
+        self.felt = 0;
+        match kind {
+            Kind::Descriptors => self.without_descriptors(),
+            Kind::Memory => self.without_memory(),
+            Kind::Space => self.without_space(),
+            Kind::FileSize => self.with_small_files(),
+            Kind::DiskErrors => self.with_disk_errors(),
+            Kind::SlowDisk => self.with_a_slow_disk(),
+            Kind::DaemonDies => self.daemon_dies(),
+            Kind::DaemonStops => self.daemon_stops(),
+            Kind::HungQuestioners => {
+                let streams = self.hung_questioners();
+                self.do_some();
+                drop(streams);
+                self.over("questioners that hang half way");
+            }
+        }
+    }
+
+    /// Some things that may be refused.
+    fn do_some(&mut self) {
+        for _ in 0..1 + self.random.below(4) {
+            if self.life_mut().living.has_ended() {
+                return;
+            }
+            match self.random.below(7) {
+                0 | 1 => drop(self.add()),
+                2 => drop(self.remove()),
+                3 => self.save_and_go_on(),
+                4 => drop(self.ask("counters", "GET", "vm.counters", &Value::Null)),
+                5 => self.resize(),
+                _ => {
+                    if self.put("pause", "vm.pause").is_some() {
+                        self.put("resume", "vm.resume");
+                    }
+                }
+            }
+            if !self.reasons.is_empty() {
+                self.resume_if_paused();
+            }
+        }
+    }
+
+    /// In trouble a pause may be left half way, or a resume be refused: it must be possible to go on.
+    fn resume_if_paused(&mut self) {
+        let answer = self.ask("info", "GET", "vm.info", &Value::Null);
+        if answer.is_some_and(|text| text.contains("\"state\":\"Paused\"")) {
+            self.put("resume", "vm.resume");
+        }
+    }
+
+    /// All is well again: the machine runs, has what it should have, and no request fails any more.
+    fn over(&mut self, what: &'static str) {
+        self.reasons = &[];
+        self.client = None;
+        if self.life_mut().living.has_ended() {
+            self.over_with_it(what);
+            return;
+        }
+        let text = self.ask("info", "GET", "vm.info", &Value::Null).expect("it is answered");
+        let info: Value = serde_json::from_str(&text).expect("vm.info is JSON");
+        if info["state"] == "Paused" {
+            self.put("resume", "vm.resume");
+        }
+        self.check_devices(&info);
+        let served = self.life().plan.net_served;
+        if served && self.life().living.messages().contains("net0: lost the back end") {
+            // And with it frames that it had taken.
+            self.site.new_partner();
+        }
+        let life = self.life_mut();
+        let before = life.failures;
+        // Signs from before may still be on their way, and what was under way may still have failed.
+        life.living.type_in("m");
+        life.living.wait_for("# marked");
+        life.living.progress(200, 20);
+        life.failures = life.living.beat().failures;
+        self.felt += self.life().failures - before;
+        let felt = self.felt;
+        self.progress();
+        self.course.tally.trouble(what, felt, true);
+    }
+
+    /// Only the lack of memory may end a VMM, which says so.
+    fn over_with_it(&mut self, what: &'static str) {
+        let life = self.life.take().expect("there is a machine");
+        let (living, extras, name) = Life::remains(life);
+        let report = living.finish();
+        let words = ["memory allocation of", "Cannot allocate memory", "os error 12"];
+        let said = what == NO_MEMORY && words.iter().any(|word| report.messages.contains(word));
+        assert!(said, "{what} ended the VMM: {report}");
+        self.ended(&report, End::Kill, &name);
+        extras.into_iter().for_each(|extra| extra.forget(true));
+        self.course.tally.trouble(what, self.felt, false);
+    }
+
+    /// Sets a limit of the VMM's process for a while; its highest stays as it is.
+    fn limit(&self, resource: libc::__rlimit_resource_t, to: Option<u64>) {
+        let process = self.life().living.id() as libc::pid_t;
+        let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+        // SAFETY: both calls get limits that live as long as they take.
+        let done = unsafe {
+            let got = libc::prlimit(process, resource, std::ptr::null(), &mut limit);
+            limit.rlim_cur = to.map_or(limit.rlim_max, |to| to.min(limit.rlim_max));
+            got == 0 && libc::prlimit(process, resource, &limit, std::ptr::null_mut()) == 0
+        };
+        let error = std::io::Error::last_os_error();
+        // A VMM that has ended is looked at later.
+        assert!(done || error.raw_os_error() == Some(libc::ESRCH), "prlimit: {error}");
+    }
+
+    fn without_descriptors(&mut self) {
+        self.reasons = DESCRIPTORS;
+        // A connection that is there before, as none can be had later; and one that the VMM was asked on is sure to be there.
+        self.client = Client::connect(self.life().living.api_socket());
+        self.ask("ping", "GET", "vmm.ping", &Value::Null);
+        let numbers = std::fs::read_dir(format!("/proc/{}/fd", self.life().living.id())).expect("it runs");
+        let taken: BTreeSet<u64> =
+            numbers.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+        // So many are left; what lies above stays open.
+        let left = self.random.below(12) as usize;
+        let limit = (0..).filter(|number| !taken.contains(number)).nth(left);
+        self.limit(libc::RLIMIT_NOFILE, limit);
+        self.do_some();
+        self.limit(libc::RLIMIT_NOFILE, None);
+        self.over("no descriptors");
+    }
+
+    fn without_memory(&mut self) {
+        self.reasons = MEMORY;
+        self.client = Client::connect(self.life().living.api_socket());
+        self.ask("ping", "GET", "vmm.ping", &Value::Null);
+        let statm = std::fs::read_to_string(format!("/proc/{}/statm", self.life().living.id()));
+        let pages = statm.ok().and_then(|text| text.split(' ').next()?.parse::<u64>().ok());
+        let now = pages.expect("its memory is told") * 4 * KIB;
+        let more = self.random.below(4096) * KIB;
+        self.limit(libc::RLIMIT_AS, Some(now + more));
+        self.do_some();
+        self.limit(libc::RLIMIT_AS, None);
+        self.over(NO_MEMORY);
+    }
+
+    fn without_space(&mut self) {
+        self.reasons = SPACE;
+        let ballast = self.ballast();
+        self.do_some();
+        std::fs::remove_file(ballast).expect("the ballast is there");
+        self.over("no space on the file system");
+    }
+
+    /// A file that takes all room but for a little.
+    fn ballast(&mut self) -> PathBuf {
+        let path = self.site.file("ballast");
+        let mut file = File::create(&path).expect("the file system takes a file");
+        for bytes in [1 << 20, 64 << 10, 4 << 10] {
+            let zeroes = vec![0; bytes];
+            while file.write_all(&zeroes).is_ok() {}
+        }
+        let little = self.random.below(256) * 4 * KIB;
+        let length = file.metadata().expect("the file is open").len();
+        file.set_len(length.saturating_sub(little)).expect("a file can be cut");
+        path
+    }
+
+    fn with_small_files(&mut self) {
+        self.reasons = SIZE;
+        let limit = self.random.below(3 << 10) * KIB;
+        self.limit(libc::RLIMIT_FSIZE, Some(limit));
+        self.do_some();
+        std::thread::sleep(Duration::from_millis(self.random.below(200)));
+        self.limit(libc::RLIMIT_FSIZE, None);
+        self.over("a limit for the size of files");
+    }
+
+    fn with_disk_errors(&mut self) {
+        self.reasons = &["os error 5", "Input/output error"];
+        let before = self.site.failing.failed();
+        let chances = [0, 1, 30, 400, 1000];
+        let mut chance = || chances[self.random.below(chances.len() as u64) as usize];
+        let (reads, writes, flushes) = (chance(), chance(), chance());
+        self.site.failing.fail(reads, writes, flushes);
+        self.do_some();
+        std::thread::sleep(Duration::from_millis(self.random.below(500)));
+        self.site.failing.fail(0, 0, 0);
+        self.over("errors of the disk (EIO)");
+        let injected = self.site.failing.failed() - before;
+        self.course.tally.trouble("requests of a disk that failed", injected, true);
+    }
+
+    fn with_a_slow_disk(&mut self) {
+        self.site.failing.delay(Duration::from_millis(1 + self.random.below(20)));
+        self.do_some();
+        self.site.failing.delay(Duration::ZERO);
+        self.over("a slow disk");
+    }
+
+    /// Whichever daemon there is, killed under load, and another in its place.
+    fn daemon_dies(&mut self) {
+        let away = Duration::from_millis(self.random.below(4) * 100);
+        let (disk, net) = (self.site.disk_daemon.take(), self.site.net_daemon.take());
+        let [mut disk, mut net] = [disk.map(Ok), net.map(Ok)];
+        let both = self.random.below(3);
+        if both != 0 {
+            disk = disk.map(|daemon| daemon.and_then(|daemon: tests::daemon::Daemon| Err(daemon.die())));
+        }
+        if both != 1 {
+            net = net.map(|daemon| daemon.and_then(|daemon: tests::daemon::Daemon| Err(daemon.die())));
+        }
+        std::thread::sleep(away);
+        let risen = |daemon: Option<Result<_, tests::daemon::Dead>>| {
+            daemon.map(|daemon| daemon.unwrap_or_else(tests::daemon::Dead::rise))
+        };
+        (self.site.disk_daemon, self.site.net_daemon) = (risen(disk), risen(net));
+        self.over("a daemon that serves a device killed");
+    }
+
+    fn daemon_stops(&mut self) {
+        let moment = Duration::from_millis(100 + self.random.below(700));
+        let daemons = || [&self.site.disk_daemon, &self.site.net_daemon].into_iter().flatten();
+        daemons().for_each(|daemon| daemon.signal(libc::SIGSTOP));
+        std::thread::sleep(moment);
+        daemons().for_each(|daemon| daemon.signal(libc::SIGCONT));
+        self.over("a daemon that serves a device stopped");
+    }
+}
+
+const NO_MEMORY: &str = "no memory";
