@@ -308,12 +308,6 @@ impl Living {
         self.finish()
     }
 
-    /// Whether the VMM has ended by itself.
-    pub fn has_ended(&mut self) -> bool {
-        // Told again when it is waited for.
-        self.child.try_wait().is_ok_and(|status| status.is_some())
-    }
-
     /// Waits for the end of a VMM that refuses what it was told.
     ///
     /// # Panics

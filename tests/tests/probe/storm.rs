@@ -14,13 +14,11 @@ use serde_json::{Value, json};
 use tests::ask;
 use tests::bounds::{Most, Watch};
 use tests::daemon::Daemon;
-use tests::image::pattern_word;
+use tests::image::{pattern_word, qemu_img, text};
 use tests::innocent::Innocent;
 use tests::living::Living;
 use tests::scratch::Scratch;
 use tests::tap::{self, Tap};
-
-use crate::formats::{qemu_img, text};
 
 /// How long a life of the machine is, in seconds; each has its own seed.
 const LIFE: u64 = 20;
