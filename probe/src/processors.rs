@@ -166,10 +166,9 @@ pub(crate) fn start(apic: &LocalApic, clock: &Clock, id: u32) -> Option<u64> {
 
 /// Starts the processor with APIC id `id` as [`start`] does, to work where it is [aimed](aim) from then on.
 pub(crate) fn set_to_work(apic: &LocalApic, clock: &Clock, id: u32) -> Option<u64> {
+    // It stays so: the processor looks at it after it has been counted.
     processor_work.store(1, SeqCst);
-    let came = start(apic, clock, id);
-    processor_work.store(0, SeqCst);
-    came
+    start(apic, clock, id)
 }
 
 /// Where the processor that was set to work does so: registers of a device (no RAM) from an address on, at offsets with these bits. With

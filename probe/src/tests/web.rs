@@ -101,7 +101,8 @@ impl Stream {
         let segment = card.receive(PATIENCE, |frame| {
             let mut from = [0; 4];
             let ours = frame.len() >= 54 && get16(frame, 12) == IPV4 && frame.read8(23) == TCP;
-            ours.then(|| frame.load(26, &mut from)).filter(|()| from == SERVICE && get16(frame, 36) == port)?;
+            ours.then(|| frame.load(26, &mut from))
+                .filter(|()| from == SERVICE && get16(frame, 36) == port)?;
             let number = |at| u32::from(get16(frame, at)) << 16 | u32::from(get16(frame, at + 2));
             let head = 34 + u64::from(frame.read8(46) >> 4) * 4;
             let end = 14 + u64::from(get16(frame, 16));

@@ -435,6 +435,9 @@ fn what_is_said_of_rings_of_the_driver_before_breaks_nothing() {
     let machine = Machine::new(&peer(&dir, 0, Deed::Nothing, 1)).unwrap();
     let device = &machine.device;
     let watching = device.watching.get().unwrap();
+    device.shared.error.write(1).unwrap();
+    (0..3).for_each(|_| watching.with(|_| ()).unwrap());
+    assert!(!machine.link.broken(), "there is no driver that could be told");
     let (busy, is_busy) = std::sync::mpsc::channel();
     let (end, ends) = std::sync::mpsc::channel::<()>();
     std::thread::scope(|scope| {

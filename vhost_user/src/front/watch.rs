@@ -167,10 +167,10 @@ impl Watching {
     }
 
     /// The back end cannot go on with a queue. Whether it is one of the driver's that there is now is settled under the lock: a driver that
-    /// begins anew takes back what was said of the rings before.
+    /// left is told nothing, and one that begins anew takes back what was said of the rings before.
     fn given_up(&self) {
         let talk = self.shared.talk();
-        if self.shared.error.read().is_ok() {
+        if self.shared.error.read().is_ok() && talk.driver.features.is_some() {
             guest_warn!(self.shared.limit, "{}: the back end gave a queue up", self.shared.wish.id);
             self.shared.link().inspect(|link| link.needs_reset());
         }

@@ -5,7 +5,7 @@ use super::rings::Live;
 use super::{Attack, still_works};
 use crate::io::{self, Region};
 use crate::msix::{ENTRY, Msix};
-use crate::pci::{Bdf, CAP_VENDOR, COMMAND, Function};
+use crate::pci::{Bdf, Bus, CAP_VENDOR, COMMAND, Function};
 use crate::verdict::Stop;
 use crate::virtio::{self, Device, common};
 
@@ -230,9 +230,27 @@ pub(super) fn config(attack: &mut Attack<'_>) -> Result<(), Stop> {
         write_config(attack, bridge);
     }
     io::out32(0xcf8, 0);
+    attack.machine.bus = Bus::scan(attack.machine.acpi.as_ref());
+    if attack.is_covered(function) {
+        // What answers there now is another one; so it is reset in the other way, and left alone from now on.
+        function.write16(COMMAND, 0);
+        reset_by_window(function);
+        return Ok(());
+    }
     check!(live.device.reset(), "{}: does not reset", function.bdf);
     drop(live);
     still_works(attack, function)
+}
+
+/// Resets a device through its window in configuration space.
+fn reset_by_window(function: Function) {
+    let found = function.capabilities().find(|(id, at)| *id == CAP_VENDOR && function.read8(at + 3) == 5);
+    if let Some((_, at)) = found {
+        function.write8(at + 4, 0);
+        function.write32(at + 8, common::STATUS as u32);
+        function.write32(at + 12, 1);
+        function.write32(at + 16, 0);
+    }
 }
 
 /// The MSI-X table and pending bits at any width and offset, vectors beyond the table, and messages for anybody.

@@ -61,12 +61,21 @@ struct Attack<'a> {
 }
 
 impl Attack<'_> {
-    /// A virtio function that is there, or nothing.
+    /// A virtio function that is there and can be reached, or nothing.
     fn function(&mut self) -> Option<Function> {
-        let here = |f: &Function| f.exists() && virtio::type_of(f).is_some();
-        let count = self.machine.bus.iter().filter(here).count();
-        let nth = self.random.below(count as u64);
+        let bits = self.random.next();
+        let here = |f: &Function| f.exists() && virtio::type_of(f).is_some() && !self.is_covered(*f);
+        let count = self.machine.bus.iter().filter(here).count() as u64;
+        let nth = bits.checked_rem(count)?;
         self.machine.bus.iter().filter(here).nth(nth as usize)
+    }
+
+    /// Whether another function has its BAR where this one has it: whoever moves a BAR away may find that something else was plugged in there.
+    fn is_covered(&self, function: Function) -> bool {
+        let base = |f: &Function| [f.read32(0x10) & !0xf, f.read32(0x14)];
+        let others =
+            self.machine.bus.iter().filter(|f| f.bdf != function.bdf && virtio::type_of(f).is_some());
+        others.filter(|f| f.exists()).any(|f| base(&f) == base(&function))
     }
 }
 

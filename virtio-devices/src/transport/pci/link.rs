@@ -195,7 +195,9 @@ impl DriverLink for Link {
     }
 
     fn needs_reset(&self) {
-        let before = self.status.fetch_or(status::NEEDS_RESET, Ordering::SeqCst);
+        // One that was reset meanwhile has nothing to be reset from, and its driver waits for a status of 0.
+        let broken = |now: u8| (now != 0).then_some(now | status::NEEDS_RESET);
+        let Ok(before) = self.status.fetch_update(Ordering::SeqCst, Ordering::SeqCst, broken) else { return };
         if before & status::DRIVER_OK != 0 && before & status::NEEDS_RESET == 0 {
             self.interrupt(self.config_vector(), isr::CONFIG);
         }

@@ -242,6 +242,22 @@ fn configuration_is_cut_to_its_length_and_changes_are_told() {
 }
 
 #[test]
+fn a_device_that_was_reset_asks_for_nothing_and_its_driver_begins_anew() {
+    let g = Guest::new(Echo::default());
+    let breaks = || g.write(0x4000 + guest::BREAK as u64, &[1]);
+    breaks();
+    assert_eq!(g.status(), 0, "its driver would wait for ever");
+    g.bring_up();
+    breaks();
+    assert_eq!(g.status(), 0x4f);
+    g.w8(reg::STATUS, 0);
+    breaks();
+    assert_eq!(g.status(), 0);
+    let mut drivers = g.bring_up();
+    assert_eq!(drivers[0].ask(1), 2);
+}
+
+#[test]
 fn a_device_that_cannot_start_asks_for_a_reset() {
     let starts = Arc::new(AtomicU64::new(0));
     let g = Guest::new(Echo { refuse: true, starts: starts.clone(), ..Echo::default() });
