@@ -1,20 +1,21 @@
-//! Loads from inside: the probe guest drives exits, a disk or a network card and reports its figures on the serial port.
+//! Loads from inside: the probe guest drives exits or a device and reports its figures on the serial port.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{Error, Read, Write};
-use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::io::Error;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
+use crate::daemon::Daemon;
+use crate::grid::Figures;
 use crate::process::Process;
 use crate::rows::{Better, Rows};
-use crate::served::unique;
 use crate::subject::{Extra, Subject};
-use ::tests::tap::{self, Tap};
+
+/// How long a guest may take until it begins.
+const LIMIT: Duration = Duration::from_secs(20);
 
 /// What every load shares.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Setting<'a> {
     pub(crate) probe: &'a Path,
     pub(crate) scratch: &'a Path,
@@ -23,6 +24,8 @@ pub(crate) struct Setting<'a> {
     pub(crate) millis: u64,
     /// The program that ratios are taken to.
     pub(crate) yardstick: &'a str,
+    /// Words that the names of rows must have; without any those rows are measured that say most.
+    pub(crate) rows: Vec<String>,
     /// Frequency of the host's time stamp counter; the guests' clocks are all the same.
     pub(crate) khz: u64,
 }
@@ -52,7 +55,29 @@ fn done(seen: &[u8]) -> bool {
     String::from_utf8_lossy(seen).lines().any(|l| l.starts_with("DONE "))
 }
 
+/// Whether the guest has written a line that begins so, or is done.
+fn said(seen: &[u8], line: &str) -> bool {
+    let text = String::from_utf8_lossy(seen);
+    text.lines().any(|l| l.starts_with(line) || l.starts_with("DONE "))
+}
+
+/// What a load is asked of a guest.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Load<'a> {
+    /// The probe's test, and its options.
+    pub(crate) test: &'a str,
+    pub(crate) options: &'a str,
+    /// The name of the figure that is a rate.
+    pub(crate) rate: &'a str,
+    pub(crate) extra: Extra<'a>,
+}
+
 impl Setting<'_> {
+    /// Whether a row of this name is to be measured.
+    pub(crate) fn wants(&self, name: &str, usual: bool) -> bool {
+        if self.rows.is_empty() { usual } else { self.rows.iter().all(|word| name.contains(word.as_str())) }
+    }
+
     fn start(
         &self,
         subject: &Subject,
@@ -66,19 +91,48 @@ impl Setting<'_> {
     }
 
     fn finish(&self, process: &mut Process, test: &str) -> Result<BTreeMap<String, f64>, Error> {
-        process.read_until(Duration::from_millis(20_000 + 4 * self.millis), done)?;
+        process.read_until(LIMIT + Duration::from_millis(4 * self.millis), done)?;
         facts(&process.text(), test)
     }
 
-    fn run(
+    /// Has a guest load its device, and `host` do its part meanwhile. `peers` are other processes that work for the guest.
+    ///
+    /// CPU time is that of all threads that serve the guest, its own and so its exits not among them, for each request that they did.
+    pub(crate) fn load(
         &self,
         subject: &Subject,
-        test: &str,
-        options: &str,
-        extra: Extra<'_>,
-    ) -> Result<BTreeMap<String, f64>, Error> {
-        let mut process = self.start(subject, test, options, extra)?;
-        self.finish(&mut process, test)
+        load: &Load<'_>,
+        peers: &[&Daemon],
+        host: impl FnOnce() -> Result<(), Error> + Send,
+    ) -> Result<Figures, Error> {
+        let mut process = self.start(subject, load.test, load.options, load.extra)?;
+        let used = |process: &Process| {
+            let peers = peers.iter().map(|peer| peer.cpu()).sum::<Result<Duration, Error>>()?;
+            process.used_besides_guest().map(|own| own + peers)
+        };
+        process.read_until(LIMIT, |seen| said(seen, "# loading"))?;
+        let before = used(&process);
+        let limit = LIMIT + Duration::from_millis(4 * self.millis);
+        let after = std::thread::scope(|scope| {
+            let host = scope.spawn(host);
+            let loaded = process.read_until(limit, |seen| said(seen, "# loaded"));
+            // The machine may be gone already if the load failed; its report then says why.
+            let after = used(&process);
+            host.join().expect("it does not panic")?;
+            loaded.map(|()| after)
+        })?;
+        let facts = self.finish(&mut process, load.test)?;
+        let get = |name: &str| facts.get(name).copied();
+        let per_second = get(load.rate).ok_or_else(|| Error::other(format!("no figure {}", load.rate)))?;
+        let cpu = after?.saturating_sub(before?).as_secs_f64() * 1e6;
+        let micros = |name| get(name).unwrap_or(0.0) / 1e3;
+        Ok(Figures {
+            per_second,
+            cpu_us: get("requests").filter(|n| *n > 0.0).map_or(0.0, |n| cpu / n),
+            p50_us: micros("p50-ns"),
+            p99_us: micros("p99-ns"),
+            bytes: 0.0,
+        })
     }
 
     /// Exits a second.
@@ -90,7 +144,8 @@ impl Setting<'_> {
         ];
         for round in 0..self.runs {
             for subject in subjects {
-                match self.run(subject, "exits", "", Extra::Bus) {
+                let figures = self.start(subject, "exits", "", Extra::Bus);
+                match figures.and_then(|mut process| self.finish(&mut process, "exits")) {
                     Err(e) => rows.fail(format!("{}: exits: {e}", subject.name)),
                     Ok(facts) => {
                         for (key, name) in wanted {
@@ -111,137 +166,27 @@ impl Setting<'_> {
             }
         }
     }
-
-    /// Random 4 KiB requests on a file in the page cache.
-    pub(crate) fn block(&self, rows: &mut Rows, subjects: &[Subject]) -> Result<(), Error> {
-        let image = Image::new(self.scratch)?;
-        for round in 0..self.runs {
-            for direct in [false, true] {
-                for op in ["read", "write"] {
-                    for depth in [1, 32] {
-                        for subject in subjects.iter().filter(|s| s.has_devices()) {
-                            let name = block_row(op, depth, direct);
-                            let options =
-                                format!("probe.op={op} probe.depth={depth} probe.seed={}", round + 1);
-                            let extra = Extra::Disk { path: &image.path, direct };
-                            let iops = self.run(subject, "bench-blk", &options, extra).and_then(|f| {
-                                f.get("iops").copied().ok_or_else(|| Error::other("no figure"))
-                            });
-                            match iops {
-                                Ok(n) => rows.note(
-                                    (&name, "/s", Better::More),
-                                    self.yardstick,
-                                    &subject.name,
-                                    round,
-                                    n,
-                                ),
-                                Err(e) => rows.fail(format!("{}: {name}: {e}", subject.name)),
-                            }
-                        }
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Frames through a tap. The calling thread is put into a network namespace of its own, for good.
-    pub(crate) fn network(&self, rows: &mut Rows, subjects: &[Subject]) -> Result<(), Error> {
-        tap::enter_private_network()?;
-        for round in 0..self.runs {
-            for op in ["send", "receive"] {
-                for size in [64, 1514] {
-                    for subject in subjects.iter().filter(|s| s.has_devices()) {
-                        let name = format!("network {op}, {size}-byte frames");
-                        match self.frames(subject, op, size) {
-                            Ok(n) => rows.note(
-                                (&name, "/s", Better::More),
-                                self.yardstick,
-                                &subject.name,
-                                round,
-                                n,
-                            ),
-                            Err(e) => rows.fail(format!("{}: {name}: {e}", subject.name)),
-                        }
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn frames(&self, subject: &Subject, op: &str, size: usize) -> Result<f64, Error> {
-        // Each VMM gets a new tap: none inherits another's settings.
-        let tap = Tap::new("bench0")?;
-        let options = format!("probe.op={op} probe.size={size}");
-        let mut process = self.start(subject, "bench-net", &options, Extra::Net { tap: "bench0" })?;
-        if op == "receive" {
-            let ready = |seen: &[u8]| String::from_utf8_lossy(seen).contains("# receiving") || done(seen);
-            process.read_until(Duration::from_secs(20), ready)?;
-            // A little longer than the guest listens.
-            tap.flood(size, Duration::from_millis(self.millis + 50))?;
-        }
-        let facts = self.finish(&mut process, "bench-net")?;
-        facts.get("frames/s").copied().ok_or_else(|| Error::other("no figure"))
-    }
-}
-
-/// The name of a block row.
-pub(crate) fn block_row(op: &str, depth: u32, direct: bool) -> String {
-    let cache = if direct { "direct" } else { "page cache" };
-    format!("block random 4 KiB {op}, depth {depth}, {cache}")
-}
-
-/// A raw image in the page cache; removed on drop.
-#[derive(Debug)]
-pub(crate) struct Image {
-    pub(crate) path: PathBuf,
-}
-
-impl Image {
-    const SIZE: u64 = 256 << 20;
-
-    /// One of zeroes, which take no room.
-    pub(crate) fn empty(directory: &Path, len: u64) -> Result<Image, Error> {
-        let (image, file) = Image::create(directory)?;
-        file.set_len(len)?;
-        Ok(image)
-    }
-
-    fn create(directory: &Path) -> Result<(Image, File), Error> {
-        let path = directory.join(format!("bench-{}-{}.raw", std::process::id(), unique()));
-        let file = File::options().read(true).write(true).create_new(true).open(&path)?;
-        Ok((Image { path }, file))
-    }
-
-    /// One full of noise.
-    pub(crate) fn new(directory: &Path) -> Result<Image, Error> {
-        let (image, mut file) = Image::create(directory)?;
-        let mut noise = vec![0; 1 << 20];
-        File::open("/dev/urandom")?.read_exact(&mut noise)?;
-        for _ in 0..Self::SIZE >> 20 {
-            file.write_all(&noise)?;
-        }
-        // On the disk, so that no write-back runs during the measurement; and read, so that it is cached.
-        file.sync_all()?;
-        for at in (0..Self::SIZE).step_by(noise.len()) {
-            file.read_exact_at(&mut noise, at)?;
-        }
-        Ok(image)
-    }
-}
-
-impl Drop for Image {
-    fn drop(&mut self) {
-        if let Err(e) = std::fs::remove_file(&self.path) {
-            eprintln!("bench: cannot remove {}: {e}", self.path.display());
-        }
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    impl Setting<'static> {
+        /// One that is good for nothing but to choose rows.
+        pub(crate) fn of_nothing() -> Self {
+            let nowhere = Path::new("");
+            Setting {
+                probe: nowhere,
+                scratch: nowhere,
+                runs: 0,
+                millis: 0,
+                yardstick: "",
+                rows: Vec::new(),
+                khz: 1,
+            }
+        }
+    }
 
     #[test]
     fn a_report_yields_its_figures_or_its_complaint() {
@@ -251,5 +196,6 @@ mod tests {
         let why = super::facts("SKIP bench-blk: there is no disk 0\n", "bench-blk").unwrap_err();
         assert_eq!(why.to_string(), "SKIP bench-blk: there is no disk 0");
         assert!(done(report.as_bytes()) && !done(b"PASS x\n"));
+        assert!(said(report.as_bytes(), "# loaded") && !said(b"# loading\n", "# loaded"));
     }
 }

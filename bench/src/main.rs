@@ -3,8 +3,15 @@
 //! Every row is measured round by round, each program once a round, so that a load on the machine that comes and goes hits all alike.
 //! Figures are medians; ratios are medians of the rounds' ratios.
 
+mod block;
 mod boot;
+mod daemon;
+mod folder;
+mod grid;
+mod image;
+mod layers;
 mod load;
+mod network;
 mod order;
 mod pause;
 mod process;
@@ -12,6 +19,7 @@ mod restore;
 mod rows;
 mod served;
 mod snapshot;
+mod sockets;
 mod start;
 mod stats;
 mod subject;
@@ -32,8 +40,10 @@ use rows::{Row, Rows};
 use subject::{Dialect, Subject};
 use targets::{BARE, OURS, QEMU};
 
-const SECTIONS: [&str; 11] =
-    ["start", "rate", "exits", "block", "vhost", "network", "pause", "snapshot", "restore", "many", "boot"];
+const SECTIONS: [&str; 14] = [
+    "start", "layers", "rate", "exits", "block", "vhost", "network", "sockets", "folder", "pause",
+    "snapshot", "restore", "many", "boot",
+];
 
 fn command() -> Command {
     let path = |name: &'static str, help: &'static str| {
@@ -67,9 +77,17 @@ fn command() -> Command {
                 .long("only")
                 .value_delimiter(',')
                 .value_parser(SECTIONS)
-                .default_value("start,rate,exits,block,vhost,network,pause,snapshot,restore,many"),
+                .default_values(&SECTIONS[..SECTIONS.len() - 1]),
+        )
+        .arg(
+            Arg::new("rows")
+                .long("rows")
+                .value_name("word")
+                .action(ArgAction::Append)
+                .help("Measure the rows that have this in their names, of all that a grid has; with several, those that have them all"),
         )
         .arg(path("storage-daemon", "A qemu-storage-daemon for the section vhost").action(ArgAction::Append))
+        .arg(path("virtiofsd", "A virtiofsd for the section folder"))
         .arg(path("kernel", "Stock kernel (vmlinux) for the section boot"))
         .arg(path("initramfs", "Its initramfs, which says \"guest: begin\""))
         .arg(path("json", "Writes the figures to this file"))
@@ -106,7 +124,15 @@ fn run(matches: &ArgMatches) -> Result<bool, Error> {
     let yardstick = if subjects.iter().any(|s| s.name == QEMU) { QEMU } else { OURS };
     let guests = path("guests").ok_or_else(|| absent("guests"))?;
     let probe = guests.join("probe");
-    let setting = Setting { probe: &probe, scratch: &scratch, runs, millis, yardstick, khz: load::tsc_khz() };
+    let setting = Setting {
+        probe: &probe,
+        scratch: &scratch,
+        runs,
+        millis,
+        yardstick,
+        rows: matches.get_many::<String>("rows").into_iter().flatten().cloned().collect(),
+        khz: load::tsc_khz(),
+    };
     let first_byte = guests.join("first-byte");
 
     for subject in &subjects {
@@ -122,7 +148,10 @@ fn run(matches: &ArgMatches) -> Result<bool, Error> {
     for section in matches.get_many::<String>("only").into_iter().flatten() {
         eprintln!("bench: {section}, {runs} rounds ...");
         match section.as_str() {
-            "start" => start::measure(&mut rows, &subjects, &first_byte, runs, BARE),
+            "start" => start::measure(&mut rows, &subjects, &first_byte, runs, ("", BARE)),
+            "layers" => layers::measure(&setting, &mut rows, &subjects[0], &first_byte),
+            "sockets" => sockets::measure(&setting, &mut rows, &subjects),
+            "folder" => folder::measure(&setting, &mut rows, &subjects, path("virtiofsd").as_deref())?,
             "rate" => {
                 let time = Duration::from_millis(millis);
                 start::rate(&mut rows, &subjects, &first_byte, runs, time, BARE);
@@ -132,13 +161,12 @@ fn run(matches: &ArgMatches) -> Result<bool, Error> {
             "snapshot" => snapshot::measure(&setting, &mut rows, &subjects),
             "restore" => restore::measure(&setting, &mut rows, &subjects, &first_byte),
             "many" => restore::measure_many(&setting, &mut rows, &subjects, &first_byte),
-            "block" => setting.block(&mut rows, &subjects)?,
+            "block" => block::measure(&setting, &mut rows, &subjects, &storages(matches, &programs))?,
             "vhost" => vhost::measure(&setting, &mut rows, &storages(matches, &programs))?,
             "network" => {
                 // On a thread of its own: it does not come back from its network namespace.
-                let done = std::thread::scope(|scope| {
-                    scope.spawn(|| setting.network(&mut rows, &subjects)).join().expect("it does not panic")
-                });
+                let work = || network::measure(&setting, &mut rows, &subjects);
+                let done = std::thread::scope(|scope| scope.spawn(work).join().expect("it does not panic"));
                 if let Err(e) = done {
                     rows.fail(format!("network: no tap in a namespace of our own: {e} (needs root)"));
                 }
@@ -168,23 +196,31 @@ fn run(matches: &ArgMatches) -> Result<bool, Error> {
     Ok(rows.failures.is_empty())
 }
 
+/// Ours is the first.
 fn subjects(matches: &ArgMatches, programs: &Path) -> Vec<Subject> {
     let mut subjects = vec![
         Subject {
             name: OURS.into(),
             program: programs.join("cloud-hypervisor"),
             dialect: Dialect::CloudHypervisor,
+            words: Vec::new(),
         },
-        Subject { name: BARE.into(), program: programs.join("bare-kvm"), dialect: Dialect::Bare },
+        Subject {
+            name: BARE.into(),
+            program: programs.join("bare-kvm"),
+            dialect: Dialect::Bare,
+            words: Vec::new(),
+        },
     ];
     let mut words = matches.get_many::<String>("qemu").into_iter().flatten().cloned();
     if let Some(program) = words.next() {
         let dialect = Dialect::Qemu(words.collect());
-        subjects.push(Subject { name: QEMU.into(), program: program.into(), dialect });
+        subjects.push(Subject { name: QEMU.into(), program: program.into(), dialect, words: Vec::new() });
     }
     for other in matches.get_many::<PathBuf>("others").into_iter().flatten() {
         let name = other.display().to_string();
-        subjects.push(Subject { name, program: other.clone(), dialect: Dialect::CloudHypervisor });
+        let dialect = Dialect::CloudHypervisor;
+        subjects.push(Subject { name, program: other.clone(), dialect, words: Vec::new() });
     }
     subjects
 }

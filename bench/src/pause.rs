@@ -4,7 +4,9 @@ use std::io::Error;
 use std::path::Path;
 use std::time::Duration;
 
-use crate::load::{Image, Setting};
+use crate::grid::Place;
+use crate::image::Image;
+use crate::load::Setting;
 use crate::rows::{Better, Rows};
 use crate::served::Served;
 use crate::subject::{Extra, Subject};
@@ -20,7 +22,8 @@ fn start(setting: &Setting<'_>, subject: &Subject, image: Option<&Path>) -> Resu
         Some(path) => {
             let load =
                 format!("probe.run=load probe.sectors={SECTORS} probe.beat=1000000000 probe.khz={khz}");
-            ((load, "# loading "), Extra::Disk { path, direct: false })
+            let place = Place { path, format: "raw", direct: false };
+            ((load, "# loading "), Extra::Disk { place, queues: 1 })
         }
     };
     Served::start(subject, setting.probe, (&guest.0, guest.1), 512, setting.scratch, extra)

@@ -28,6 +28,43 @@ pub(crate) struct Footprint {
     pub(crate) cpu_millis: f64,
 }
 
+/// CPU time so far of a process, threads that have ended included, and the kernel's on its behalf.
+pub(crate) fn used(process: u32) -> Result<Duration, Error> {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: both calls write where they are told to; the process is a child that has not been waited for.
+    let error = unsafe {
+        let mut clock = 0;
+        match libc::clock_getcpuclockid(process.cast_signed(), &mut clock) {
+            0 => libc::clock_gettime(clock, &mut time),
+            error => error,
+        }
+    };
+    match error {
+        0 => Ok(Duration::new(time.tv_sec.cast_unsigned(), time.tv_nsec as u32)),
+        _ => Err(Error::other("its CPU time is not to be had")),
+    }
+}
+
+/// CPU time so far of those of its threads that run a guest.
+fn used_by_guest(process: u32) -> Result<Duration, Error> {
+    let mut nanos = None;
+    for task in std::fs::read_dir(format!("/proc/{process}/task"))? {
+        let task = task?.path();
+        // Threads come and go.
+        let read = |what| std::fs::read_to_string(task.join(what));
+        let (Ok(name), Ok(text)) = (read("comm"), read("schedstat")) else { continue };
+        // Ours and Cloud Hypervisor's, and QEMU's.
+        if name.starts_with("vcpu") || name.starts_with("CPU ") {
+            let run = text.split(' ').next().and_then(|n| n.parse::<u64>().ok());
+            let run =
+                run.ok_or_else(|| Error::other(format!("{}/schedstat says {text:?}", task.display())))?;
+            nanos = Some(nanos.unwrap_or(0) + run);
+        }
+    }
+    let gone = || Error::other("its vCPUs had gone before one could look");
+    nanos.map(Duration::from_nanos).ok_or_else(gone)
+}
+
 impl Process {
     /// Starts it; time counts from just before.
     pub(crate) fn start(mut command: Command) -> Result<Process, Error> {
@@ -66,6 +103,13 @@ impl Process {
         Ok(())
     }
 
+    /// CPU time so far of its threads but those that run the guest.
+    pub(crate) fn used_besides_guest(&self) -> Result<Duration, Error> {
+        // In this order: time that passes in between is not to make it negative.
+        let guest = used_by_guest(self.child.id())?;
+        Ok(used(self.child.id())?.saturating_sub(guest))
+    }
+
     /// Everything it wrote so far.
     pub(crate) fn text(&self) -> String {
         String::from_utf8_lossy(&self.seen).into_owned()
@@ -100,24 +144,8 @@ impl Process {
             resident: number(&rollup, "Rss")?,
             private_dirty: number(&rollup, "Private_Dirty")?,
             threads: number(&status, "Threads")?,
-            cpu_millis: self.cpu_millis()?,
+            cpu_millis: used(self.child.id())?.as_secs_f64() * 1e3,
         })
-    }
-
-    fn cpu_millis(&self) -> Result<f64, Error> {
-        let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-        // SAFETY: both calls write where they are told to; the process is a child that has not been waited for.
-        let error = unsafe {
-            let mut clock = 0;
-            match libc::clock_getcpuclockid(self.child.id().cast_signed(), &mut clock) {
-                0 => libc::clock_gettime(clock, &mut time),
-                error => error,
-            }
-        };
-        match error {
-            0 => Ok(time.tv_sec as f64 * 1e3 + time.tv_nsec as f64 / 1e6),
-            _ => Err(Error::other("its CPU time is not to be had")),
-        }
     }
 }
 

@@ -37,13 +37,19 @@ pub(crate) fn failures(mode: &str) -> String {
 }
 
 /// A snapshot of a program's machine.
-struct Saved<'a> {
+pub(crate) struct Saved<'a> {
     subject: &'a Subject,
-    directory: Directory,
+    pub(crate) directory: Directory,
     modes: Vec<&'static str>,
 }
 
-fn save<'a>(setting: &Setting<'_>, subject: &'a Subject, mib: u64, period: &str) -> Result<Saved<'a>, Error> {
+/// Takes a snapshot of a machine with `mib` of memory.
+pub(crate) fn save<'a>(
+    setting: &Setting<'_>,
+    subject: &'a Subject,
+    mib: u64,
+    period: &str,
+) -> Result<Saved<'a>, Error> {
     let cmdline = format!("probe.run=pulse probe.touch={TOUCHED} {period}");
     let machine =
         Served::start(subject, setting.probe, (&cmdline, "# pulse"), mib, setting.scratch, Extra::None)?;
@@ -58,7 +64,8 @@ pub(crate) fn save_usual(setting: &Setting<'_>, subject: &Subject) -> Result<Dir
     save(setting, subject, MANY_MIB, "").map(|saved| saved.directory)
 }
 
-fn restore(subject: &Subject, directory: &Path, mode: &str) -> Result<(Duration, Process), Error> {
+/// Restores it: the time until the guest runs on, and the process that it runs in.
+pub(crate) fn restore(subject: &Subject, directory: &Path, mode: &str) -> Result<(Duration, Process), Error> {
     let mut process = Process::start(subject.restored(directory, mode))?;
     process.read_until(LIMIT, |seen| !seen.is_empty())?;
     Ok((process.age(), process))

@@ -41,8 +41,14 @@ fn once(subject: &Subject, kernel: &Path) -> Result<(Duration, Footprint), Error
     Ok((time, process.footprint()?))
 }
 
-/// Time and footprint, by turns.
-pub(crate) fn measure(rows: &mut Rows, subjects: &[Subject], kernel: &Path, runs: usize, yardstick: &str) {
+/// Time and footprint, by turns, in rows whose names begin with `prefix`.
+pub(crate) fn measure(
+    rows: &mut Rows,
+    subjects: &[Subject],
+    kernel: &Path,
+    runs: usize,
+    (prefix, yardstick): (&str, &str),
+) {
     for subject in subjects {
         // Once for nothing: the programs' files are then in the page cache.
         if let Err(e) = once(subject, kernel) {
@@ -51,14 +57,17 @@ pub(crate) fn measure(rows: &mut Rows, subjects: &[Subject], kernel: &Path, runs
     }
     for round in 0..runs {
         for subject in subjects {
-            let mut note = |what, value| rows.note(what, yardstick, &subject.name, round, value);
             match once(subject, kernel) {
                 Ok((time, footprint)) => {
-                    note((FIRST_BYTE, "ms", Better::Less), time.as_secs_f64() * 1e3);
-                    note((CPU_TIME, "ms", Better::Less), footprint.cpu_millis);
-                    note((PROPORTIONAL, "kB", Better::Less), footprint.proportional);
-                    note((PRIVATE_DIRTY, "kB", Better::Less), footprint.private_dirty);
-                    note((THREADS, "", Better::Less), footprint.threads);
+                    let mut note = |what, unit, value| {
+                        let name = format!("{prefix}{what}");
+                        rows.note((&name, unit, Better::Less), yardstick, &subject.name, round, value);
+                    };
+                    note(FIRST_BYTE, "ms", time.as_secs_f64() * 1e3);
+                    note(CPU_TIME, "ms", footprint.cpu_millis);
+                    note(PROPORTIONAL, "kB", footprint.proportional);
+                    note(PRIVATE_DIRTY, "kB", footprint.private_dirty);
+                    note(THREADS, "", footprint.threads);
                 }
                 Err(e) => rows.fail(format!("{}: {FIRST_BYTE}: {e}", subject.name)),
             }

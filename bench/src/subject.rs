@@ -1,9 +1,15 @@
 //! The programs that are compared, and how each is told to run the same guest.
 //!
-//! All get one vCPU, 512 MiB and a serial port on standard output, and no device that the measurement does not need.
+//! All get one vCPU (as many as a device has queues, if it has several), 512 MiB and a serial port on standard output, and no device that the measurement does not need.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+
+use serde_json::json;
+
+use crate::grid::Place;
+use crate::network;
+use crate::vhost::QUEUE_SIZE;
 
 /// How a program wants to be told.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,6 +28,8 @@ pub(crate) struct Subject {
     pub(crate) name: String,
     pub(crate) program: PathBuf,
     pub(crate) dialect: Dialect,
+    /// What it is told besides, whatever it runs.
+    pub(crate) words: Vec<String>,
 }
 
 /// What the guest gets besides CPU, memory and serial port.
@@ -31,10 +39,16 @@ pub(crate) enum Extra<'a> {
     None,
     /// A PCI bus, with no more on it than the VMM's own.
     Bus,
-    /// A disk on this raw image, with or without the host's page cache.
-    Disk { path: &'a Path, direct: bool },
+    /// A disk on this image.
+    Disk { place: Place<'a>, queues: usize },
+    /// A disk that another process serves.
+    Served { socket: &'a Path, queues: usize },
     /// A network card on this tap.
-    Net { tap: &'a str },
+    Net { tap: &'a str, pairs: usize },
+    /// A folder that another process serves.
+    Folder { socket: &'a Path },
+    /// Sockets, at this one of the host.
+    Sockets { socket: &'a Path },
 }
 
 /// Where QEMU's firmware leaves devices without addresses, the probe puts them here: above RAM and below the I/O APIC.
@@ -42,6 +56,96 @@ const QEMU_BARS: &str = "probe.bars=0xc0000000";
 /// Memory of a machine that needs no more.
 pub(crate) const USUAL_MIB: u64 = 512;
 const MAC: &str = "52:54:00:be:5c:01";
+
+impl Extra<'_> {
+    /// Whether another process must see the machine's memory.
+    fn shares_memory(&self) -> bool {
+        matches!(self, Extra::Served { .. } | Extra::Folder { .. })
+    }
+
+    /// CPUs of the machine: some programs give a device no more queues than that. The guest runs on the first.
+    fn cpus(&self) -> usize {
+        match self {
+            Extra::Disk { queues, .. } | Extra::Served { queues, .. } => *queues,
+            Extra::Net { pairs, .. } => *pairs,
+            _ => 1,
+        }
+    }
+
+    /// What Cloud Hypervisor is told of it.
+    fn words(&self) -> Vec<String> {
+        let [flag, value] = match self {
+            Extra::None | Extra::Bus => return Vec::new(),
+            Extra::Disk { place, queues } => {
+                let direct = if place.direct { "on" } else { "off" };
+                let keys = format!("num_queues={queues},queue_size={QUEUE_SIZE}");
+                let (path, format) = (place.path.display(), place.format);
+                ["--disk", &format!("path={path},image_type={format},direct={direct},{keys}")]
+                    .map(str::to_owned)
+            }
+            Extra::Served { socket, queues } => {
+                let keys = format!("num_queues={queues},queue_size={QUEUE_SIZE}");
+                ["--disk", &format!("vhost_user=on,socket={},{keys}", socket.display())].map(str::to_owned)
+            }
+            Extra::Net { tap, pairs } => {
+                ["--net", &format!("tap={tap},mac={MAC},num_queues={}", 2 * pairs)].map(str::to_owned)
+            }
+            Extra::Folder { socket } => {
+                ["--fs", &format!("tag=bench,socket={}", socket.display())].map(str::to_owned)
+            }
+            Extra::Sockets { socket } => {
+                ["--vsock", &format!("cid=3,socket={}", socket.display())].map(str::to_owned)
+            }
+        };
+        vec![flag, value]
+    }
+
+    /// What QEMU is told of it, on a machine with PCI; nothing of what it cannot do.
+    fn words_of_qemu(&self) -> Vec<String> {
+        let mut words = Vec::new();
+        let mut tell = |flag: &str, value: String| words.extend([flag.to_owned(), value]);
+        match self {
+            Extra::None | Extra::Bus | Extra::Sockets { .. } => {}
+            Extra::Disk { place, queues } => {
+                let direct = if place.direct { "on" } else { "off" };
+                let (path, format) = (place.path.display(), place.format);
+                let threads = (0..*queues).map(|n| format!("io{n}"));
+                threads.clone().for_each(|io| tell("-object", format!("iothread,id={io}")));
+                let file = format!("driver=file,filename={path},aio=io_uring,node-name=file");
+                tell("-blockdev", format!("{file},cache.direct={direct}"));
+                tell("-blockdev", format!("driver={format},file=file,cache.direct={direct},node-name=disk"));
+                // A thread for each queue.
+                let threads: Vec<_> = threads.map(|io| json!({ "iothread": io })).collect();
+                let device = json!({
+                    "driver": "virtio-blk-pci", "drive": "disk", "disable-legacy": "on", "num-queues": queues,
+                    "queue-size": QUEUE_SIZE, "iothread-vq-mapping": threads,
+                });
+                tell("-device", device.to_string());
+            }
+            Extra::Served { socket, queues } => {
+                tell("-chardev", format!("socket,id=peer,path={}", socket.display()));
+                let keys = format!("num-queues={queues},queue-size={QUEUE_SIZE},disable-legacy=on");
+                tell("-device", format!("vhost-user-blk-pci,chardev=peer,{keys}"));
+            }
+            Extra::Net { tap, pairs } => {
+                let (vhost, mut many) = (network::vhost(), (String::new(), String::new()));
+                if *pairs > 1 {
+                    // A vector for each queue, one for the control queue, and one for changes.
+                    many = (format!(",queues={pairs}"), format!(",mq=on,vectors={}", 2 * pairs + 2));
+                }
+                let tap = format!("tap,id=net,ifname={tap},script=no,downscript=no,vhost={vhost}");
+                tell("-netdev", tap + &many.0);
+                let card = format!("virtio-net-pci,netdev=net,mac={MAC},disable-legacy=on,romfile=");
+                tell("-device", card + &many.1);
+            }
+            Extra::Folder { socket } => {
+                tell("-chardev", format!("socket,id=peer,path={}", socket.display()));
+                tell("-device", "vhost-user-fs-pci,chardev=peer,tag=bench".to_owned());
+            }
+        }
+        words
+    }
+}
 
 impl Subject {
     /// Whether it can give a guest devices.
@@ -54,6 +158,11 @@ impl Subject {
         self.dialect == Dialect::CloudHypervisor
     }
 
+    /// Whether it takes QEMU's options.
+    pub(crate) fn is_qemu(&self) -> bool {
+        matches!(self.dialect, Dialect::Qemu(_))
+    }
+
     fn command(&self) -> Command {
         let mut command = match &self.dialect {
             Dialect::Qemu(words) => {
@@ -63,6 +172,7 @@ impl Subject {
             }
             _ => Command::new(&self.program),
         };
+        command.args(&self.words);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command
     }
@@ -90,22 +200,14 @@ impl Subject {
             }
             Dialect::CloudHypervisor => {
                 command.arg("--kernel").arg(kernel);
-                command.args(["--memory", &format!("size={mib}M"), "--cpus", "boot=1"]);
+                let shared = if extra.shares_memory() { ",shared=on" } else { "" };
+                command.args(["--memory", &format!("size={mib}M{shared}")]);
+                command.args(["--cpus", &format!("boot={}", extra.cpus())]);
                 command.args(["--serial", "tty", "--console", "off"]);
                 if !cmdline.is_empty() {
                     command.args(["--cmdline", cmdline]);
                 }
-                match extra {
-                    Extra::None | Extra::Bus => {}
-                    Extra::Disk { path, direct } => {
-                        let direct = if direct { "on" } else { "off" };
-                        let disk = format!("path={},image_type=raw,direct={direct}", path.display());
-                        command.args(["--disk", &disk]);
-                    }
-                    Extra::Net { tap } => {
-                        command.args(["--net", &format!("tap={tap},mac={MAC}")]);
-                    }
-                }
+                command.args(extra.words());
             }
             Dialect::Qemu(_) => {
                 // Its lightest machine where that will do; modern virtio on PCI where devices are compared.
@@ -127,28 +229,16 @@ impl Subject {
                     &mib.to_string(),
                 ]);
                 command.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
+                // Threads are told apart by their names.
+                command.args(["-name", "bench,debug-threads=on"]);
                 command.args(["-serial", "stdio", "-bios", "qboot.rom"]);
                 command.arg("-kernel").arg(kernel).args(["-append", &format!("{QEMU_BARS} {cmdline}")]);
-                match extra {
-                    Extra::None | Extra::Bus => {}
-                    Extra::Disk { path, direct } => {
-                        let direct = if direct { "on" } else { "off" };
-                        let file = format!(
-                            "driver=file,filename={},aio=io_uring,cache.direct={direct},node-name=file",
-                            path.display()
-                        );
-                        command.args(["-object", "iothread,id=io0", "-blockdev", &file]);
-                        let raw = format!("driver=raw,file=file,cache.direct={direct},node-name=disk");
-                        command.args(["-blockdev", &raw]);
-                        command.args(["-device", "virtio-blk-pci,drive=disk,iothread=io0,disable-legacy=on"]);
-                    }
-                    Extra::Net { tap } => {
-                        let netdev = format!("tap,id=net,ifname={tap},script=no,downscript=no,vhost=off");
-                        let device =
-                            format!("virtio-net-pci,netdev=net,mac={MAC},disable-legacy=on,romfile=");
-                        command.args(["-netdev", &netdev, "-device", &device]);
-                    }
+                command.args(["-smp", &extra.cpus().to_string()]);
+                if extra.shares_memory() {
+                    command.args(["-object", &format!("memory-backend-memfd,id=ram,size={mib}M,share=on")]);
+                    command.args(["-machine", "memory-backend=ram"]);
                 }
+                command.args(extra.words_of_qemu());
             }
         }
         command

@@ -2,8 +2,9 @@
 
 use serde_json::{Value, json};
 
+use crate::block::OWN;
 use crate::boot::USERSPACE;
-use crate::load::block_row;
+use crate::grid;
 use crate::restore;
 use crate::rows::Rows;
 use crate::start::{FIRST_BYTE, PER_SECOND, PRIVATE_DIRTY, PROPORTIONAL};
@@ -66,14 +67,14 @@ pub(crate) fn verdicts(rows: &Rows, others: &[String]) -> Vec<Verdict> {
     for size in ["1 GiB", "8 GiB"] {
         ratio(&restore::row(size, restore::MAPPED), BARE, Limit::AtMost(2.0));
     }
-    for op in ["read", "write"] {
+    for write in [false, true] {
         for direct in [false, true] {
-            ratio(&block_row(op, 32, direct), QEMU, Limit::AtLeast(1.0));
+            ratio(&grid::row(OWN, write, 32, direct), QEMU, Limit::AtLeast(1.0));
         }
     }
     for other in others.iter().filter(|o| o.contains("cloud-hypervisor")) {
         ratio(FIRST_BYTE, other, Limit::AtMost(0.5));
-        ratio(&block_row("read", 32, false), other, Limit::AtLeast(1.3));
+        ratio(&grid::row(OWN, false, 32, false), other, Limit::AtLeast(1.3));
         ratio(USERSPACE, other, Limit::AtMost(0.9));
     }
     let mut absolute = |row: &str, limit: Limit| {

@@ -26,6 +26,7 @@ mod apic;
 mod arena;
 mod boot;
 mod clock;
+mod histogram;
 mod io;
 mod memory;
 mod msix;

@@ -13,6 +13,14 @@ use std::time::{Duration, Instant};
 const TUNSETIFF: libc::c_ulong = 0x4004_54ca;
 const TUNSETPERSIST: libc::c_ulong = 0x4004_54cb;
 const EXPERIMENTAL_ETHERTYPE: u16 = 0x88b5;
+const IPV4: u16 = 0x0800;
+/// Bytes of the largest frame that nobody has to cut, and of a TCP segment's data in one.
+const WHOLE: usize = 1514;
+const SEGMENT: u16 = 1448;
+/// How long a program that has ended may keep a tap.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Connections that a flood seems to belong to.
+const FLOWS: u16 = 16;
 
 fn checked(result: libc::c_int) -> Result<libc::c_int, Error> {
     if result < 0 { Err(Error::last_os_error()) } else { Ok(result) }
@@ -31,6 +39,7 @@ pub fn enter_private_network() -> Result<(), Error> {
 #[derive(Debug)]
 pub struct Tap {
     name: String,
+    pairs: usize,
 }
 
 fn request(name: &str) -> libc::ifreq {
@@ -44,17 +53,19 @@ fn request(name: &str) -> libc::ifreq {
 }
 
 /// Opens a tap, which is made if there is none of this name.
-fn open(name: &str) -> Result<File, Error> {
+fn open(name: &str, pairs: usize) -> Result<File, Error> {
     let file = File::options().read(true).write(true).open("/dev/net/tun")?;
     let mut request = request(name);
-    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
+    let many = if pairs > 1 { libc::IFF_MULTI_QUEUE } else { 0 };
+    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | many;
+    request.ifr_ifru.ifru_flags = flags as libc::c_short;
     // SAFETY: the ioctl takes an ifreq.
     checked(unsafe { libc::ioctl(file.as_raw_fd(), TUNSETIFF, &request) })?;
     Ok(file)
 }
 
-fn persist(name: &str, on: bool) -> Result<(), Error> {
-    let file = open(name)?;
+fn persist(name: &str, pairs: usize, on: bool) -> Result<(), Error> {
+    let file = open(name, pairs)?;
     // SAFETY: the ioctl takes an integer.
     checked(unsafe { libc::ioctl(file.as_raw_fd(), TUNSETPERSIST, libc::c_ulong::from(on)) }).map(drop)
 }
@@ -67,6 +78,23 @@ fn packet_socket(protocol: u16) -> Result<OwnedFd, Error> {
         let fd = checked(libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, protocol))?;
         Ok(OwnedFd::from_raw_fd(fd))
     }
+}
+
+/// A socket that is good for nothing but to ask about interfaces.
+fn datagram_socket() -> Result<OwnedFd, Error> {
+    // SAFETY: plain system call; the descriptor is new and ours.
+    unsafe {
+        let fd = checked(libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0))?;
+        Ok(OwnedFd::from_raw_fd(fd))
+    }
+}
+
+/// Sets an option that is a number.
+fn set(socket: &OwnedFd, level: libc::c_int, option: libc::c_int, value: libc::c_int) -> Result<(), Error> {
+    let len = size_of::<libc::c_int>() as libc::socklen_t;
+    // SAFETY: takes a value of ours by pointer and length.
+    checked(unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const value).cast(), len) })
+        .map(drop)
 }
 
 /// The address of an interface's link.
@@ -93,8 +121,16 @@ impl Tap {
     /// # Errors
     /// The host makes no tap of that name.
     pub fn new(name: &str) -> Result<Tap, Error> {
-        persist(name, true)?;
-        let tap = Tap { name: name.to_string() };
+        Tap::with_pairs(name, 1)
+    }
+
+    /// Makes one that is opened once for each of that many queue pairs.
+    ///
+    /// # Errors
+    /// The host makes no such tap of that name.
+    pub fn with_pairs(name: &str, pairs: usize) -> Result<Tap, Error> {
+        persist(name, pairs, true)?;
+        let tap = Tap { name: name.to_string(), pairs };
         let socket = packet_socket(0)?;
         let mut request = request(name);
         // SAFETY: both ioctls take an ifreq; the flags are valid after the first.
@@ -111,23 +147,45 @@ impl Tap {
     /// # Errors
     /// Somebody else has it.
     pub fn open(&self) -> Result<File, Error> {
-        open(&self.name)
+        open(&self.name, self.pairs)
     }
 
-    /// Sends frames of `size` bytes to whoever has the tap open, as fast as they go.
+    /// Gives the host's end an IPv4 address, with a network of 256.
+    ///
+    /// # Errors
+    /// The host takes none.
+    pub fn give_address(&self, address: [u8; 4]) -> Result<(), Error> {
+        let socket = datagram_socket()?;
+        for (what, bytes) in [(libc::SIOCSIFADDR, address), (libc::SIOCSIFNETMASK, [255, 255, 255, 0])] {
+            let mut request = request(&self.name);
+            // SAFETY: all zeroes are a valid address; an address of IPv4 is as long as the one that the request has room for.
+            unsafe {
+                let mut inet: libc::sockaddr_in = zeroed();
+                inet.sin_family = libc::AF_INET as libc::sa_family_t;
+                inet.sin_addr.s_addr = u32::from_ne_bytes(bytes);
+                (&raw mut request.ifr_ifru.ifru_addr).cast::<libc::sockaddr_in>().write(inet);
+                checked(libc::ioctl(socket.as_raw_fd(), what, &request))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends frames of `size` bytes to whoever has the tap open, as fast as they go: datagrams, or above 1514 bytes TCP segments that are to
+    /// be cut. They belong to several connections, so that all queues get some.
     ///
     /// # Errors
     /// The host takes none.
     pub fn flood(&self, size: usize, time: Duration) -> Result<(), Error> {
         let socket = packet_socket(0)?;
-        let to = link_address(&self.name, EXPERIMENTAL_ETHERTYPE)?;
-        let mut frame = vec![0; size];
-        frame[..6].fill(0xff);
-        frame[6..12].copy_from_slice(&[2, 0, 0, 0, 0, 2]);
-        frame[12..14].copy_from_slice(&EXPERIMENTAL_ETHERTYPE.to_be_bytes());
+        set(&socket, libc::SOL_PACKET, libc::PACKET_VNET_HDR, 1)?;
+        let to = link_address(&self.name, IPV4)?;
+        let mut frame = vec![0; flood::HEADER + size];
+        flood::fill(&mut frame);
         let begun = Instant::now();
         while begun.elapsed() < time {
-            for _ in 0..64 {
+            for flow in 0..4 * FLOWS {
+                let port = 1000 + flow % FLOWS;
+                frame[flood::PORT..flood::PORT + 2].copy_from_slice(&port.to_be_bytes());
                 // SAFETY: frame and address are valid for their lengths.
                 let sent = unsafe {
                     libc::sendto(
@@ -161,17 +219,66 @@ impl Tap {
     /// # Errors
     /// The host does not open it.
     pub fn open_for_others(&self) -> Result<File, Error> {
-        let file = open(&self.name)?;
+        let file = open(&self.name, self.pairs)?;
         // SAFETY: plain numbers; it stays open in programs that are started.
         checked(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFD, 0) })?;
         Ok(file)
     }
 }
 
+/// What a flood consists of.
+mod flood {
+    use super::{IPV4, SEGMENT, WHOLE};
+
+    /// Bytes of the `virtio_net_hdr` in front of a frame (virtio 1.3 §5.1.6), as sockets have it: in the host's byte order.
+    pub(super) const HEADER: usize = 10;
+    /// Where the port of the sender is.
+    pub(super) const PORT: usize = HEADER + 34;
+    const NEEDS_CSUM: u8 = 1;
+    const GSO_TCPV4: u8 = 1;
+
+    /// Fills in headers for a whole frame behind the first of them.
+    pub(super) fn fill(frame: &mut [u8]) {
+        let size = frame.len() - HEADER;
+        let cut = size > WHOLE;
+        let (header, frame) = frame.split_at_mut(HEADER);
+        if cut {
+            header[0] = NEEDS_CSUM;
+            header[1] = GSO_TCPV4;
+            // Headers, data of a segment, where the sum begins, and where it goes.
+            for (at, value) in [(2, 54), (4, SEGMENT), (6, 34), (8, 16)] {
+                header[at..at + 2].copy_from_slice(&value.to_ne_bytes());
+            }
+        }
+        frame[..6].fill(0xff);
+        frame[6..12].copy_from_slice(&[2, 0, 0, 0, 0, 2]);
+        let mut put = |at: usize, bytes: &[u8]| frame[at..at + bytes.len()].copy_from_slice(bytes);
+        put(12, &IPV4.to_be_bytes());
+        put(14, &[0x45]);
+        put(16, &((size - 14) as u16).to_be_bytes());
+        // Time to live, and TCP or UDP.
+        put(22, &[64, if cut { 6 } else { 17 }]);
+        put(26, &[10, 0, 0, 1, 10, 0, 0, 2]);
+        put(36, &2000_u16.to_be_bytes());
+        if cut {
+            // Twenty bytes of TCP's header, and an acknowledgement.
+            put(46, &[0x50, 0x10]);
+        } else {
+            put(38, &((size - 34) as u16).to_be_bytes());
+        }
+    }
+}
+
 impl Drop for Tap {
     fn drop(&mut self) {
-        if let Err(e) = persist(&self.name, false) {
-            eprintln!("cannot remove the tap {}: {e}", self.name);
+        let begun = Instant::now();
+        while let Err(e) = persist(&self.name, self.pairs, false) {
+            // A program that was killed may have a ring of requests on it, which the kernel ends after the program.
+            if e.raw_os_error() != Some(libc::EBUSY) || begun.elapsed() > PATIENCE {
+                eprintln!("cannot remove the tap {}: {e}", self.name);
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(1));
         }
     }
 }
@@ -208,21 +315,11 @@ impl Partner {
     pub fn new(name: &str, guest: [u8; 6], epoch: u32) -> Result<Partner, Error> {
         let socket = packet_socket(EXPERIMENTAL_ETHERTYPE)?;
         let address = link_address(name, EXPERIMENTAL_ETHERTYPE)?;
-        let buffer: libc::c_int = 4 << 20;
-        let on: libc::c_int = 1;
-        // SAFETY: all three take values of ours by pointer and length.
-        unsafe {
-            checked(libc::bind(socket.as_raw_fd(), (&raw const address).cast(), LINK_ADDRESS))?;
-            for (level, option, value) in [
-                // Nothing may be dropped on the way through us.
-                (libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, &buffer),
-                (libc::SOL_PACKET, libc::PACKET_QDISC_BYPASS, &on),
-            ] {
-                let value: *const libc::c_int = value;
-                let len = size_of::<libc::c_int>() as libc::socklen_t;
-                checked(libc::setsockopt(socket.as_raw_fd(), level, option, value.cast(), len))?;
-            }
-        }
+        // SAFETY: takes a value of ours by pointer and length.
+        checked(unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), LINK_ADDRESS) })?;
+        // Nothing may be dropped on the way through us.
+        set(&socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, 4 << 20)?;
+        set(&socket, libc::SOL_PACKET, libc::PACKET_QDISC_BYPASS, 1)?;
         let orders = Arc::<Orders>::default();
         let theirs = Arc::clone(&orders);
         let work = move || serve(&socket, guest, epoch, &theirs);

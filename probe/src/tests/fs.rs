@@ -16,13 +16,16 @@ use crate::virtio::{Device, NO_VECTOR, S_NEEDS_RESET, kind};
 
 const LOOKUP: u32 = 1;
 const OPEN: u32 = 14;
-const READ: u32 = 15;
-const WRITE: u32 = 16;
+pub(super) const READ: u32 = 15;
+pub(super) const WRITE: u32 = 16;
 const INIT: u32 = 26;
+
+/// The node of the folder itself.
+pub(super) const ROOT: u64 = 1;
 
 /// Bytes of the headers of requests and answers.
 const IN: u64 = 40;
-const OUT: u64 = 16;
+pub(super) const OUT: u64 = 16;
 /// Bytes for whatever follows.
 const ROOM: u64 = 256;
 
@@ -30,12 +33,13 @@ const SECTOR: u64 = 512;
 /// Bytes of the file.
 const SIZE: u64 = 8192;
 
-struct Folder {
-    device: Device,
+/// A folder, and the one request that is under way.
+pub(super) struct Folder {
+    pub(super) device: Device,
     queue: Queue,
     clock: Clock,
     request: Region,
-    answer: Region,
+    pub(super) answer: Region,
     data: Region,
     asked: u64,
     /// Of the last answer.
@@ -44,14 +48,14 @@ struct Folder {
 
 /// The file, open.
 #[derive(Clone, Copy)]
-struct Open {
-    node: u64,
+pub(super) struct Open {
+    pub(super) node: u64,
     handle: u64,
-    size: u64,
+    pub(super) size: u64,
 }
 
 impl Folder {
-    fn open(machine: &mut Machine) -> Result<Folder, Stop> {
+    pub(super) fn open(machine: &mut Machine) -> Result<Folder, Stop> {
         let Some(device) = Device::find(&machine.bus, kind::FS, 0) else {
             return Err(Stop::Skip(text!("there is no file system")));
         };
@@ -76,7 +80,7 @@ impl Folder {
 
     /// One request about `node`, whose body is in its place; what the answer's body begins with is in its place then. Data follows
     /// the one or the other.
-    fn ask(&mut self, what: u32, node: u64, body: u64, data: Option<Buffer>) -> Result<u64, Stop> {
+    pub(super) fn ask(&mut self, what: u32, node: u64, body: u64, data: Option<Buffer>) -> Result<u64, Stop> {
         let sent = data.filter(|data| !data.writable).map_or(0, |data| u64::from(data.len));
         self.asked += 1;
         self.request.part(0, IN).fill(0);
@@ -108,11 +112,19 @@ impl Folder {
         Ok(u64::from(self.answer.read32(0)) - OUT)
     }
 
-    fn body(&self) -> Region {
+    pub(super) fn body(&self) -> Region {
         self.request.part(IN, ROOM)
     }
 
-    fn open_file(&mut self) -> Result<Open, Stop> {
+    /// The node of the file, and its size.
+    pub(super) fn look_up(&mut self) -> Result<(u64, u64), Stop> {
+        self.body().store(0, b"probe\0");
+        self.ask(LOOKUP, ROOT, 6, None)?;
+        Ok((self.answer.read64(OUT), self.answer.read64(OUT + 48)))
+    }
+
+    /// Begins the conversation and opens the file.
+    pub(super) fn open_file(&mut self) -> Result<Open, Stop> {
         let body = self.body();
         body.fill(0);
         // Version 7.31: no need for more.
@@ -120,10 +132,7 @@ impl Folder {
         body.write32(4, 31);
         self.ask(INIT, 0, 16, None)?;
         check!(self.answer.read32(OUT) == 7, "FUSE {}", self.answer.read32(OUT));
-        body.store(0, b"probe\0");
-        self.ask(LOOKUP, 1, 6, None)?;
-        let (node, size) = (self.answer.read64(OUT), self.answer.read64(OUT + 48));
-        check!(size == SIZE, "the file has {size} bytes");
+        let (node, size) = self.look_up()?;
         body.fill(0);
         // For reading and writing.
         body.write32(0, 2);
@@ -131,19 +140,20 @@ impl Folder {
         Ok(Open { node, handle: self.answer.read64(OUT), size })
     }
 
-    /// Says which part of the file a request is about.
-    fn place(&self, file: Open, offset: u64, size: u64) {
+    /// Says which part of the file a request is about; the bytes of its body.
+    pub(super) fn place(&self, file: Open, offset: u64, size: u64) -> u64 {
         let body = self.body();
         body.fill(0);
         body.write64(0, file.handle);
         body.write64(8, offset);
         body.write32(16, size as u32);
+        40
     }
 
     /// Reads all of the file; its first word.
     fn read(&mut self, file: Open) -> Result<u64, Stop> {
-        self.place(file, 0, SIZE);
-        let read = self.ask(READ, file.node, 40, Some(Buffer::writable(self.data)))?;
+        let body = self.place(file, 0, SIZE);
+        let read = self.ask(READ, file.node, body, Some(Buffer::writable(self.data)))?;
         check!(read == SIZE, "{read} bytes read");
         Ok(self.data.read64(0))
     }
@@ -154,8 +164,8 @@ impl Folder {
         for at in (half..SIZE).step_by(8) {
             self.data.write64(at, pattern(seed, at / SECTOR, at % SECTOR / 8));
         }
-        self.place(file, half, half);
-        self.ask(WRITE, file.node, 40, Some(Buffer::readable(self.data.part(half, half))))?;
+        let body = self.place(file, half, half);
+        self.ask(WRITE, file.node, body, Some(Buffer::readable(self.data.part(half, half))))?;
         let written = self.answer.read32(OUT);
         check!(u64::from(written) == half, "{written} bytes written");
         Ok(())
@@ -163,6 +173,7 @@ impl Folder {
 
     fn use_file(&mut self, seed: u64) -> Result<Open, Stop> {
         let file = self.open_file()?;
+        check!(file.size == SIZE, "the file has {} bytes", file.size);
         self.read(file)?;
         let half = SIZE / 2;
         for at in (0..half).step_by(8) {

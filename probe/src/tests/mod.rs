@@ -154,6 +154,8 @@ static TESTS: &[Entry] = &[
     on_demand("exits", bench::exits),
     on_demand("bench-blk", bench::disk),
     on_demand("bench-net", bench::network),
+    on_demand("bench-fs", bench::folder),
+    on_demand("bench-vsock", bench::sockets),
     on_demand("pulse", bench::pulse),
     on_demand("load", load::load),
     on_demand("promise", promise::promise),

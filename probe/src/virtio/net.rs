@@ -9,8 +9,12 @@ use crate::pci::Bus;
 use crate::text::Text;
 
 pub(crate) const F_CSUM: u64 = 1 << 0;
+pub(crate) const F_GUEST_CSUM: u64 = 1 << 1;
 pub(crate) const F_MTU: u64 = 1 << 3;
 pub(crate) const F_MAC: u64 = 1 << 5;
+pub(crate) const F_GUEST_TSO4: u64 = 1 << 7;
+pub(crate) const F_HOST_TSO4: u64 = 1 << 11;
+pub(crate) const F_MRG_RXBUF: u64 = 1 << 15;
 pub(crate) const F_STATUS: u64 = 1 << 16;
 pub(crate) const F_CTRL_VQ: u64 = 1 << 17;
 pub(crate) const F_MQ: u64 = 1 << 22;

@@ -142,21 +142,23 @@ impl DiskQueue {
         }
     }
 
-    /// Looks for work for a while, with kicks switched off, where that may pay. Tells whether there is some.
+    /// Looks for requests for a while, with kicks switched off, where that may pay. Tells whether there is one.
+    ///
+    /// Not while the kernel has something under way: that may need this processor, in a thread of the kernel's, and wakes us when it is done.
     fn look(&mut self, map: &RamMap) -> bool {
-        if self.broken || !(self.can_take() || self.engine.in_flight() > 0) {
+        if self.engine.in_flight() > 0 || !self.can_take() {
             return false;
         }
         let Some(until) = self.polling.begin(Instant::now) else { return false };
         loop {
-            let offered = || self.live.queue.avail_idx(map, Ordering::Acquire);
             // A ring that cannot be read is for `take` to complain of.
-            let more = self.can_take() && offered().is_ok_and(|next| next.0 != self.live.queue.next_avail());
-            if more || (self.engine.in_flight() > 0 && self.collect(map, false) > 0) {
+            let offered = self.live.queue.avail_idx(map, Ordering::Acquire);
+            if offered.is_ok_and(|next| next.0 != self.live.queue.next_avail()) {
                 self.polling.found();
                 return true;
             }
             if Instant::now() >= until {
+                self.polling.in_vain();
                 return false;
             }
             std::hint::spin_loop();
@@ -434,7 +436,6 @@ impl Task for DiskQueue {
         {
             throttle.woken();
         }
-        self.polling.woken(Instant::now);
         self.serve();
     }
 
