@@ -5,6 +5,7 @@
 
 mod boot;
 mod load;
+mod order;
 mod pause;
 mod process;
 mod restore;
@@ -72,6 +73,7 @@ fn command() -> Command {
         .arg(path("kernel", "Stock kernel (vmlinux) for the section boot"))
         .arg(path("initramfs", "Its initramfs, which says \"guest: begin\""))
         .arg(path("json", "Writes the figures to this file"))
+        .arg(path("function-order", "Measures nothing; writes to this file which functions a start executes"))
         .arg(Arg::new("others").value_name("VMM").num_args(0..).value_parser(value_parser!(PathBuf)))
 }
 
@@ -111,6 +113,9 @@ fn run(matches: &ArgMatches) -> Result<bool, Error> {
         // Pages of a program just built count as its own dirty memory until they are on the disk.
         let synced = std::fs::File::open(&subject.program).and_then(|f| f.sync_all());
         synced.map_err(|e| Error::other(format!("{}: {e}", subject.program.display())))?;
+    }
+    if let (Some(target), Some(ours)) = (path("function-order"), subjects.iter().find(|s| s.name == OURS)) {
+        return order::write(&setting, ours, &first_byte, &target).map(|()| true);
     }
     let mut rows = Rows::default();
     let load_before = load_average();

@@ -53,6 +53,11 @@ fn save<'a>(setting: &Setting<'_>, subject: &'a Subject, mib: u64, period: &str)
     Ok(Saved { subject, directory, modes: Vec::new() })
 }
 
+/// A snapshot of a machine of the size that the target for restores names.
+pub(crate) fn save_usual(setting: &Setting<'_>, subject: &Subject) -> Result<Directory, Error> {
+    save(setting, subject, MANY_MIB, "").map(|saved| saved.directory)
+}
+
 fn restore(subject: &Subject, directory: &Path, mode: &str) -> Result<(Duration, Process), Error> {
     let mut process = Process::start(subject.restored(directory, mode))?;
     process.read_until(LIMIT, |seen| !seen.is_empty())?;

@@ -422,6 +422,13 @@ impl VmSpec {
     /// Writes defaults that depend on other values.
     pub fn complete(&mut self) {
         self.cpus.max_vcpus = Some(self.cpus.max());
+        // A card that brings its own program says with that what memory has to be.
+        self.memory.shared |= self.is_by_passt() && !self.memory.is_shared() && !self.memory.mergeable;
+    }
+
+    /// Whether passt serves a network card of the machine.
+    pub fn is_by_passt(&self) -> bool {
+        self.net.iter().flatten().any(|card| card.user.is_on())
     }
 
     /// What devices may know of the whole.

@@ -3,12 +3,12 @@
 use std::any::Any;
 use std::collections::HashMap;
 use std::os::fd::{OwnedFd, RawFd};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use sandbox::HostPath;
 use spec::{Facts, PciCommon, Refusal, Spec};
 
-use crate::{Calls, Device, Virtio};
+use crate::{Calls, Device, Launcher, Virtio};
 
 /// How a device without a name given by the user is called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,9 +95,27 @@ pub struct Host<'a> {
 
 /// Host resources that stay the same across reboots of one machine: terminals, taps. Emptied when the machine is shut down.
 #[derive(Default)]
-pub struct Kept(Mutex<HashMap<String, Box<dyn Any + Send>>>);
+pub struct Kept {
+    resources: Mutex<HashMap<String, Box<dyn Any + Send>>>,
+    launcher: Option<Arc<dyn Launcher>>,
+}
 
 impl Kept {
+    /// Nothing is kept yet, and programs can be started.
+    pub fn with_launcher(launcher: Option<Arc<dyn Launcher>>) -> Self {
+        Kept { launcher, ..Kept::default() }
+    }
+
+    /// Who starts programs, if anybody does.
+    pub fn launcher(&self) -> Option<&Arc<dyn Launcher>> {
+        self.launcher.as_ref()
+    }
+
+    /// Programs are started no longer.
+    pub fn without_launcher(&mut self) {
+        self.launcher = None;
+    }
+
     /// The resource of this name, which is that of its device: the one opened before, or a new one.
     ///
     /// # Errors
@@ -107,7 +125,7 @@ impl Kept {
         name: &str,
         open: impl FnOnce() -> Result<T, E>,
     ) -> Result<T, E> {
-        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = self.resources.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(resource) = kept.get(name).and_then(|r| r.downcast_ref::<T>()) {
             return Ok(resource.clone());
         }
@@ -118,18 +136,18 @@ impl Kept {
 
     /// The resource of this name, if there is one of this type.
     pub fn find<T: Clone + Send + 'static>(&self, name: &str) -> Option<T> {
-        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = self.resources.lock().unwrap_or_else(PoisonError::into_inner);
         kept.get(name)?.downcast_ref().cloned()
     }
 
     /// Lets go of one resource.
     pub fn forget(&self, name: &str) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
+        self.resources.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
     }
 
     /// Lets go of everything.
     pub fn clear(&self) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.resources.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 }
 

@@ -15,6 +15,7 @@ pub mod fake;
 pub mod grant;
 pub mod hexadecimal;
 pub mod irq;
+pub mod launch;
 pub mod limit;
 pub mod mapping;
 pub mod needs;
@@ -33,6 +34,7 @@ pub use grant::{
     Counters, Device, DeviceError, Effect, Events, Grant, Placed, PlacedPci, Registers, Request,
 };
 pub use irq::{Line, MsiMessage, MsiRoute, Vector};
+pub use launch::Launcher;
 pub use mapping::{MapMode, Mapping};
 pub use needs::{
     BarKind, BarNeed, Capability, DoorbellNeed, LineNeed, MsixNeed, Needs, PciIdentity, PciNeeds, Region,

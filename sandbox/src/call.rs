@@ -30,6 +30,9 @@ pub enum When {
     With(u8, u32),
     /// When the argument is this process.
     Ourselves(u8),
+    /// When who listens to the filter ([`crate::Prepared::enter_supervised`]) has made it in the caller's place; other rules for the call
+    /// come before.
+    Supervised,
     /// Never; it is answered with this error instead, because whoever asks has another way.
     Refused(u16),
 }
@@ -103,6 +106,7 @@ pub fn list(sets: &[Set]) -> String {
             When::Without(index, bits) => format!("({index} without {bits:#x})"),
             When::With(index, bits) => format!("({index} with {bits:#x})"),
             When::Ourselves(index) => format!("({index} is us)"),
+            When::Supervised => "(supervised)".to_owned(),
             When::Refused(error) => format!("(never: error {error})"),
         });
     }

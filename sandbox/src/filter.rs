@@ -120,6 +120,7 @@ impl Program {
                     self.load(index);
                     self.when(EQUAL, std::process::id(), true, Self::allow);
                 }
+                When::Supervised => no = libc::SECCOMP_RET_USER_NOTIF,
                 When::Refused(error) => no = libc::SECCOMP_RET_ERRNO | u32::from(error),
             }
         }

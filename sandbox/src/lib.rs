@@ -26,5 +26,5 @@ pub use filter::compile;
 pub use mode::{Mode, UnknownMode, mode};
 pub use names::name;
 pub use paths::{HostPath, Use};
-pub use role::{Refused, Role};
+pub use role::{Prepared, Refused, Role};
 pub use violation::{also_tell, note};

@@ -1,6 +1,7 @@
 //! Putting a filter on a thread.
 
 use std::io;
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use libc::sock_filter;
@@ -61,8 +62,41 @@ impl Role<'_> {
     }
 }
 
+/// A filter that is compiled before a process is forked, to be put on there, where nothing may be allocated.
+#[derive(Debug)]
+pub struct Prepared(Vec<sock_filter>);
+
+impl Prepared {
+    /// Allows these calls and answers all others as the mode says.
+    pub fn new(sets: &[Set], mode: Mode) -> Self {
+        Prepared(compile(sets, mode))
+    }
+
+    /// As [`Role::enter`], whatever the mode in force.
+    ///
+    /// # Errors
+    /// What the kernel answered.
+    pub fn enter(&self) -> io::Result<()> {
+        put_on(&self.0)
+    }
+
+    /// The same; who holds the descriptor is asked about calls that are [`crate::When::Supervised`] (`seccomp_unotify(2)`).
+    ///
+    /// # Errors
+    /// What the kernel answered; `EBUSY` if somebody else supervises this process.
+    pub fn enter_supervised(&self) -> io::Result<OwnedFd> {
+        let listener = put(&self.0, libc::SECCOMP_FILTER_FLAG_NEW_LISTENER)?;
+        // SAFETY: with this flag the kernel answers with a new descriptor.
+        Ok(unsafe { OwnedFd::from_raw_fd(listener as RawFd) })
+    }
+}
+
 fn put_on(filter: &[sock_filter]) -> io::Result<()> {
-    // SAFETY: plain numbers; it takes away what programs that are started could gain, and none is started.
+    put(filter, 0).map(drop)
+}
+
+fn put(filter: &[sock_filter], flags: libc::c_ulong) -> io::Result<libc::c_long> {
+    // SAFETY: plain numbers; it takes away what programs that are started could gain.
     if unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) } != 0 {
         return Err(io::Error::last_os_error());
     }
@@ -71,6 +105,6 @@ fn put_on(filter: &[sock_filter]) -> io::Result<()> {
     let program = libc::sock_fprog { len: length, filter: filter.as_ptr().cast_mut() };
     // SAFETY: the kernel reads the program, which is valid for its length, and keeps a copy.
     let done =
-        unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const program) };
-    if done != 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+        unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program) };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(done) }
 }

@@ -320,12 +320,8 @@ impl Living {
         report
     }
 
-    /// Waits for the VMM's end.
-    ///
-    /// # Panics
-    /// If it does not end in time.
     #[track_caller]
-    pub fn finish(mut self) -> Report {
+    fn finish(mut self) -> Report {
         let begun = Instant::now();
         let status = loop {
             if let Some(status) = self.child.try_wait().expect("a child can be waited for") {

@@ -9,7 +9,7 @@ use std::fs::File;
 use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -32,6 +32,7 @@ pub struct Guest {
     serial: Option<String>,
     private_network: bool,
     heeds_permissions: bool,
+    unprivileged: bool,
     terminal: Option<(OwnedFd, OwnedFd)>,
 }
 
@@ -48,6 +49,7 @@ impl Guest {
             serial: None,
             private_network: false,
             heeds_permissions: false,
+            unprivileged: false,
             terminal: None,
         }
     }
@@ -105,6 +107,17 @@ impl Guest {
         self
     }
 
+    /// Starts the VMM as a user without privileges, to whom [`permissions::open_to_everybody`] has opened what it needs.
+    pub fn as_nobody(mut self) -> Guest {
+        self.unprivileged = true;
+        self
+    }
+
+    /// The guest's scratch directory.
+    pub fn directory(&self) -> &Path {
+        self.scratch.path()
+    }
+
     /// Lets the VMM be asked.
     pub fn with_api(self) -> Guest {
         let socket = self.scratch.file("api").display().to_string();
@@ -147,6 +160,9 @@ impl Guest {
         }
         if self.heeds_permissions {
             permissions::heeding_permissions(&mut command);
+        }
+        if self.unprivileged {
+            permissions::unprivileged(&mut command);
         }
         if self.private_network {
             // SAFETY: unshare is a plain system call, safe between fork and exec.

@@ -20,12 +20,28 @@ pub fn vhost_user_net() -> PathBuf {
     beside("VIRGA_VHOST_USER_NET", "vhost_user_net", "vhost_user_net")
 }
 
+/// passt, which nobody here wrote: `VIRGA_PASST` in the environment, else the one on the `PATH`; `None` if there is none.
+pub fn passt() -> Option<PathBuf> {
+    let named = std::env::var_os("VIRGA_PASST").map(PathBuf::from);
+    let found = || {
+        let places = std::env::var_os("PATH").unwrap_or_default();
+        std::env::split_paths(&places).map(|place| place.join("passt")).find(|path| path.is_file())
+    };
+    let passt = named.or_else(found);
+    if passt.is_none() {
+        println!("SKIPPED: there is no passt on the PATH");
+    }
+    passt
+}
+
 /// `variable` in the environment, else `name` in the directory above this test's own, where cargo puts programs.
 pub fn beside(variable: &str, name: &str, package: &str) -> PathBuf {
     if let Some(path) = std::env::var_os(variable) {
         return path.into();
     }
-    let test = std::env::current_exe().expect("a test knows its own path");
+    // Once: a thread with a root of its own is told another path.
+    static TEST: OnceLock<PathBuf> = OnceLock::new();
+    let test = TEST.get_or_init(|| std::env::current_exe().expect("a test knows its own path"));
     let path = test.ancestors().nth(2).map(|directory| directory.join(name)).unwrap_or_default();
     assert!(
         path.exists(),

@@ -43,15 +43,19 @@ fn request(name: &str) -> libc::ifreq {
     request
 }
 
-fn persist(name: &str, on: bool) -> Result<(), Error> {
+fn open(name: &str) -> Result<File, Error> {
     let file = File::options().read(true).write(true).open("/dev/net/tun")?;
     let mut request = request(name);
     request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
-    // SAFETY: the ioctls take an ifreq and an integer.
-    unsafe {
-        checked(libc::ioctl(file.as_raw_fd(), TUNSETIFF, &request))?;
-        checked(libc::ioctl(file.as_raw_fd(), TUNSETPERSIST, libc::c_ulong::from(on)))?;
-    }
+    // SAFETY: the ioctl takes an ifreq.
+    checked(unsafe { libc::ioctl(file.as_raw_fd(), TUNSETIFF, &request) })?;
+    Ok(file)
+}
+
+fn persist(name: &str, on: bool) -> Result<(), Error> {
+    let file = open(name)?;
+    // SAFETY: the ioctl takes an integer.
+    checked(unsafe { libc::ioctl(file.as_raw_fd(), TUNSETPERSIST, libc::c_ulong::from(on)) })?;
     Ok(())
 }
 
@@ -140,6 +144,19 @@ impl Tap {
             }
         }
         Ok(())
+    }
+}
+
+impl Tap {
+    /// The tap, opened for programs that are started with the descriptor.
+    ///
+    /// # Errors
+    /// The host does not open it.
+    pub fn open_for_others(&self) -> Result<File, Error> {
+        let file = open(&self.name)?;
+        // SAFETY: plain numbers; it stays open in programs that are started.
+        checked(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFD, 0) })?;
+        Ok(file)
     }
 }
 

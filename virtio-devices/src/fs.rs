@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use device::{Build, Built, Calls, Host, Naming, VirtioKind};
 use spec::{Facts, Part, PciCommon, Refusal, Spec};
-use vhost_user::front::{ConfigWish, Knows, Told, Wish};
+use vhost_user::front::{ConfigWish, Knows, Told, Way, Wish};
 
 spec::spec! {
     /// A folder of the host that another process (virtiofsd) shows to the guest by vhost-user. Needs --memory shared=on.
@@ -90,8 +90,7 @@ impl Build for FsSpec {
     fn build(&mut self, host: &Host<'_>) -> Result<Built, Refusal> {
         let wish = Wish {
             id: host.id.to_owned(),
-            socket: self.socket.clone().unwrap_or_default(),
-            listener: None,
+            way: Way::Connect(self.socket.clone().unwrap_or_default()),
             number: VirtioKind::Fs as u16,
             features: 0,
             required: 0,

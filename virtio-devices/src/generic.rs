@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use device::{Build, Built, Calls, Host, Naming};
 use serde::{Deserialize, Serialize};
 use spec::{Facts, Part, PciCommon, Refusal, Spec, Value};
-use vhost_user::front::{ConfigWish, Knows, Told, Wish};
+use vhost_user::front::{ConfigWish, Knows, Told, Way, Wish};
 
 use crate::transport::pci::MAX_TYPE;
 
@@ -202,8 +202,7 @@ impl Build for GenericSpec {
         }
         let wish = Wish {
             id: host.id.to_owned(),
-            socket: self.socket.clone().unwrap_or_default(),
-            listener: None,
+            way: Way::Connect(self.socket.clone().unwrap_or_default()),
             // Checked before.
             number: self.number().unwrap_or_default() as u16,
             features: OF_THE_TYPE,

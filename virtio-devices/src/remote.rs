@@ -6,7 +6,7 @@ use device::{Calls, Host};
 use sandbox::Set;
 use spec::{Kind, Refusal};
 use vhost_user::BackError;
-use vhost_user::front::{Parked, Remote, Wish, calls};
+use vhost_user::front::{Parked, Remote, Way, Wish, calls};
 
 /// What devices that are nothing but the other process' ask of the kernel here.
 pub(crate) const CALLS: Calls = Calls {
@@ -44,20 +44,23 @@ pub(crate) fn parked(host: &Host<'_>) -> Parked {
 /// # Errors
 /// Nobody answers at its socket, or nobody that can be worked with.
 pub(crate) fn find(wish: Wish, host: &Host<'_>) -> Result<Remote, Refusal> {
-    let socket = wish.socket.display().to_string();
-    let patience = match (host.facts.running, &wish.listener) {
-        (false, None) => AT_BOOT,
+    let place = wish.way.to_string();
+    let patience = match (host.facts.running, &wish.way) {
+        // It is there when it is started, or will not be.
+        (_, Way::Start(_)) => Duration::ZERO,
+        (false, Way::Connect(_)) => AT_BOOT,
         // As the contract has it: until somebody comes or the program is told to end.
-        (false, Some(_)) => Duration::MAX,
-        (true, None) => RUNNING,
-        (true, Some(_)) => COMING,
+        (false, Way::Accept(_)) => Duration::MAX,
+        (true, Way::Connect(_)) => RUNNING,
+        (true, Way::Accept(_)) => COMING,
     };
     Remote::find(wish, patience).map_err(|e| {
         match e {
             BackError::Connect { .. } | BackError::NoSocket(_) => {
                 Refusal::new(fault(&e), "no vhost-user back end")
             }
-            _ => Refusal::new(fault(&e), format!("vhost-user back end at {socket}")),
+            BackError::Program(_) => Refusal::new(fault(&e), format!("{place} does not serve it")),
+            _ => Refusal::new(fault(&e), format!("vhost-user back end at {place}")),
         }
         .because(e)
     })

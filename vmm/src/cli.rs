@@ -29,6 +29,10 @@ const EXAMPLES: &str = "Examples:
     cloud-hypervisor --api-socket /run/vm.sock --cpus boot=2 --memory size=2G \\
       --net mac=52:54:00:12:34:56 --kernel vmlinux --initramfs initrd.img --cmdline console=hvc0
 
+  A network card for which neither root nor a tap is needed, and SSH to the guest on port 2222:
+    cloud-hypervisor --net user=on,forward=[tcp:127.0.0.1:2222:22] --kernel vmlinux \
+      --disk path=debian.img --cmdline 'console=hvc0 root=/dev/vda1'
+
   Wait for a machine to be described over the API:
     cloud-hypervisor --api-socket /run/vm.sock
 
@@ -73,6 +77,12 @@ fn command_for(purpose: Purpose) -> Command {
         .arg(switch(
             "no-shutdown",
             "Keeps the process when the guest powers itself off; needs the API to go on",
+        ))
+        .arg(value(
+            "passt",
+            "program",
+            "The passt that serves network cards with user=on, found on the PATH if it is not said; given at start so that such cards may come over \
+             the API later",
         ))
         .arg(catalog::flags::seccomp())
         .arg(switch(

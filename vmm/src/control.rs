@@ -18,12 +18,13 @@ use std::sync::Arc;
 use ::metadata::Store;
 use api::{Action, Inbox, Monitor, Reply, VmInfo, VmState, VmmPing};
 use catalog::VmSpec;
-use device::{Kept, Request};
+use device::{Kept, Launcher, Request};
 use hypervisor::Hypervisor;
 use migration::Pager;
 use sandbox::HostPath;
 use spec::{Kind, Refusal};
 
+use crate::launcher::Hand;
 use crate::machine::{Machine, Names};
 use crate::paths::Confinement;
 use crate::ram_restore::Behind;
@@ -51,6 +52,8 @@ pub struct Setup {
     pub inbox: Option<Inbox>,
     /// Signals.
     pub signals: Signals,
+    /// Starts programs that serve devices, if they may be needed.
+    pub launcher: Option<Arc<Hand>>,
     /// Keeps the process when the guest powers itself off.
     pub no_shutdown: bool,
     /// Paths that the process itself uses as long as it lives.
@@ -96,13 +99,14 @@ impl Control {
         let reports = Reports::new(setup.monitor.clone())
             .map_err(|e| Refusal::host("cannot create the control thread's queue", e))?;
         let paths = Confinement::new(std::mem::take(&mut setup.paths));
+        let launcher = setup.launcher.clone().map(|hand| -> Arc<dyn Launcher> { hand });
         Ok(Control {
             setup,
             paths,
             reports,
             spec: None,
             running: None,
-            kept: Kept::default(),
+            kept: Kept::with_launcher(launcher),
             metadata: None,
             names: Names::default(),
             waiting: Vec::new(),
@@ -124,6 +128,17 @@ impl Control {
         self.open_metadata(&spec)?;
         self.spec = Some(spec);
         Ok(())
+    }
+
+    /// Lets whoever starts programs go if no device of the machine needs it.
+    pub fn spare_launcher(&mut self) {
+        if self.spec.as_ref().is_some_and(VmSpec::is_by_passt) {
+            return;
+        }
+        self.kept.without_launcher();
+        if let Some(launcher) = self.setup.launcher.take() {
+            launcher.finish();
+        }
     }
 
     /// Builds the described machine and starts it.
@@ -403,6 +418,9 @@ impl Control {
         }
         if let Err(e) = self.delete() {
             log::error!("cannot shut the machine down: {e}");
+        }
+        if let Some(launcher) = &self.setup.launcher {
+            launcher.finish();
         }
         self.setup.monitor.record("vmm", "shutdown", &[]);
     }

@@ -10,6 +10,7 @@ pub mod confined;
 pub mod control;
 pub mod core_scheduling;
 pub mod gate;
+pub mod launcher;
 pub mod logger;
 pub mod machine;
 pub mod paths;

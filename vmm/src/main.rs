@@ -15,6 +15,7 @@ use spec::Refusal;
 use vmm::api_socket::ApiSocket;
 use vmm::cli;
 use vmm::control::{Control, Setup};
+use vmm::launcher;
 use vmm::logger;
 use vmm::signals::Signals;
 
@@ -63,6 +64,12 @@ fn run(matches: &ArgMatches) -> Result<(), Refusal> {
     // Sockets and files that we make are the owner's alone.
     // SAFETY: umask takes an integer and cannot fail.
     unsafe { libc::umask(0o077) };
+    let described = VmSpec::from_matches(matches);
+    let by_passt = described.as_ref().is_ok_and(|spec| spec.as_ref().is_some_and(VmSpec::is_by_passt));
+    // What is restored is known only later.
+    let launcher = (by_passt || text("passt").is_some() || text("restore").is_some())
+        .then(|| launcher::start(text("passt"), mode).map(Arc::new))
+        .transpose()?;
     let signals = Signals::take().map_err(|e| Refusal::host("Error setting up signals", e))?;
     // Messages are of no use in a terminal that is still raw.
     sandbox::begin(mode, terminal::restore_all).map_err(|e| Refusal::host("Error setting up signals", e))?;
@@ -73,7 +80,7 @@ fn run(matches: &ArgMatches) -> Result<(), Refusal> {
     let monitor = Arc::new(monitor);
     monitor.record("vmm", "starting", &[]);
 
-    let spec = VmSpec::from_matches(matches).map_err(|e| e.within("Error parsing config"))?;
+    let spec = described.map_err(|e| e.within("Error parsing config"))?;
     if let Some(spec) = &spec {
         spec.check().map_err(|e| e.within("Failed to validate config").within("Error parsing config"))?;
     }
@@ -97,6 +104,7 @@ fn run(matches: &ArgMatches) -> Result<(), Refusal> {
         monitor,
         inbox,
         signals,
+        launcher,
         no_shutdown: matches.get_flag("no-shutdown"),
         paths: socket.iter().flat_map(ApiSocket::paths).collect(),
     })?;
@@ -114,6 +122,9 @@ fn run(matches: &ArgMatches) -> Result<(), Refusal> {
         (Ok(None), Some(request)) => control.restore(&request).map_err(|e| e.within("Error restoring VM")),
         (Ok(None), None) => Ok(()),
     };
+    if text("passt").is_none() {
+        control.spare_launcher();
+    }
     if started.is_ok()
         && let Some(socket) = &mut socket
     {

@@ -60,11 +60,18 @@ impl Server {
             if let Err(e) = syscalls::SERVER.enter() {
                 return log::error!("the API is not served: {e}: {:?}", e.source());
             }
+            // Told once, and again after one was accepted: it may last.
+            let mut told = false;
             for stream in listener.incoming() {
                 match stream {
-                    Ok(stream) => admit(stream, &shared),
+                    Ok(stream) => {
+                        told = false;
+                        admit(stream, &shared);
+                    }
                     Err(e) => {
-                        log::warn!("API: cannot accept a connection: {e}");
+                        if !std::mem::replace(&mut told, true) {
+                            log::warn!("API: cannot accept a connection: {e}");
+                        }
                         // Out of descriptors, most likely; trying again at once would only burn a CPU.
                         std::thread::sleep(Duration::from_millis(100));
                     }

@@ -33,6 +33,7 @@ mod registers;
 mod steps;
 mod streams;
 mod talk;
+mod user_net;
 mod web;
 
 /// All that a test may want of the machine.
@@ -128,6 +129,10 @@ static TESTS: &[Entry] = &[
     test("net-checksum", net::checksum),
     test("net-control", net::control),
     test("net-hostile", net::hostile),
+    on_demand("net-dhcp", user_net::dhcp),
+    on_demand("net-dns", user_net::dns),
+    on_demand("net-reach", user_net::reach),
+    on_demand("net-serve", user_net::serve),
     test("pmem-read", pmem::read),
     test("pmem-hostile", pmem::hostile),
     // These write to the memory.

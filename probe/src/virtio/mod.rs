@@ -4,6 +4,7 @@
 //! A [`Device`] that goes out of scope is reset, so no test leaves one writing to memory.
 
 pub(crate) mod blk;
+pub(crate) mod ip;
 pub(crate) mod net;
 pub(crate) mod pmem;
 pub(crate) mod queue;

@@ -18,6 +18,8 @@ pub(crate) const F_MQ: u64 = 1 << 22;
 /// Byte size of `virtio_net_hdr` with VERSION_1.
 pub(crate) const HEADER: u64 = 12;
 const SLOT: u64 = 2048;
+/// Frames that are taken at once.
+pub(crate) const TOGETHER: usize = 64;
 
 /// A started network card.
 #[derive(Debug)]
@@ -118,6 +120,28 @@ impl Card {
                 }
             });
             found.is_some()
+        });
+        found
+    }
+
+    /// What `wanted` makes of the frames that come together, the first within `millis`. No more than [`TOGETHER`] are taken, and they are
+    /// good until so many others have come as the queue is long.
+    pub(crate) fn gather<T>(
+        &mut self,
+        millis: u64,
+        mut wanted: impl FnMut(Region) -> Option<T>,
+    ) -> [Option<T>; TOGETHER] {
+        let mut found = [const { None }; TOGETHER];
+        let mut count = 0;
+        let clock = self.clock;
+        clock.wait(millis, || {
+            self.drain(|frame| {
+                if let Some((place, one)) = found.get_mut(count).zip(wanted(frame)) {
+                    *place = Some(one);
+                    count += 1;
+                }
+            });
+            count > 0
         });
         found
     }

@@ -166,3 +166,20 @@ fn a_look_up_is_short() {
     }
     assert!(*longest.last_key_value().unwrap().0 <= 16, "{longest:?}");
 }
+
+#[test]
+fn what_is_supervised_is_asked_about_unless_another_rule_allows_it() {
+    const SETS: &[Set] = &[&[
+        Call::new(libc::SYS_connect, When::Supervised),
+        Call::one_of(libc::SYS_sendto, 4, &[0]),
+        Call::new(libc::SYS_sendto, When::Supervised),
+    ]];
+    let to = |address| [3, 0, 0, 0, address, 0];
+    for (mode, other) in [(Mode::Kill, TRAP), (Mode::Off, ALLOW)] {
+        let program = compile(SETS, mode);
+        assert_eq!(ask(&program, libc::SYS_connect, to(0)), libc::SECCOMP_RET_USER_NOTIF);
+        assert_eq!(ask(&program, libc::SYS_sendto, to(0)), ALLOW);
+        assert_eq!(ask(&program, libc::SYS_sendto, to(0x7fff_0000)), libc::SECCOMP_RET_USER_NOTIF);
+        assert_eq!(ask(&program, libc::SYS_bind, to(0)), other);
+    }
+}

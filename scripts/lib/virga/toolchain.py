@@ -10,7 +10,7 @@ import urllib.request
 from .common import CHECKOUT, Failure, install, run, say, step
 
 TARGET = "x86_64-unknown-linux-gnu"
-PROGRAMS = ("cloud-hypervisor", "ch-remote")
+PROGRAMS = ("cloud-hypervisor", "ch-remote", "vhost_user_block", "vhost_user_net")
 
 
 def wanted_rust():
@@ -74,9 +74,8 @@ def install_rustup_by_script():
 
 def build(profile):
     """Builds the programs; returns the directory with them. Cargo's own progress is shown."""
-    say(f"building {' and '.join(PROGRAMS)} ({profile}) ...")
-    packages = [word for name in ("vmm", "ch-remote") for word in ("-p", name)]
-    done = subprocess.run(["cargo", "build", "--profile", profile, *packages], cwd=CHECKOUT, check=False,
+    say(f"building {', '.join(PROGRAMS)} ({profile}) ...")
+    done = subprocess.run(["cargo", "build", "--locked", "--profile", profile], cwd=CHECKOUT, check=False,
                           stdin=subprocess.DEVNULL, stdout=2)
     if done.returncode:
         raise Failure("the build failed: see above")

@@ -23,5 +23,7 @@ mod restore;
 mod sockets;
 mod storm;
 mod trouble;
+mod user_net;
+mod user_net_refused;
 mod vhost_user;
 mod vhost_user_net;

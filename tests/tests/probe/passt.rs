@@ -1,26 +1,20 @@
 //! A card whose frames passt moves: a back end that nobody here wrote.
-//!
-//! The program is `VIRGA_PASST` in the environment, else the one on the PATH.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use tests::probe::{Guest, Running};
-use tests::tap;
+use tests::{programs, tap};
 
 /// passt at work; killed on drop.
 struct Passt(Child);
 
-fn program() -> PathBuf {
-    std::env::var_os("VIRGA_PASST").unwrap_or_else(|| "passt".into()).into()
-}
-
 impl Passt {
     /// Starts it for a guest at 192.168.249.2.
-    fn start(socket: &Path) -> Passt {
+    fn start(program: &Path, socket: &Path) -> Passt {
         let _ = std::fs::remove_file(socket);
-        let mut command = Command::new(program());
+        let mut command = Command::new(program);
         command.args(["--vhost-user", "--foreground", "--runas", "0", "--socket"]).arg(socket);
         command.args(["--ipv4-only", "--address", "192.168.249.2", "--gateway", "192.168.249.1"]);
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
@@ -44,15 +38,12 @@ impl Drop for Passt {
 
 /// A guest whose card passt serves, unless there is none.
 fn guest(words: &str) -> Option<(Running, Passt)> {
-    if Command::new(program()).arg("--version").output().is_err() {
-        println!("SKIPPED: there is no passt on the PATH");
-        return None;
-    }
+    let program = programs::passt()?;
     tap::enter_private_network().expect("these tests run as root");
     let guest = Guest::new(words).memory("size=256M,shared=on").with_api();
     let guest = guest.option("probe.ip=192.168.249.2 probe.host=192.168.249.1 probe.mac=52:54:00:aa:bb:cc");
     let socket = guest.file("socket");
-    let passt = Passt::start(&socket);
+    let passt = Passt::start(&program, &socket);
     let net = format!("vhost_user=on,socket={},mac=52:54:00:aa:bb:cc,mtu=1400", socket.display());
     Some((guest.option("probe.mtu=1400").with(&["--net", &net]).start(), passt))
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 use tests::image::SECTOR;
+use tests::limits;
 use tests::living::{Living, Times};
 
 use crate::loaded::Loaded;
@@ -66,4 +67,32 @@ fn a_guest_that_sleeps_until_interrupts_come_loses_none_by_pauses() {
     rounds(&mut machine, 200, (500, 500));
     machine.end().all_passed();
     loaded.images_are_whole();
+}
+
+/// Of two disks and a card, none runs; later all do, with nothing lost.
+#[test]
+fn a_resume_for_which_there_are_no_descriptors_is_refused_and_can_be_tried_again() {
+    let loaded = Loaded::new();
+    let mut machine = loaded.boot("probe.interrupts=on");
+    machine.progress(2000, 500);
+    machine.settled();
+    machine.put("vm.pause", &Value::Null);
+    machine.settled();
+    // Two are for the connection; some more, and one device can be started after the other, until all can.
+    let mut refused = 0;
+    for left in 2..64 {
+        limits::leave_descriptors(machine.id(), left);
+        let (status, text) = machine.ask("PUT", "vm.resume", &Value::Null);
+        limits::set(machine.id(), libc::RLIMIT_NOFILE, None);
+        if status == 204 {
+            break;
+        }
+        assert!(status == 500 && text.contains("Too many open files"), "{status} {text}");
+        assert_eq!(machine.info()["state"], "Paused");
+        machine.settled();
+        refused += 1;
+    }
+    assert!(refused > 2, "{refused}");
+    machine.progress(4000, 1000);
+    machine.end().all_passed();
 }

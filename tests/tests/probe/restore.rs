@@ -1,10 +1,10 @@
 //! Snapshots under load: the machine goes on in another process, on other disks and another tap, and nothing is lost, answered twice or changed.
 
 use std::path::Path;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use tests::limits;
 use tests::living::Living;
 
 use crate::loaded::{Elsewhere, Loaded};
@@ -179,16 +179,6 @@ fn a_restored_machine_boots_again_where_it_is_now() {
     assert!(after == before, "the disks that were replaced have changed");
 }
 
-/// Limits the address space of a process to what it has and so much more; without a number, not at all.
-fn limit_memory(machine: &Living, more: Option<u64>) {
-    let id = machine.id().to_string();
-    let statm = std::fs::read_to_string(format!("/proc/{id}/statm")).expect("the VMM runs");
-    let pages: u64 = statm.split(' ').next().and_then(|pages| pages.parse().ok()).expect("its size is told");
-    let limit = more.map_or("unlimited".to_owned(), |more| (pages * 4096 + more).to_string());
-    let status = Command::new("prlimit").args([&format!("--as={limit}:"), "--pid", &id]).status();
-    assert!(status.expect("prlimit runs").success());
-}
-
 #[test]
 fn a_snapshot_for_which_there_is_no_memory_is_refused_and_the_machine_goes_on() {
     let loaded = Loaded::new();
@@ -201,9 +191,9 @@ fn a_snapshot_for_which_there_is_no_memory_is_refused_and_the_machine_goes_on() 
     let mut refused = 0;
     // Enough for an answer, and at last for the snapshot.
     for kib in (512..=8192).step_by(128) {
-        limit_memory(&machine, Some(kib << 10));
+        limits::leave_memory(machine.id(), kib << 10);
         let (status, text) = machine.ask("PUT", "vm.snapshot", &url);
-        limit_memory(&machine, None);
+        limits::set(machine.id(), libc::RLIMIT_AS, None);
         let left = std::fs::read_dir(&saved).expect("the directory is there").count();
         if status == 204 {
             break;

@@ -8,6 +8,7 @@ use std::process::Command;
 use serde_json::Value;
 use tests::failing::Failing;
 use tests::image::{qemu_img, raw_copy, text};
+use tests::limits;
 use tests::living::Living;
 use tests::scratch::Scratch;
 use tests::small::Small;
@@ -88,10 +89,8 @@ impl Story {
     }
 
     /// Limits what files the VMM may make grow, and how far.
-    fn limit_files(&self, bytes: &str) {
-        let id = self.machine.id().to_string();
-        let status = Command::new("prlimit").args([&format!("--fsize={bytes}:"), "--pid", &id]).status();
-        assert!(status.expect("prlimit runs").success());
+    fn limit_files(&self, bytes: Option<u64>) {
+        limits::set(self.machine.id(), libc::RLIMIT_FSIZE, bytes);
     }
 
     /// Ends the machine, which has been well all the time.
@@ -136,11 +135,11 @@ fn a_limit_for_the_size_of_files_fails_writes_and_does_not_end_the_vmm() {
         let image = scratch.file("image");
         qemu_img(&["create", "-q", "-f", "qcow2", text(&image), &SIZE.to_string()]);
         let mut story = Story::begin(&image, "qcow2", keys);
-        story.limit_files("2097152");
+        story.limit_files(Some(2 * MIB));
         let wrote = story.write();
         assert!(wrote.ok > 0 && wrote.failed > 0, "{keys}: {wrote:?}");
         assert_eq!(story.read(), GOOD, "{keys}");
-        story.limit_files("unlimited");
+        story.limit_files(None);
         story.end();
     }
 }

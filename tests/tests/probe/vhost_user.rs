@@ -3,12 +3,12 @@
 use std::fs::{self, File};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tests::daemon::Daemon;
 use tests::image::{self, SECTOR, written};
+use tests::limits;
 use tests::living::Living;
 use tests::probe::Guest;
 use tests::scratch::Scratch;
@@ -190,22 +190,39 @@ fn a_daemon_that_dies_while_there_are_no_descriptors_is_found_again_later() {
     let (loaded, mut daemon) = Loaded::new();
     let mut machine = loaded.boot("probe.interrupts=on");
     machine.progress(2000, 0);
-    let id = machine.id().to_string();
-    let limit = |limit: &str| {
-        let status = Command::new("prlimit").args([&format!("--nofile={limit}:"), "--pid", &id]).status();
-        assert!(status.expect("prlimit runs").success());
-    };
-    let before = fs::read_to_string(format!("/proc/{id}/limits")).expect("the VMM runs");
-    let line = before.lines().find(|line| line.starts_with("Max open files")).expect("a line of it");
-    limit("3");
+    limits::leave_descriptors(machine.id(), 0);
     daemon = daemon.die_and_rise();
     std::thread::sleep(Duration::from_millis(1500));
-    limit(line.split_whitespace().nth(3).expect("a number"));
+    limits::set(machine.id(), libc::RLIMIT_NOFILE, None);
     machine.progress(2000, 0);
+    assert!(machine.messages().contains("cannot look for a back end: "), "{}", machine.said());
+    loaded.end(machine);
     drop(daemon);
-    let report = machine.shut_down();
-    assert!(report.messages.contains("cannot look for a back end: "), "{report}");
-    assert!(written(&loaded.image, SECTORS) > 0, "nothing was written to the image");
+}
+
+/// The back end cannot be given what interrupts. That is no reason to have the driver begin anew.
+#[test]
+fn a_resume_without_descriptors_loses_nothing() {
+    let (loaded, daemon) = Loaded::new();
+    let mut machine = loaded.boot("probe.interrupts=on");
+    machine.progress(2000, 0);
+    // Two are for the connection; the others are gone at one point or another.
+    for left in 2..10 {
+        machine.put("vm.pause", &Value::Null);
+        machine.settled();
+        limits::leave_descriptors(machine.id(), left);
+        let (status, text) = machine.ask("PUT", "vm.resume", &Value::Null);
+        limits::set(machine.id(), libc::RLIMIT_NOFILE, None);
+        if status != 204 {
+            assert!(status == 500 && text.contains("Too many open files"), "{status} {text}");
+            machine.put("vm.resume", &Value::Null);
+        }
+        machine.progress(1000, 0);
+    }
+    let said = machine.messages();
+    assert!(said.contains("cannot pass an interrupt on: Too many open files"), "{said}");
+    loaded.end(machine);
+    drop(daemon);
 }
 
 #[test]

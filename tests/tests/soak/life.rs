@@ -14,8 +14,8 @@ use crate::walk::Walk;
 
 /// Lines that a VMM may write in its life.
 const LINES: usize = 2000;
-/// Memory that may come and go, in KiB.
-const SLACK: u64 = 2048;
+/// Memory, in KiB, that `malloc` may keep for threads that there were at once.
+const SLACK: u64 = 8192;
 /// How long it may take until everything is given back.
 const PATIENCE: Duration = Duration::from_secs(20);
 

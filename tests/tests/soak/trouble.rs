@@ -1,13 +1,13 @@
 //! Trouble of the host, made for a while: the machine goes on, what is asked meanwhile is done or refused for this reason, and when it is over
 //! everything is as it should be.
 
-use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::Write;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use serde_json::Value;
+use tests::limits::{self, Resource};
 
 use crate::asked::{Client, Reasons};
 use crate::life::{End, Life};
@@ -88,18 +88,17 @@ impl Walk<'_> {
                     }
                 }
             }
-            if !self.reasons.is_empty() {
-                self.resume_if_paused();
+            if !self.reasons.is_empty() && !self.runs() {
+                return;
             }
         }
     }
 
-    /// In trouble a pause may be left half way, or a resume be refused: it must be possible to go on.
-    fn resume_if_paused(&mut self) {
+    /// In trouble a resume may be refused, and is tried again. Whether the machine runs, or it is not known.
+    fn runs(&mut self) -> bool {
         let answer = self.ask("info", "GET", "vm.info", &Value::Null);
-        if answer.is_some_and(|text| text.contains("\"state\":\"Paused\"")) {
-            self.put("resume", "vm.resume");
-        }
+        !answer.is_some_and(|text| text.contains("\"state\":\"Paused\""))
+            || self.put("resume", "vm.resume").is_some()
     }
 
     /// All is well again: the machine runs, has what it should have, and no request fails any more.
@@ -138,7 +137,7 @@ impl Walk<'_> {
     fn over_with_it(&mut self, what: &'static str) {
         let life = self.life.take().expect("there is a machine");
         let (living, extras, name) = Life::remains(life);
-        let report = living.finish();
+        let report = living.ends();
         let words = ["memory allocation of", "Cannot allocate memory", "os error 12"];
         let said = what == NO_MEMORY && words.iter().any(|word| report.messages.contains(word));
         assert!(said, "{what} ended the VMM: {report}");
@@ -147,19 +146,9 @@ impl Walk<'_> {
         self.course.tally.trouble(what, self.felt, false);
     }
 
-    /// Sets a limit of the VMM's process for a while; its highest stays as it is.
-    fn limit(&self, resource: libc::__rlimit_resource_t, to: Option<u64>) {
-        let process = self.life().living.id() as libc::pid_t;
-        let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-        // SAFETY: both calls get limits that live as long as they take.
-        let done = unsafe {
-            let got = libc::prlimit(process, resource, std::ptr::null(), &mut limit);
-            limit.rlim_cur = to.map_or(limit.rlim_max, |to| to.min(limit.rlim_max));
-            got == 0 && libc::prlimit(process, resource, &limit, std::ptr::null_mut()) == 0
-        };
-        let error = std::io::Error::last_os_error();
-        // A VMM that has ended is looked at later.
-        assert!(done || error.raw_os_error() == Some(libc::ESRCH), "prlimit: {error}");
+    /// Sets a limit of the VMM's process for a while.
+    fn limit(&self, resource: Resource, to: Option<u64>) {
+        limits::set(self.life().living.id(), resource, to);
     }
 
     fn without_descriptors(&mut self) {
@@ -167,13 +156,8 @@ impl Walk<'_> {
         // A connection that is there before, as none can be had later; and one that the VMM was asked on is sure to be there.
         self.client = Client::connect(self.life().living.api_socket());
         self.ask("ping", "GET", "vmm.ping", &Value::Null);
-        let numbers = std::fs::read_dir(format!("/proc/{}/fd", self.life().living.id())).expect("it runs");
-        let taken: BTreeSet<u64> =
-            numbers.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
-        // So many are left; what lies above stays open.
         let left = self.random.below(12) as usize;
-        let limit = (0..).filter(|number| !taken.contains(number)).nth(left);
-        self.limit(libc::RLIMIT_NOFILE, limit);
+        limits::leave_descriptors(self.life().living.id(), left);
         self.do_some();
         self.limit(libc::RLIMIT_NOFILE, None);
         self.over("no descriptors");
@@ -183,11 +167,8 @@ impl Walk<'_> {
         self.reasons = MEMORY;
         self.client = Client::connect(self.life().living.api_socket());
         self.ask("ping", "GET", "vmm.ping", &Value::Null);
-        let statm = std::fs::read_to_string(format!("/proc/{}/statm", self.life().living.id()));
-        let pages = statm.ok().and_then(|text| text.split(' ').next()?.parse::<u64>().ok());
-        let now = pages.expect("its memory is told") * 4 * KIB;
-        let more = self.random.below(4096) * KIB;
-        self.limit(libc::RLIMIT_AS, Some(now + more));
+        let left = self.random.below(4096) * KIB;
+        limits::leave_memory(self.life().living.id(), left);
         self.do_some();
         self.limit(libc::RLIMIT_AS, None);
         self.over(NO_MEMORY);

@@ -1,22 +1,23 @@
 //! From a socket to a back end that can be worked with: connecting, and finding out what it offers.
 
-use std::io;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+use std::{fmt, io};
 
+use device::Launcher;
 use device::virtio::feature;
 use terminal::Listener;
 use terminal::socket::connect;
 
 use super::client::Client;
-use crate::BackError;
 use crate::wire::{F_PROTOCOL_FEATURES, MAX_BODY, protocol, request};
+use crate::{BackError, PeerError};
 
 /// How often a socket is tried at which nobody answers yet.
 pub(super) const AGAIN: Duration = Duration::from_millis(100);
@@ -29,10 +30,8 @@ const RINGS: u64 =
 pub struct Wish {
     /// Its name.
     pub id: String,
-    /// The socket.
-    pub socket: PathBuf,
-    /// Where we listen at it, if it is the back end that connects.
-    pub listener: Option<Listener>,
+    /// How one comes to it.
+    pub way: Way,
     /// The type (virtio 1.3 §5).
     pub number: u16,
     /// Features of the type that the driver may be offered if the back end has them,
@@ -58,6 +57,45 @@ pub struct Wish {
     pub parked: Option<Parked>,
     /// The configuration space.
     pub config: ConfigWish,
+}
+
+/// How one comes to a back end.
+pub enum Way {
+    /// It listens at this socket.
+    Connect(PathBuf),
+    /// It connects to us, who listen there.
+    Accept(Listener),
+    /// It is a program that is started for the device and ends with the connection.
+    Start(Program),
+}
+
+impl fmt::Display for Way {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Way::Connect(path) => path.display().fmt(f),
+            Way::Accept(listener) => listener.path().display().fmt(f),
+            Way::Start(program) => f.write_str(program.name),
+        }
+    }
+}
+
+/// A program that is started for a device.
+pub struct Program {
+    /// Its name, for messages.
+    pub name: &'static str,
+    /// Who starts it.
+    pub launcher: Arc<dyn Launcher>,
+    /// What it is to do ([`Launcher::start`]).
+    pub task: String,
+}
+
+impl Program {
+    /// What the program said when it ended is more than that the connection is gone.
+    fn explained(&self, id: &str, e: BackError) -> BackError {
+        let lost = matches!(e, BackError::Peer(PeerError::HungUp | PeerError::Cut | PeerError::Socket(_)));
+        let last_words = if lost { self.launcher.ended(id) } else { None };
+        last_words.map_or(e, BackError::Program)
+    }
 }
 
 /// What a back end knows of a driver beyond what guest memory tells.
@@ -138,7 +176,7 @@ pub(super) fn again(wish: &Wish, gone: &Arc<AtomicBool>) -> Option<(Client, Offe
     match agree(&mut client, wish) {
         Ok(offer) => Some((client, offer)),
         Err(e) => {
-            log::warn!("{}: the back end at {} is gone: {}", wish.id, wish.socket.display(), e.line());
+            log::warn!("{}: the back end at {} is gone: {}", wish.id, wish.way, e.line());
             None
         }
     }
@@ -156,7 +194,7 @@ pub(super) fn wait(
         match dial(wish, gone) {
             Err(BackError::Connect { source, .. }) if absent(&source) && begun.elapsed() < patience => {
                 if !told {
-                    let (id, socket) = (&wish.id, wish.socket.display());
+                    let (id, socket) = (&wish.id, &wish.way);
                     let how_long = match patience {
                         Duration::MAX => "for it".to_owned(),
                         patience => format!("up to {} seconds", patience.as_secs()),
@@ -194,11 +232,20 @@ pub(super) fn absent(e: &io::Error) -> bool {
 
 /// Connects and asks what there is.
 pub(super) fn dial(wish: &Wish, gone: &Arc<AtomicBool>) -> Result<(Client, Offer), BackError> {
-    let stream = match &wish.listener {
-        Some(listener) => listener.socket().accept().map(|(stream, _)| stream),
-        None => reach(wish)?,
+    let (path, stream) = match &wish.way {
+        Way::Connect(path) => (path.as_path(), reach(path)?),
+        Way::Accept(listener) => (listener.path(), listener.socket().accept().map(|(stream, _)| stream)),
+        Way::Start(program) => {
+            let stream = program.launcher.start(&wish.id, &program.task).map_err(BackError::Program)?;
+            return greet(stream, wish, gone).map_err(|e| program.explained(&wish.id, e));
+        }
     };
-    let stream = stream.map_err(|source| BackError::Connect { path: wish.socket.clone(), source })?;
+    let stream = stream.map_err(|source| BackError::Connect { path: path.to_owned(), source })?;
+    greet(stream, wish, gone)
+}
+
+/// Asks a back end what there is.
+fn greet(stream: UnixStream, wish: &Wish, gone: &Arc<AtomicBool>) -> Result<(Client, Offer), BackError> {
     let mut client = Client::new(stream, gone.clone())?;
     client.tell(request::SET_OWNER, &[], &[])?;
     let offer = agree(&mut client, wish)?;
@@ -206,11 +253,10 @@ pub(super) fn dial(wish: &Wish, gone: &Arc<AtomicBool>) -> Result<(Client, Offer
 }
 
 /// Connects to somebody who listens.
-fn reach(wish: &Wish) -> Result<io::Result<UnixStream>, BackError> {
-    let path = &wish.socket;
+fn reach(path: &Path) -> Result<io::Result<UnixStream>, BackError> {
     // The kernel says the same of a file that is no socket as of a socket that nobody listens on.
     if std::fs::metadata(path).is_ok_and(|found| !found.file_type().is_socket()) {
-        return Err(BackError::NoSocket(path.clone()));
+        return Err(BackError::NoSocket(path.to_owned()));
     }
     Ok(connect(path))
 }

@@ -20,6 +20,9 @@ pub enum BackError {
         #[source]
         source: io::Error,
     },
+    /// A program that is not started, or ended.
+    #[error("{0}")]
+    Program(String),
     /// There is something else in the socket's place.
     #[error("{} is no socket", .0.display())]
     NoSocket(PathBuf),
@@ -103,13 +106,16 @@ pub enum BackError {
 }
 
 impl BackError {
-    /// Whether the back end went, so that another may come in its place; otherwise it does what it must not.
+    /// Whether the back end went, so that another may come in its place; otherwise it does what it must not. What our own host could not
+    /// do (it had no descriptor to spare) ends the conversation as well, and may be possible when it is begun anew.
     pub fn is_loss(&self) -> bool {
         matches!(
             self,
             BackError::Connect { .. }
+                | BackError::Program(_)
                 | BackError::Silent { .. }
                 | BackError::Gone
+                | BackError::Host { .. }
                 | BackError::Peer(PeerError::HungUp | PeerError::Cut | PeerError::Socket(_))
         )
     }

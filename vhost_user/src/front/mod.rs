@@ -25,6 +25,7 @@ mod handover;
 mod rings;
 mod shared;
 mod state;
+mod trials;
 mod watch;
 
 use std::collections::BTreeMap;
@@ -44,7 +45,7 @@ use rings::{Driver, Progress, Ring, progress, tell_event};
 use shared::{Shared, Shown, Talk};
 use watch::Watching;
 
-pub use dial::{Adjust, ConfigWish, Knows, Parked, Told, Wish};
+pub use dial::{Adjust, ConfigWish, Knows, Parked, Program, Told, Way, Wish};
 pub use error::BackError;
 
 use crate::wire::{protocol, request};
@@ -92,6 +93,7 @@ impl Remote {
             error: event()?,
             wake: event()?,
             limit: LogLimit::new(),
+            trials: Mutex::default(),
         };
         Ok(Remote { shared: Arc::new(shared), watching: OnceLock::new() })
     }
@@ -163,7 +165,7 @@ impl Virtio for Remote {
 
     fn calls(&self) -> Vec<Set> {
         let mut all = vec![calls::TALK, calls::DIAL, calls::SEARCH];
-        all.extend(self.shared.wish.listener.as_ref().map(|_| calls::ACCEPT));
+        all.extend(matches!(self.shared.wish.way, Way::Accept(_)).then_some(calls::ACCEPT));
         all
     }
 
@@ -234,7 +236,7 @@ impl Virtio for Remote {
         let mut talk = shared.talk();
         if talk.forgot || shared.wish.knows == Knows::Vital && talk.client.is_none() {
             // The next one would know nothing of this driver.
-            return Err(shared.error(format!("the back end at {} is away", shared.wish.socket.display())));
+            return Err(shared.error(format!("the back end at {} is away", shared.wish.way)));
         }
         talk.told = false;
         // All rings rest: what was said of them concerns the driver before.
@@ -252,9 +254,7 @@ impl Virtio for Remote {
             talk.client = Some(client);
             shared.say(&mut talk, |_, _| told).map(|_| ())
         });
-        begun.map_err(|e| {
-            shared.error(format!("the back end at {}: {}", shared.wish.socket.display(), e.line()))
-        })
+        begun.map_err(|e| shared.error(format!("the back end at {}: {}", shared.wish.way, e.line())))
     }
 
     fn start_queue(&self, index: usize, queue: LiveQueue) -> Result<(), DeviceError> {

@@ -15,6 +15,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::client::Client;
 use super::dial::{self, Knows, Offer, Told, Wish, config_body};
 use super::rings::{Driver, Progress, Ring, in_order, progress};
+use super::trials::Trials;
 use crate::BackError;
 use crate::wire::{protocol, request};
 
@@ -63,6 +64,7 @@ pub(super) struct Shared {
     /// Rung when there is a back end again.
     pub(super) wake: EventFd,
     pub(super) limit: LogLimit,
+    pub(super) trials: Mutex<Trials>,
 }
 
 impl Shared {
@@ -74,6 +76,10 @@ impl Shared {
         self.shown.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    pub(super) fn trials(&self) -> MutexGuard<'_, Trials> {
+        self.trials.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(super) fn link(&self) -> Option<&dyn DriverLink> {
         self.grant.get().map(|grant| &*grant.link)
     }
@@ -82,17 +88,25 @@ impl Shared {
         DeviceError { what: format!("\"{}\": {what}", self.wish.id), source: None }
     }
 
+    /// A record for the event monitor.
+    fn record(&self, event: &str) {
+        if let Some(grant) = self.grant.get() {
+            grant.events.record("vhost-user", event, &[("id", &self.wish.id)]);
+        }
+    }
+
     /// Ends the conversation.
     pub(super) fn lose(&self, talk: &mut Talk, why: &BackError) {
         let Some(client) = talk.client.take() else { return };
         client.hang_up();
+        self.record("back-end-lost");
         talk.forgot |= std::mem::take(&mut talk.told);
         if self.wish.knows == Knows::Vital && talk.driver.features.is_some() {
             guest_warn!(
                 self.limit,
                 "{}: the back end at {} went away: {}; the driver has to begin anew",
                 self.wish.id,
-                self.wish.socket.display(),
+                self.wish.way,
                 why.line()
             );
             self.link().inspect(|link| link.needs_reset());
@@ -102,7 +116,7 @@ impl Shared {
             self.limit,
             "{}: lost the back end at {}: {}; requests wait until it is back",
             self.wish.id,
-            self.wish.socket.display(),
+            self.wish.way,
             why.line()
         );
     }
@@ -200,7 +214,8 @@ impl Shared {
         let running: Vec<_> =
             talk.driver.rings.iter().enumerate().filter(|(_, ring)| ring.is_some()).map(|(n, _)| n).collect();
         drop(talk);
-        log::info!("{}: the back end at {} is back", self.wish.id, self.wish.socket.display());
+        log::info!("{}: the back end at {} is back", self.wish.id, self.wish.way);
+        self.record("back-end-back");
         let Some(link) = self.link() else { return Ok(()) };
         if !lost.is_empty() {
             guest_warn!(

@@ -36,7 +36,7 @@ impl State for RemoteState {
 
 impl Shared {
     pub(super) fn save(&self) -> Result<Node, DeviceError> {
-        let (id, socket) = (&self.wish.id, self.wish.socket.display());
+        let (id, socket) = (&self.wish.id, &self.wish.way);
         let mut talk = self.talk();
         let known = match self.wish.knows != Knows::Nothing && talk.driver.features.is_some() {
             true => Some(self.known(&mut talk)?),
@@ -62,7 +62,7 @@ impl Shared {
     /// Asks the back end what it knows of its driver.
     fn known(&self, talk: &mut Talk) -> Result<Known, DeviceError> {
         let cannot = |why: String| {
-            let (id, socket) = (&self.wish.id, self.wish.socket.display());
+            let (id, socket) = (&self.wish.id, &self.wish.way);
             let what =
                 format!("what the back end of {id:?} at {socket} knows of its driver cannot be saved: {why}");
             DeviceError { what, source: None }
@@ -95,7 +95,7 @@ impl Shared {
 
     pub(super) fn load(&self, node: Node) -> Result<(), StateError> {
         let saved: RemoteState = node.read()?;
-        let (id, socket) = (&self.wish.id, self.wish.socket.display());
+        let (id, socket) = (&self.wish.id, &self.wish.way);
         let refuse = |what: String| Err(StateError::value::<RemoteState>(what));
         if saved.device != self.wish.number {
             return refuse(format!("{id:?} was a device of type {}", saved.device));

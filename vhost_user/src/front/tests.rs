@@ -37,8 +37,7 @@ fn memfd(bytes: u64) -> File {
 fn wish(socket: std::path::PathBuf) -> Wish {
     Wish {
         id: "far".to_owned(),
-        socket,
-        listener: None,
+        way: Way::Connect(socket),
         number: VirtioKind::Block as u16,
         features: OWN,
         required: 0,

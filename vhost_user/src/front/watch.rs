@@ -5,14 +5,14 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use device::{Attached, Task, Watch, guest_warn};
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::timerfd::TimerFd;
 
-use super::dial::{AGAIN, absent, config_of, dial};
+use super::dial::{AGAIN, Way, absent, config_of, dial};
 use super::shared::{Shared, Talk};
 use crate::BackError;
 use crate::channel::Channel;
@@ -247,7 +247,12 @@ struct Search {
 impl Task for Search {
     fn start(&mut self, watch: &mut Watch<'_>) -> io::Result<()> {
         watch.add(self.timer.as_raw_fd(), 0, EventSet::IN)?;
-        set(&mut self.timer, AGAIN)
+        let Way::Start(program) = &self.shared.wish.way else { return set(&mut self.timer, AGAIN) };
+        let after = self.shared.trials().next(Instant::now());
+        if let Some(last_words) = program.launcher.ended(&self.shared.wish.id) {
+            log::warn!("{}: {last_words}; starting it again", self.shared.wish.id);
+        }
+        set(&mut self.timer, after)
     }
 
     fn ready(&mut self, _: u32, _: EventSet, watch: &mut Watch<'_>) {
@@ -264,16 +269,18 @@ impl Task for Search {
             Err(BackError::Gone) => AGAIN,
             Err(BackError::Connect { source, .. }) if absent(&source) => AGAIN,
             Err(e) => {
+                let started = matches!(shared.wish.way, Way::Start(_));
+                let after = if started { shared.trials().next(Instant::now()) } else { LATER };
                 let line = e.line();
                 if line != self.said {
                     log::warn!(
                         "{}: no back end at {}: {line}; trying again",
                         shared.wish.id,
-                        shared.wish.socket.display()
+                        shared.wish.way
                     );
                     self.said = line;
                 }
-                LATER
+                after
             }
         };
         if let Err(e) = set(&mut self.timer, after) {

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use ::spec::Refusal;
 use device::{Host, Virtio, VirtioKind};
-use vhost_user::front::{ConfigWish, Knows, Remote, Told, Wish};
+use vhost_user::front::{ConfigWish, Knows, Remote, Told, Way, Wish};
 
 use super::DiskSpec;
 use super::wire::{BLOCK, CAPACITY, CONFIG_LENGTH, QUEUES, SEGMENTS, WRITEBACK, feature, segments};
@@ -29,8 +29,7 @@ impl DiskSpec {
         let size = self.queue_size;
         let wish = Wish {
             id: host.id.to_owned(),
-            socket: self.vhost_socket.clone().unwrap_or_default(),
-            listener: None,
+            way: Way::Connect(self.vhost_socket.clone().unwrap_or_default()),
             number: VirtioKind::Block as u16,
             features: FEATURES,
             required: if queues > 1 { feature::MQ } else { 0 },

@@ -29,6 +29,7 @@ mod spec;
 mod state;
 mod stats;
 mod tx;
+pub mod user;
 mod window;
 mod wire;
 

@@ -1,6 +1,5 @@
 //! A network device whose frames another process moves: address, status, MTU and the control queue are this side's business.
 
-use std::path::Path;
 use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -11,7 +10,7 @@ use log::warn;
 use net_util::MacAddr;
 use sandbox::Set;
 use terminal::Listener;
-use vhost_user::front::{ConfigWish, Knows, Remote, Told, Wish};
+use vhost_user::front::{ConfigWish, Knows, Remote, Told, Way, Wish};
 use virtio_queue::QueueState;
 
 use super::ctrl::{Commanded, Ctrl, refuse};
@@ -59,22 +58,18 @@ impl NetSpec {
     /// Finds the process that moves the frames; the MAC is written back.
     pub(super) fn find(&mut self, host: &Host<'_>) -> Result<RemoteNet, Refusal> {
         let what = || format!("cannot add network device \"{}\"", host.id);
-        if self.tap.is_some()
-            || self.ip.is_some()
-            || self.host_mac.is_some()
-            || !self.fds.numbers().is_empty()
-        {
+        let taps = self.tap.is_some() || self.ip.is_some() || self.host_mac.is_some();
+        if taps || !self.fds.numbers().is_empty() {
             warn!("{}: tap, fd, ip, mask and host_mac are not looked at with vhost_user=on", host.id);
         }
         let mac = self.drawn_mac()?;
         let pairs = self.num_queues / 2;
-        let socket = self.vhost_socket.clone().unwrap_or_default();
-        let listener = self.listen(&socket).map_err(|e| e.within(what()))?;
+        let way = if self.user.is_on() { self.passt(host) } else { self.way() };
+        let way = way.map_err(|e| e.within(what()))?;
         let mtu = if self.mtu.is_some() { feature::MTU } else { 0 };
         let wish = Wish {
             id: host.id.to_owned(),
-            socket,
-            listener,
+            way,
             number: VirtioKind::Net as u16,
             // Of another choice of offloads the other process would not hear.
             features: self.offloads(true) & !feature::CTRL_GUEST_OFFLOADS | feature::MRG_RXBUF,
@@ -116,12 +111,13 @@ impl NetSpec {
         })
     }
 
-    /// Listens, if it is the other process that connects.
-    fn listen(&self, socket: &Path) -> Result<Option<Listener>, Refusal> {
+    /// How one comes to the process at the socket; we listen, if it is that one that connects.
+    fn way(&self) -> Result<Way, Refusal> {
+        let socket = self.vhost_socket.clone().unwrap_or_default();
         if self.vhost_mode == VhostMode::Client {
-            return Ok(None);
+            return Ok(Way::Connect(socket));
         }
-        Listener::bind_private(socket).map(Some).map_err(|e| {
+        Listener::bind_private(&socket).map(Way::Accept).map_err(|e| {
             let taken = matches!(e, terminal::TerminalError::SocketTaken(_));
             let kind = if taken { Kind::Conflict } else { Kind::Host };
             Refusal::new(kind, "no socket for the vhost-user back end").because(e)

@@ -15,6 +15,7 @@ use spec::{Facts, Kind, Part, PciCommon, RateLimit, Refusal, Spec, Value};
 
 use super::pair::{PairError, Pairs};
 use super::service::Service;
+use super::user::UserNet;
 use super::wire::feature;
 use super::{Commands, Net, Parts};
 
@@ -37,6 +38,8 @@ spec::spec! {
             pci: PciCommon,
             /// Limits.
             limits: RateLimit,
+            /// What a card by passt is to be.
+            user: UserNet,
         }
         fields {
             /// The tap: one that exists, a macvtap too, or the name for a new one.
@@ -88,16 +91,21 @@ impl Spec for NetSpec {
         if let Some(key) = self.unsupported() {
             return Err(Refusal::unsupported(format!("--net {key}")));
         }
+        self.user.check(self)?;
+        if self.user.is_on() {
+            spec::vhost_user::check_memory(facts)?;
+        }
         if self.vhost_user {
             spec::vhost_user::check(self.vhost_socket.as_deref(), self.limits.is_active(), facts)?;
         } else if self.vhost_socket.is_some() {
             return refuse("A socket without vhost_user=on".into());
         }
         match self.metadata {
-            Some(true) if self.vhost_user => {
-                return refuse(
-                    "metadata=on with vhost_user=on: the frames of such a card do not come by here".into(),
-                );
+            Some(true) if self.vhost_user || self.user.is_on() => {
+                let which = if self.vhost_user { "vhost_user=on" } else { "user=on" };
+                return refuse(format!(
+                    "metadata=on with {which}: the frames of such a card do not come by here"
+                ));
             }
             Some(true) if !facts.metadata => return refuse("metadata=on without --metadata".into()),
             _ => {}
@@ -186,6 +194,12 @@ impl Build for NetSpec {
         "rate_limiter_config",
         "vhost_socket",
         "vhost_mode",
+        "forward",
+        "host_access",
+        "deny",
+        "only",
+        "dns",
+        "search",
         "metadata",
     ];
 
@@ -211,12 +225,12 @@ impl Build for NetSpec {
             let listens = self.vhost_socket.iter().filter(|_| self.vhost_mode == VhostMode::Server);
             return listens.map(|path| HostPath::new(path, Use::Listen)).collect();
         }
-        let opens = self.fds.numbers().is_empty();
+        let opens = self.fds.numbers().is_empty() && !self.user.is_on();
         opens.then(|| HostPath::new(net_util::TUN_PATH, Use::ReadWrite)).into_iter().collect()
     }
 
     fn build(&mut self, host: &Host<'_>) -> Result<Built, Refusal> {
-        Ok(Built::Virtio(if self.vhost_user {
+        Ok(Built::Virtio(if self.vhost_user || self.user.is_on() {
             Box::new(self.find(host)?)
         } else {
             Box::new(self.make(host)?)
@@ -224,7 +238,7 @@ impl Build for NetSpec {
     }
 
     fn shares_memory(&self) -> bool {
-        self.vhost_user
+        self.vhost_user || self.user.is_on()
     }
 }
 

@@ -400,12 +400,7 @@ impl Device for VirtioPci {
     }
 
     fn start(&self) -> Result<(), DeviceError> {
-        let wired = self.wired()?;
-        let started = wired.life.turn(&*self.device).start();
-        if started.is_err() {
-            wired.link.needs_reset();
-        }
-        started
+        self.wired()?.life.turn(&*self.device).start()
     }
 
     fn stop(&self) -> Result<(), DeviceError> {

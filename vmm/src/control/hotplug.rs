@@ -30,6 +30,9 @@ impl Control {
         self.refuse_paused()?;
         let facts = Facts { running: self.running.is_some(), ..spec.facts() };
         let last = addition.add(&mut spec)?;
+        if self.running.is_none() {
+            spec.complete();
+        }
         spec.check().map_err(|e| e.within("Failed to validate config"))?;
         let plug = last(&mut spec)
             .ok_or_else(|| Refusal::new(Kind::Bug, "The description lost the device that was added"))?;

@@ -484,12 +484,14 @@ impl Board {
         }
     }
 
+    /// Lets all devices run, or none, so that it can be tried again.
     pub(super) fn start(&self) -> Result<(), Refusal> {
-        for attached in &self.attached {
-            attached
-                .device
-                .start()
-                .map_err(|e| Refusal::host(format!("Cannot start device {:?}", attached.id), e))?;
+        for (nth, attached) in self.attached.iter().enumerate() {
+            let Err(e) = attached.device.start() else { continue };
+            for (id, e) in self.attached[..nth].iter().filter_map(|a| Some((&a.id, a.device.stop().err()?))) {
+                log::error!("cannot stop device {id:?}: {e}");
+            }
+            return Err(Refusal::host(format!("Cannot start device {:?}", attached.id), e));
         }
         Ok(())
     }

@@ -160,7 +160,10 @@ impl Machine {
     /// A device could not be started, or the clock not be set.
     pub fn resume(&self) -> Result<(), Refusal> {
         self.clock.go_on()?;
-        self.board.start()?;
+        if let Err(e) = self.board.start() {
+            self.clock.stop()?;
+            return Err(e);
+        }
         if self.renewed.swap(false, Ordering::Relaxed) {
             self.board.ring(Ring::Generation)?;
         }

@@ -119,7 +119,17 @@ impl Turn<'_> {
     /// The board lets queues run. Those of a device that has broken down stay where they are until it is reset.
     pub(super) fn start(&mut self) -> Result<(), DeviceError> {
         self.state.running = true;
-        if self.supplies.link.status() & status::NEEDS_RESET != 0 { Ok(()) } else { self.start_held() }
+        if self.supplies.link.status() & status::NEEDS_RESET != 0 {
+            return Ok(());
+        }
+        let loaded = self.state.loaded;
+        let started = self.start_held();
+        if started.is_err() {
+            // None runs then, and it can be tried again.
+            self.stop();
+            self.state.loaded = loaded;
+        }
+        started
     }
 
     /// How far each queue has come; none for those that are not to run.
@@ -167,7 +177,11 @@ impl Turn<'_> {
             let Some(state) = *held else { continue };
             let broken =
                 |e: &dyn std::fmt::Display| format!("cannot start queue {index} of {}: {e}", supplies.id);
-            let queue = Queue::try_from(state).map_err(|e| DeviceError { what: broken(&e), source: None })?;
+            let queue = Queue::try_from(state).map_err(|e| {
+                // Trying again would be in vain.
+                supplies.link.needs_reset();
+                DeviceError { what: broken(&e), source: None }
+            })?;
             let kick = doorbell
                 .try_clone()
                 .map_err(|e| DeviceError::new(format!("cannot start queue {index} of {}", supplies.id), e))?;

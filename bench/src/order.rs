@@ -1,0 +1,167 @@
+//! The order in which a program's functions are first executed, found by stepping through it (ptrace(2)).
+//!
+//! The linker lays the functions out in that order (`vmm/build.rs`), so that a start touches few pages of the program. Nothing is measured here.
+
+use std::collections::HashSet;
+use std::io::{Error, Write};
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command};
+use std::time::{Duration, Instant};
+
+use crate::load::Setting;
+use crate::restore;
+use crate::subject::{Extra, Subject};
+
+/// A step takes microseconds, and a start a million of them.
+const PATIENCE: Duration = Duration::from_secs(1200);
+
+/// Writes to `target` the functions that the starts and the restores of targets need, those of a start first.
+pub(crate) fn write(
+    setting: &Setting<'_>,
+    subject: &Subject,
+    first_byte: &Path,
+    target: &Path,
+) -> Result<(), Error> {
+    let functions = Functions::of(&subject.program)?;
+    let mut order = Vec::new();
+    let mut seen = HashSet::new();
+    let mut follow = |command| -> Result<(), Error> {
+        for address in addresses(command, &subject.program)? {
+            order.extend(
+                functions.at(address).filter(|name| seen.insert((*name).to_owned())).map(str::to_owned),
+            );
+        }
+        Ok(())
+    };
+    follow(subject.run(first_byte, "", Extra::None))?;
+    let saved = restore::save_usual(setting, subject)?;
+    follow(subject.restored(&saved.0, restore::MAPPED))?;
+    let mut file = std::fs::File::create(target)?;
+    writeln!(
+        file,
+        "# Functions in the order in which a start executes them; `scripts/bench --function-order` writes this file."
+    )?;
+    order.iter().try_for_each(|name| writeln!(file, "{name}"))
+}
+
+/// The functions of a program.
+struct Functions(Vec<(u64, String)>);
+
+impl Functions {
+    fn of(program: &Path) -> Result<Functions, Error> {
+        let output = Command::new("nm").args(["--defined-only", "--numeric-sort"]).arg(program).output()?;
+        if !output.status.success() {
+            return Err(Error::other(format!("nm: {}", String::from_utf8_lossy(&output.stderr).trim())));
+        }
+        let text = String::from_utf8_lossy(&output.stdout);
+        let functions = text.lines().filter_map(|line| {
+            let mut words = line.splitn(3, ' ');
+            let address = u64::from_str_radix(words.next()?, 16).ok()?;
+            "tTwWi".contains(words.next()?).then_some((address, words.next()?.to_owned()))
+        });
+        Ok(Functions(functions.collect()))
+    }
+
+    /// The function that this address, relative to the program's begin, lies in.
+    fn at(&self, address: u64) -> Option<&str> {
+        let after = self.0.partition_point(|(begin, _)| *begin <= address);
+        self.0.get(after.checked_sub(1)?).map(|(_, name)| name.as_str())
+    }
+}
+
+/// Addresses of a position-independent program's instructions, relative to its begin, in the order of their first execution by any of its
+/// threads, until it writes to its standard output.
+fn addresses(mut command: Command, program: &Path) -> Result<Vec<u64>, Error> {
+    // SAFETY: one system call between fork and exec.
+    unsafe {
+        command.pre_exec(|| match libc::ptrace(libc::PTRACE_TRACEME, 0, 0, 0) {
+            -1 => Err(Error::last_os_error()),
+            _ => Ok(()),
+        });
+    }
+    let mut child = command.spawn()?;
+    let found = stepped(&child, program);
+    // It is stopped at a step, and a signal that kills reaches it there.
+    let killed = child.kill().and_then(|()| child.wait());
+    found.and_then(|found| killed.map(|_| found))
+}
+
+fn stepped(child: &Child, program: &Path) -> Result<Vec<u64>, Error> {
+    let (tracee, deadline) = (child.id().cast_signed(), Instant::now() + PATIENCE);
+    let output = child.stdout.as_ref().map(AsRawFd::as_raw_fd).ok_or_else(|| Error::other("no output"))?;
+    let mut status = 0;
+    // SAFETY: waits for our own child; the status outlives the call.
+    if unsafe { libc::waitpid(tracee, &mut status, libc::__WALL) } != tracee || !libc::WIFSTOPPED(status) {
+        return Err(Error::other(format!("{} did not begin", program.display())));
+    }
+    request(libc::PTRACE_SETOPTIONS, tracee, libc::PTRACE_O_TRACECLONE as libc::c_ulong)?;
+    let (begin, end) = place(tracee, program)?;
+    let (mut order, mut seen) = (Vec::new(), HashSet::new());
+    request(libc::PTRACE_SINGLESTEP, tracee, 0)?;
+    while !readable(output) {
+        if Instant::now() > deadline {
+            return Err(Error::other(format!("{} wrote nothing in {PATIENCE:?}", program.display())));
+        }
+        // SAFETY: as above. Of all threads of the only child; without waiting, since all of them may be waiting for something themselves.
+        let thread = unsafe { libc::waitpid(-1, &mut status, libc::__WALL | libc::WNOHANG) };
+        match thread {
+            0 => continue,
+            ..0 => return Err(Error::last_os_error()),
+            _ if !libc::WIFSTOPPED(status) && thread == tracee => {
+                return Err(Error::other(format!("{} ended before it wrote", program.display())));
+            }
+            _ if !libc::WIFSTOPPED(status) => continue,
+            _ => {}
+        }
+        let address = instruction(thread)?;
+        if (begin..end).contains(&address) && seen.insert(address) {
+            order.push(address - begin);
+        }
+        let signal = match libc::WSTOPSIG(status) {
+            // A step, or a thread that is new.
+            libc::SIGTRAP | libc::SIGSTOP => 0,
+            other => other,
+        };
+        request(libc::PTRACE_SINGLESTEP, thread, signal as libc::c_ulong)?;
+    }
+    Ok(order)
+}
+
+fn request(what: libc::c_uint, thread: libc::pid_t, data: libc::c_ulong) -> Result<(), Error> {
+    // SAFETY: requests of which the kernel takes no address in this process.
+    match unsafe { libc::ptrace(what, thread, 0, data) } {
+        -1 => Err(Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
+
+/// Where the thread is.
+fn instruction(thread: libc::pid_t) -> Result<u64, Error> {
+    // SAFETY: all zeroes are valid registers.
+    let mut registers: libc::user_regs_struct = unsafe { std::mem::zeroed() };
+    // SAFETY: the kernel writes registers where there is room for them.
+    match unsafe { libc::ptrace(libc::PTRACE_GETREGS, thread, 0, &mut registers) } {
+        -1 => Err(Error::last_os_error()),
+        _ => Ok(registers.rip),
+    }
+}
+
+/// From where to where the program's file is mapped.
+fn place(process: libc::pid_t, program: &Path) -> Result<(u64, u64), Error> {
+    let (path, maps) = (program.canonicalize()?, std::fs::read_to_string(format!("/proc/{process}/maps"))?);
+    let ours = maps.lines().filter(|line| line.ends_with(&*path.to_string_lossy()));
+    let ends = ours.filter_map(|line| {
+        let (begin, end) = line.split(' ').next()?.split_once('-')?;
+        Some((u64::from_str_radix(begin, 16).ok()?, u64::from_str_radix(end, 16).ok()?))
+    });
+    let whole = ends.reduce(|all, part| (all.0.min(part.0), all.1.max(part.1)));
+    whole.ok_or_else(|| Error::other(format!("{} is not mapped", path.display())))
+}
+
+fn readable(fd: RawFd) -> bool {
+    let mut poll = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+    // SAFETY: one valid pollfd.
+    unsafe { libc::poll(&mut poll, 1, 0) == 1 }
+}
