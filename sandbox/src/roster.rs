@@ -41,14 +41,14 @@ mod tests {
 
     #[test]
     fn a_thread_is_listed_while_it_lives() {
-        let inside = std::thread::spawn(|| {
+        let inside = std::thread::Builder::new().name("listed".into()).spawn(|| {
             enter("a part");
             enter("a device");
             // SAFETY: no pointers; it cannot fail.
             let thread = unsafe { libc::gettid() };
             (thread, asked_by(thread))
         });
-        let (thread, names) = inside.join().unwrap();
+        let (thread, names) = inside.unwrap().join().unwrap();
         assert_eq!(names, ["a part", "a device"]);
         assert_eq!(asked_by(thread), [""; 0]);
     }

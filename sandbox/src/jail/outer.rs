@@ -1,7 +1,7 @@
 //! The process that stays outside, and the first one in the process namespace.
 //!
-//! The outer one can do next to nothing: it has a filter for what is here, and no capability unless there is a control group of root's to
-//! remove.
+//! The outer one can do next to nothing: it has a filter for what is here, and no capability but, of root's, that to remove
+//! what is in a directory of somebody else's.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -227,8 +227,8 @@ impl Outer {
     fn watch(&mut self) -> Result<End, JailError> {
         // Of the process in the jail, core files are forbidden; the same end here makes none either.
         kernel::set_dumpable(false).map_err(at("cannot hide the process outside"))?;
-        let clearing = self.group.is_some() && ids::privileged().map_err(at("cannot read capabilities"))?;
-        ids::drop_capabilities(if clearing { ids::DAC_OVERRIDE } else { 0 })?;
+        let root = ids::privileged().map_err(at("cannot read capabilities"))?;
+        ids::drop_capabilities(if root { ids::DAC_OVERRIDE } else { 0 })?;
         confine("the process outside the jail", &[OUTSIDE], self.mode)?;
         let failed = || at("cannot watch the process in the jail");
         let signals = self.signals.try_clone().map_err(failed())?.into();

@@ -36,6 +36,9 @@ pub(super) fn wanted(paths: &[HostPath], directory: &Path) -> BTreeMap<PathBuf, 
     all
 }
 
+/// Permissions that nothing has.
+const NEVER: libc::mode_t = 1 << 31;
+
 /// What was found at a path.
 pub(super) struct Source {
     file: OwnedFd,
@@ -118,10 +121,10 @@ impl Source {
         let socket = wanted.socket.as_ref().filter(|_| !wanted.writable);
         let (stat, needed) = match socket {
             Some(name) => (kernel::stat_at(self.file.as_fd(), name).unwrap_or(self.stat), 0o2),
-            None => {
-                let search = if self.is(libc::S_IFDIR) { 0o1 } else { 0 };
-                (self.stat, 0o4 | search | if wanted.writable { 0o2 } else { 0 })
-            }
+            // What is in a directory may be its owner's alone. Into one that everybody may write to, files are put without being its owner,
+            // who could remove those of others.
+            None if self.is(libc::S_IFDIR) => (self.stat, if wanted.writable { 0o7 } else { NEVER }),
+            None => (self.stat, 0o4 | if wanted.writable { 0o2 } else { 0 }),
         };
         let allowed = stat.st_uid == owner.uid || stat.st_mode & needed == needed;
         (!allowed).then_some(Ids { uid: stat.st_uid, gid: stat.st_gid })

@@ -138,7 +138,7 @@ fn a_machine_in_a_jail_does_all_that_one_outside_does() {
     let (_, ping) = machine.ask("GET", "vmm.ping", &Value::Null);
     assert_eq!(serde_json::from_str::<Value>(&ping).expect("it is JSON")["pid"], machine.id());
     machine.put("vm.add-disk", &disk(&rules.join("late")));
-    let (status, text) = machine.ask("PUT", "vm.add-disk", &disk(Path::new("/etc/passwd")));
+    let (status, text) = machine.ask("PUT", "vm.add-disk", &json!({ "path": "/etc/passwd" }));
     assert!(status == 400 && text.contains("/etc/passwd is not in the jail"), "{status} {text}");
     let (status, text) = machine.ask("PUT", "vm.add-net", &json!({ "tap": "load9" }));
     assert!(status == 400 && text.contains("as a descriptor"), "{status} {text}");
