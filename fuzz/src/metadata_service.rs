@@ -38,7 +38,7 @@ const TAKE: u8 = 2;
 const WAIT: u8 = 3;
 const CHANGE: u8 = 4;
 const CLEAR: u8 = 5;
-const STEPS: usize = 6;
+const STEPS: usize = CLEAR as usize + 1;
 
 /// Flags of a segment.
 const SYN: u8 = 2;
