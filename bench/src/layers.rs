@@ -18,13 +18,18 @@ struct Layer {
 }
 
 /// The first is what the others are compared with.
-const LAYERS: [Layer; 3] = [
+const LAYERS: [Layer; 4] = [
     Layer { name: "unconfined", words: &["--seccomp", "false"], restored: &["--seccomp", "false"] },
     Layer { name: "seccomp", words: &[], restored: &[] },
     Layer {
         name: "seccomp, landlock",
         words: &["--landlock", "--landlock-rules", "path=SCRATCH,access=rw"],
         restored: &[],
+    },
+    Layer {
+        name: "seccomp, landlock, jail",
+        words: &["--landlock", "--landlock-rules", "path=SCRATCH,access=rw", "--jail", "on"],
+        restored: &["--jail", "on"],
     },
 ];
 const SCRATCH: &str = "SCRATCH";

@@ -14,7 +14,7 @@ pub(crate) struct Process {
 }
 
 /// What a process costs the host, in kB; see `man 5 proc`, smaps_rollup.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Footprint {
     /// Its pages, shared ones divided by those who share.
     pub(crate) proportional: f64,
@@ -129,23 +129,60 @@ impl Process {
         Error::other(format!("{what} after {:?} on its output and {:?} as message", last(&text), last(&said)))
     }
 
-    /// What it costs now.
+    /// What it costs now, with the processes that it started: in a jail a VMM is not alone.
     pub(crate) fn footprint(&self) -> Result<Footprint, Error> {
-        let proc = format!("/proc/{}", self.child.id());
-        let rollup = std::fs::read_to_string(format!("{proc}/smaps_rollup"))?;
-        let status = std::fs::read_to_string(format!("{proc}/status"))?;
-        let number = |text: &str, name: &str| {
-            let line = text.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(':'));
-            let word = line.and_then(|l| l.split_whitespace().next()?.parse::<f64>().ok());
-            word.ok_or_else(|| Error::other(format!("{proc} does not tell {name}")))
-        };
-        Ok(Footprint {
-            proportional: number(&rollup, "Pss")?,
-            resident: number(&rollup, "Rss")?,
-            private_dirty: number(&rollup, "Private_Dirty")?,
-            threads: number(&status, "Threads")?,
-            cpu_millis: used(self.child.id())?.as_secs_f64() * 1e3,
-        })
+        let mut sum = Footprint::default();
+        for process in family(self.child.id())? {
+            sum.add(&footprint(process)?);
+        }
+        Ok(sum)
+    }
+}
+
+/// A process and all that come from it.
+fn family(first: u32) -> Result<Vec<u32>, Error> {
+    let mut parents = Vec::new();
+    for entry in std::fs::read_dir("/proc")? {
+        let Ok(process) = entry?.file_name().to_string_lossy().parse::<u32>() else { continue };
+        // Others' processes come and go.
+        let Ok(status) = std::fs::read_to_string(format!("/proc/{process}/status")) else { continue };
+        let parent = status.lines().find_map(|line| line.strip_prefix("PPid:")?.trim().parse::<u32>().ok());
+        parents.extend(parent.map(|parent| (process, parent)));
+    }
+    let (mut all, mut next) = (vec![first], 0);
+    while let Some(parent) = all.get(next).copied() {
+        all.extend(parents.iter().filter(|(_, of)| *of == parent).map(|(process, _)| process));
+        next += 1;
+    }
+    Ok(all)
+}
+
+/// What one process costs now.
+fn footprint(process: u32) -> Result<Footprint, Error> {
+    let proc = format!("/proc/{process}");
+    let rollup = std::fs::read_to_string(format!("{proc}/smaps_rollup"))?;
+    let status = std::fs::read_to_string(format!("{proc}/status"))?;
+    let number = |text: &str, name: &str| {
+        let line = text.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(':'));
+        let word = line.and_then(|l| l.split_whitespace().next()?.parse::<f64>().ok());
+        word.ok_or_else(|| Error::other(format!("{proc} does not tell {name}")))
+    };
+    Ok(Footprint {
+        proportional: number(&rollup, "Pss")?,
+        resident: number(&rollup, "Rss")?,
+        private_dirty: number(&rollup, "Private_Dirty")?,
+        threads: number(&status, "Threads")?,
+        cpu_millis: used(process)?.as_secs_f64() * 1e3,
+    })
+}
+
+impl Footprint {
+    fn add(&mut self, other: &Footprint) {
+        self.proportional += other.proportional;
+        self.resident += other.resident;
+        self.private_dirty += other.private_dirty;
+        self.threads += other.threads;
+        self.cpu_millis += other.cpu_millis;
     }
 }
 

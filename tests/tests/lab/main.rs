@@ -3,6 +3,7 @@
 //!
 //! On a host whose KVM cannot run such kernels, each story runs in the lab's outer machine; see [`tests::place`].
 
+mod cards;
 mod consoles;
 mod debian;
 mod disks;

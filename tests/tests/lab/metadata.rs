@@ -65,7 +65,6 @@ fn serve_addresses() {
 }
 
 #[test]
-#[ignore = "minutes of Python on an emulated processor"]
 fn cloud_init_takes_hostname_users_and_keys_from_the_service() {
     tests::elsewhere!(Stock::get().cloud());
     serve_addresses();
