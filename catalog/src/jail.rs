@@ -106,6 +106,7 @@ impl JailSpec {
         let text = matches.try_get_one::<String>(JailSpec::FLAG).ok().flatten();
         let spec = match text.map(String::as_str) {
             None | Some("off") => return Ok(None),
+            Some("") => return Err(Refusal::invalid("--jail is empty: say on, off, or key=value,…")),
             Some("on") => JailSpec::default(),
             Some(keys) => JailSpec::parse(keys.strip_prefix("on,").unwrap_or(keys))?,
         };

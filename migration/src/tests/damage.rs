@@ -7,7 +7,7 @@ use device::fake::random::Random;
 use device::ram::RamMap;
 use vm_memory::{Bytes, GuestAddress};
 
-use super::machine::{CONFIG_TEXT, Kind, copied, empty_like, fill, memory, save_with};
+use super::machine::{CONFIG_TEXT, Kind, copied, empty_like, fill, memory, open, save_with, try_open};
 use super::scratch::Scratch;
 use crate::{CONFIG, Error, MEMORY, Memory, PAGE, Progress, STATE, Source};
 
@@ -39,11 +39,11 @@ impl Snapshot {
 
     fn with(&self, name: &str, bytes: &[u8]) -> Result<Source, Error> {
         fs::write(self.path.join(name), bytes).unwrap();
-        let opened = Source::open(&self.path);
+        let opened = try_open(&self.path);
         let (_, good) = self.files.iter().find(|f| f.0 == name).unwrap();
         if opened.is_err() {
             fs::write(self.path.join(name), good).unwrap();
-            assert!(Source::open(&self.path).is_ok());
+            assert!(try_open(&self.path).is_ok());
         }
         opened
     }
@@ -182,7 +182,7 @@ fn replace(path: &Path, by: impl Fn(&Path)) -> Error {
     let kept = path.with_extension("kept");
     fs::rename(path, &kept).unwrap();
     by(path);
-    let opened = Source::open(path.parent().unwrap()).map(drop);
+    let opened = try_open(path.parent().unwrap()).map(drop);
     if fs::symlink_metadata(path).is_ok_and(|m| m.is_dir()) {
         fs::remove_dir(path).unwrap();
     } else if fs::symlink_metadata(path).is_ok() {
@@ -223,5 +223,5 @@ fn only_regular_files_are_read_and_no_more_than_is_sensible() {
     }
     assert!(matches!(Source::open(&scratch.path().join("none")), Err(Error::Missing(_))));
     assert!(matches!(Source::open(&snapshot.path.join(CONFIG)), Err(Error::NotADirectory(_))));
-    copied(&Source::open(&snapshot.path).unwrap(), Kind::Private);
+    copied(&open(&snapshot.path), Kind::Private);
 }

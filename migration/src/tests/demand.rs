@@ -10,9 +10,11 @@ use device::fake::random::Random;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 use super::alone;
-use super::machine::{KINDS, Kind, assert_same, copied, empty_like, fill, memory, resident, save, save_at};
+use super::machine::{
+    KINDS, Kind, assert_same, copied, empty_like, fill, memory, open, resident, save, save_at,
+};
 use super::scratch::Scratch;
-use crate::{Error, MEMORY, Memory, PAGE, Pager, Source};
+use crate::{Error, MEMORY, Memory, PAGE, Pager};
 
 const MIB: u64 = 1 << 20;
 const RANGES: [(u64, u64); 2] = [(0, 48 * MIB), (1 << 32, 16 * MIB)];
@@ -107,7 +109,7 @@ fn thread_and_descriptors_go() {
     let fds = || fs::read_dir("/proc/self/fd").unwrap().count();
     let before = fds();
     for round in 0..20 {
-        let source = Source::open(scratch.path()).unwrap();
+        let source = open(scratch.path());
         let ram = empty_like(&source, Kind::Private);
         let pager = source.page_in(&ram, unexpected).unwrap();
         drop(source);
@@ -142,7 +144,7 @@ fn a_machine_is_saved_while_it_comes_back() {
             let folder = scratch.folder(&format!("round-{round}"));
             let behind = pager.backing();
             save_at(&folder, &Memory { ram: &ram, behind: behind.as_ref(), marks: &[] }).unwrap();
-            let again = Source::open(&folder).unwrap();
+            let again = open(&folder);
             assert_same(&saved, &copied(&again, Kind::Private));
             drop(pager);
         }
@@ -161,7 +163,7 @@ fn saving_does_not_make_pages_that_have_not_come() {
     let folder = scratch.folder("second");
     save_at(&folder, &Memory { ram: &ram, behind: Some(source.backing()), marks: &[] }).unwrap();
     assert_eq!(resident(&ram), 0);
-    assert_same(&saved, &copied(&Source::open(&folder).unwrap(), Kind::Private));
+    assert_same(&saved, &copied(&open(&folder), Kind::Private));
 }
 
 #[test]

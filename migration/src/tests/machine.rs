@@ -114,7 +114,23 @@ pub(crate) fn save_with(path: &Path, memory: &Memory, config: &str) -> Result<()
 /// Saves and opens a snapshot.
 pub(crate) fn save(path: &Path, ram: &RamMap) -> Source {
     save_at(path, &Memory { ram, behind: None, marks: &[] }).unwrap();
-    Source::open(path).unwrap()
+    open(path)
+}
+
+/// Opens a snapshot. A process that another test starts has our descriptors, and with them our locks, until it executes its program.
+pub(crate) fn try_open(path: &Path) -> Result<Source, Error> {
+    for _ in 0..200 {
+        match Source::open(path) {
+            Err(Error::Busy(_)) => std::thread::sleep(std::time::Duration::from_millis(10)),
+            other => return other,
+        }
+    }
+    Source::open(path)
+}
+
+/// Opens a snapshot that is good.
+pub(crate) fn open(path: &Path) -> Source {
+    try_open(path).unwrap()
 }
 
 /// Memory with the ranges of a snapshot.
