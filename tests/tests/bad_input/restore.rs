@@ -12,7 +12,8 @@ use crate::server::Server;
 
 /// What may be different of a disk and of a card.
 const DISK_CAN: &str = "path, vhost_socket, direct, rate_limiter_config, rate_limit_group, queue_affinity, lock_granularity, disable_io_uring, disable_aio";
-const NET_CAN: &str = "tap, ip, mask, mac, host_mac, rate_limiter_config, vhost_socket, vhost_mode";
+const NET_CAN: &str = "tap, ip, mask, mac, host_mac, rate_limiter_config, vhost_socket, vhost_mode, forward, host_access, deny, only, \
+    dns, search, metadata";
 /// What comes before the messages of the files.
 const FILES: &str = "The snapshot cannot be read";
 
