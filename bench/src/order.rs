@@ -83,9 +83,16 @@ fn addresses(mut command: Command, program: &Path) -> Result<Vec<u64>, Error> {
     }
     let mut child = command.spawn()?;
     let found = stepped(&child, program);
-    // It is stopped at a step, and a signal that kills reaches it there.
-    let killed = child.kill().and_then(|()| child.wait());
-    found.and_then(|found| killed.map(|_| found))
+    child.kill()?;
+    // All of its threads are traced, and the first is not gone before the others were waited for.
+    let (tracee, mut status) = (child.id().cast_signed(), 0);
+    loop {
+        // SAFETY: waits for our own child; the status outlives the call.
+        let thread = unsafe { libc::waitpid(-1, &mut status, libc::__WALL) };
+        if thread < 0 || thread == tracee && !libc::WIFSTOPPED(status) {
+            return found;
+        }
+    }
 }
 
 fn stepped(child: &Child, program: &Path) -> Result<Vec<u64>, Error> {
