@@ -119,11 +119,6 @@ impl Kept {
         self.launcher.as_ref()
     }
 
-    /// Programs are started no longer.
-    pub fn without_launcher(&mut self) {
-        self.launcher = None;
-    }
-
     /// The resource of this name, which is that of its device: the one opened before, or a new one.
     ///
     /// # Errors

@@ -33,8 +33,8 @@ use crate::ram_restore::Behind;
 use crate::reports::{Generation, Reports};
 use crate::signals::{Signal, Signals};
 use crate::wait::Wait;
+pub use saving::Opened;
 use saving::Saving;
-pub use saving::described;
 pub(crate) use saving::userfault_device;
 use waiting::Waiting;
 
@@ -134,17 +134,6 @@ impl Control {
         self.open_metadata(&spec)?;
         self.spec = Some(spec);
         Ok(())
-    }
-
-    /// Lets whoever starts programs go if no device of the machine needs it.
-    pub fn spare_launcher(&mut self) {
-        if self.spec.as_ref().is_some_and(VmSpec::is_by_passt) {
-            return;
-        }
-        self.kept.without_launcher();
-        if let Some(launcher) = self.setup.launcher.take() {
-            launcher.finish();
-        }
     }
 
     /// Builds the described machine and starts it.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use api::Monitor;
 use api::server::Server;
-use catalog::{JailSpec, RestoreRequest, VmSpec};
+use catalog::{JailSpec, VmSpec};
 use clap::ArgMatches;
 use clap::error::ErrorKind;
 use hypervisor::kvm::Kvm;
@@ -16,7 +16,7 @@ use sandbox::jail::Side;
 use spec::Refusal;
 use vmm::api_socket::ApiSocket;
 use vmm::cli;
-use vmm::control::{Control, Setup, described};
+use vmm::control::{Control, Opened, Setup};
 use vmm::jail::Cell;
 use vmm::launcher;
 use vmm::logger;
@@ -70,17 +70,18 @@ fn run(matches: &ArgMatches) -> Result<ExitCode, Refusal> {
     // SAFETY: umask takes an integer and cannot fail.
     unsafe { libc::umask(0o077) };
     let parsed = VmSpec::from_matches(matches);
-    let by_passt = text("passt").is_some()
-        || parsed.as_ref().is_ok_and(|spec| spec.as_ref().is_some_and(VmSpec::is_by_passt));
+    let restore = VmSpec::restore_from_matches(matches);
+    // What the machine is decides what has to be there before the filters are. That it cannot be opened is told when it is to be restored.
+    let mut opened = restore.as_ref().ok().and_then(Option::as_ref).map(Opened::new);
+    let saved = opened.as_ref().and_then(|opened| opened.as_ref().ok()).map(|opened| &opened.spec);
+    let machine = parsed.as_ref().ok().and_then(Option::as_ref).or(saved);
+    let by_passt = text("passt").is_some() || machine.is_some_and(VmSpec::is_by_passt);
     if by_passt && cell.is_some() {
         return Err(Refusal::invalid(
             "There is no passt in a jail: --passt and cards with user=on go without --jail",
         ));
     }
-    // What is restored is known only later.
-    let launcher = (by_passt || text("restore").is_some() && cell.is_none())
-        .then(|| launcher::start(text("passt"), mode).map(Arc::new))
-        .transpose()?;
+    let launcher = by_passt.then(|| launcher::start(text("passt"), mode).map(Arc::new)).transpose()?;
     let signals = Signals::take().map_err(|e| Refusal::host("Error setting up signals", e))?;
     // On the way into a jail more is done than may be done in it.
     if cell.is_none() {
@@ -96,7 +97,7 @@ fn run(matches: &ArgMatches) -> Result<ExitCode, Refusal> {
     if let Some(spec) = &spec {
         spec.check().map_err(|e| parsing(e.within("Failed to validate config")))?;
     }
-    let restore = VmSpec::restore_from_matches(matches).map_err(parsing)?;
+    let restore = restore.map_err(parsing)?;
     let mut socket = cli::api_socket(matches)?.map(ApiSocket::open).transpose()?;
     if spec.is_none() && restore.is_none() && socket.is_none() {
         return Err(Refusal::invalid(
@@ -107,13 +108,14 @@ fn run(matches: &ArgMatches) -> Result<ExitCode, Refusal> {
     let hypervisor = Kvm::open().map_err(|e| {
         Refusal::host("Failed to open hypervisor interface (is hypervisor interface available?)", e)
     })?;
-    let (mut jail, mut described) = (None, None);
+    let mut jail = None;
     if let Some(cell) = cell {
-        described = restore.as_ref().map(saved).transpose()?;
-        match cell.enter(matches, spec.as_mut().or(described.as_mut()), restore.as_ref(), mode)? {
+        let mut saved = opened.transpose().map_err(|e| e.within("Error restoring VM"))?;
+        let machine = spec.as_mut().or(saved.as_mut().map(|saved| &mut saved.spec));
+        match cell.enter(matches, machine, restore.as_ref(), mode)? {
             Side::Inside(inside) => jail = Some(Arc::new(inside)),
             Side::Outside(outer) => {
-                drop((signals, monitor, hypervisor, spec, restore, described));
+                drop((signals, monitor, hypervisor, spec, restore, saved));
                 let socket = socket.map(ApiSocket::outside);
                 let end = outer.wait().map_err(|e| Refusal::host("Error outside of the jail", e))?;
                 drop(socket);
@@ -123,6 +125,7 @@ fn run(matches: &ArgMatches) -> Result<ExitCode, Refusal> {
         if let Some(socket) = &mut socket {
             socket.inside();
         }
+        opened = saved.map(Ok);
         confine(mode)?;
     }
 
@@ -151,13 +154,10 @@ fn run(matches: &ArgMatches) -> Result<ExitCode, Refusal> {
         (Err(e), _) => Err(e),
         (Ok(Some(())), _) => control.boot().map_err(|e| e.within("Error booting VM")),
         (Ok(None), Some(request)) => {
-            control.restore(&request, described).map_err(|e| e.within("Error restoring VM"))
+            control.restore(&request, opened).map_err(|e| e.within("Error restoring VM"))
         }
         (Ok(None), None) => Ok(()),
     };
-    if text("passt").is_none() {
-        control.spare_launcher();
-    }
     if started.is_ok()
         && let Some(socket) = &mut socket
     {
@@ -176,11 +176,6 @@ fn confine(mode: Mode) -> Result<(), Refusal> {
     // Messages are of no use in a terminal that is still raw.
     sandbox::begin(mode, terminal::restore_all).map_err(|e| Refusal::host("Error setting up signals", e))?;
     vmm::confined::control()
-}
-
-/// The description of the machine to go on with, which says what a jail has to hold.
-fn saved(request: &RestoreRequest) -> Result<VmSpec, Refusal> {
-    described(request).map_err(|e| e.within("Error restoring VM"))
 }
 
 /// Tells why the process ended, once and in full.

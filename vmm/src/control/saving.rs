@@ -134,16 +134,21 @@ impl Control {
         self.saving.as_ref().map(|saving| TOLD_EVERY.saturating_sub(saving.told.elapsed()))
     }
 
-    /// Goes on with a saved machine: paused, unless the request has it resumed. `described` is what [`described`] told of it before.
+    /// Goes on with a saved machine: paused, unless the request has it resumed. `opened` is what came of opening
+    /// the snapshot before, if somebody did.
     ///
     /// # Errors
     /// There is a machine already, the snapshot is none, or something it needs is not to be had; nothing of it is left then.
-    pub fn restore(&mut self, request: &RestoreRequest, described: Option<VmSpec>) -> Result<(), Refusal> {
+    pub fn restore(
+        &mut self,
+        request: &RestoreRequest,
+        opened: Option<Result<Opened, Refusal>>,
+    ) -> Result<(), Refusal> {
         if self.spec.is_some() {
             return Err(state("VM is already created"));
         }
         self.setup.monitor.record("vm", "restoring", &[]);
-        let restored = self.rebuild(request, described);
+        let restored = self.rebuild(request, opened);
         if let Err(e) = restored {
             self.kept.clear();
             self.metadata = None;
@@ -157,14 +162,16 @@ impl Control {
         Ok(())
     }
 
-    fn rebuild(&mut self, request: &RestoreRequest, described: Option<VmSpec>) -> Result<(), Refusal> {
+    fn rebuild(
+        &mut self,
+        request: &RestoreRequest,
+        opened: Option<Result<Opened, Refusal>>,
+    ) -> Result<(), Refusal> {
         let restore = &request.restore;
         spec::Spec::check(restore, &VmSpec::default().facts())?;
-        let path = restore.directory()?;
-        let place = HostPath::new(&path, Use::Read);
+        let place = HostPath::new(restore.directory()?, Use::Read);
         self.paths.check(std::slice::from_ref(&place))?;
-        let source = Source::open(&path).map_err(unreadable)?;
-        let mut spec = described.map_or_else(|| description(&source, request), Ok)?;
+        let Opened { source, mut spec } = opened.unwrap_or_else(|| Opened::new(request))?;
         refuse_late_pages(restore, &spec)?;
         self.paths.enter(&spec, [place].into_iter().chain(userfault_device()).collect())?;
         self.open_metadata(&spec)?;
@@ -200,13 +207,23 @@ pub(crate) fn userfault_device() -> Option<HostPath> {
     device.exists().then(|| HostPath::new(device, Use::ReadWrite))
 }
 
-/// The description of a saved machine, for those who have to know it before they restore it.
-///
-/// # Errors
-/// The snapshot is none, or something of it cannot be.
-pub fn described(request: &RestoreRequest) -> Result<VmSpec, Refusal> {
-    let source = Source::open(&request.restore.directory()?).map_err(unreadable)?;
-    description(&source, request)
+/// A snapshot that was opened, for those who have to know the machine before they restore it.
+pub struct Opened {
+    source: Source,
+    /// The machine, with what is to be different.
+    pub spec: VmSpec,
+}
+
+impl Opened {
+    /// Opens it.
+    ///
+    /// # Errors
+    /// The snapshot is none, or something of the description cannot be.
+    pub fn new(request: &RestoreRequest) -> Result<Opened, Refusal> {
+        let source = Source::open(&request.restore.directory()?).map_err(unreadable)?;
+        let spec = description(&source, request)?;
+        Ok(Opened { source, spec })
+    }
 }
 
 /// The description of a saved machine, with what is different now.

@@ -1,6 +1,6 @@
 //! Who starts passt, for network cards with `user=on`: a process of its own, because threads behind filters start no program.
 //!
-//! It is forked before the filters go on, and only if it may be needed: a card on the command line, `--restore`, `--passt`. It is told
+//! It is forked before the filters go on, and only if it may be needed: a card on the command line or of the machine that is restored, `--passt`. It is told
 //! what a card is to be and never what to run: the program comes from our command line, its options from the card's typed keys. passt gets
 //! one end of a connection, the VMM the other; passt ends with the connection, and the launcher when the VMM is gone.
 //!
