@@ -86,7 +86,14 @@ impl Living {
 
     /// A VMM that waits for questions.
     pub fn wait(directory: &Path, name: &str) -> Living {
-        Living::start(directory, name, Command::new(programs::cloud_hypervisor()))
+        Living::wait_with(directory, name, &[])
+    }
+
+    /// The same with further arguments.
+    pub fn wait_with(directory: &Path, name: &str, arguments: &[&str]) -> Living {
+        let mut command = Command::new(programs::cloud_hypervisor());
+        command.args(arguments);
+        Living::start(directory, name, command)
     }
 
     /// Starts this command, which is the VMM's with its arguments, in its way.

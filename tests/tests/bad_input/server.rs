@@ -99,7 +99,7 @@ impl Server {
     /// Asks, with a body unless it is empty.
     pub(crate) fn ask(&self, verb: &str, name: &str, body: &[u8]) -> (u16, String) {
         ask::ask(&self.bench.path("s"), verb, name, body)
-            .unwrap_or_else(|| panic!("{verb} {name} has no answer"))
+            .unwrap_or_else(|| panic!("{verb} {name} has no answer\n{}", self.log()))
     }
 
     pub(crate) fn put(&self, name: &str) -> (u16, String) {

@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::io::Write;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tests::limits::{self, Resource};
@@ -12,6 +12,11 @@ use tests::limits::{self, Resource};
 use crate::asked::{Client, Reasons};
 use crate::life::{End, Life};
 use crate::walk::Walk;
+
+/// What the daemons serve.
+const DAEMONS: [&str; 2] = ["disk1", "net0"];
+/// How long it may take until one that came back is found.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 const KIB: u64 = 1 << 10;
 const DESCRIPTORS: Reasons = &["os error 24", "Too many open files"];
@@ -231,13 +236,15 @@ impl Walk<'_> {
     /// Whichever daemon there is, killed under load, and another in its place.
     fn daemon_dies(&mut self) {
         let away = Duration::from_millis(self.random.below(4) * 100);
+        let before = DAEMONS.map(|device| self.life().lost_and_back(device));
         let (disk, net) = (self.site.disk_daemon.take(), self.site.net_daemon.take());
         let [mut disk, mut net] = [disk.map(Ok), net.map(Ok)];
-        let both = self.random.below(3);
-        if both != 0 {
+        let which = self.random.below(3);
+        let dead = [disk.is_some() && which != 0, net.is_some() && which != 1];
+        if dead[0] {
             disk = disk.map(|daemon| daemon.and_then(|daemon: tests::daemon::Daemon| Err(daemon.die())));
         }
-        if both != 1 {
+        if dead[1] {
             net = net.map(|daemon| daemon.and_then(|daemon: tests::daemon::Daemon| Err(daemon.die())));
         }
         std::thread::sleep(away);
@@ -245,7 +252,24 @@ impl Walk<'_> {
             daemon.map(|daemon| daemon.unwrap_or_else(tests::daemon::Dead::rise))
         };
         (self.site.disk_daemon, self.site.net_daemon) = (risen(disk), risen(net));
+        for ((device, before), _) in DAEMONS.iter().zip(before).zip(dead).filter(|(_, dead)| *dead) {
+            self.until_back(device, before);
+        }
         self.over("a daemon that serves a device killed");
+    }
+
+    /// Waits until the VMM has found the other process of a device again: before that, it may refuse a snapshot.
+    fn until_back(&self, device: &str, before: [usize; 2]) {
+        let begun = Instant::now();
+        loop {
+            let [lost, back] = self.life().lost_and_back(device);
+            if back > before[1] && back >= lost {
+                return;
+            }
+            let late = begun.elapsed() > PATIENCE;
+            assert!(!late, "{device} is not served any more\n{}", self.life().living.said());
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 
     fn daemon_stops(&mut self) {
