@@ -1,11 +1,11 @@
 //! The service on one card: a station with one TCP port, by smoltcp.
 //!
 //! ```text
-//!   frame ─► Frame ─┬─ ARP: answered at once ──────────────► outgoing
+//!   frame ─► Frame ─┬─ a question for the station: answered ► outgoing
 //!                   └─ TCP ─► Interface ◄─► Connection ─────► outgoing
 //! ```
 //!
-//! One connection waits to be opened as long as there is room for it; a request for one more than [`MAX_CONNECTIONS`] is not heard, as where
+//! IPv4 and IPv6 are alike from there on, and share all limits. One connection waits to be opened as long as there is room for it; a request for one more than [`MAX_CONNECTIONS`] is not heard, as where
 //! a backlog is full, and comes again. Each is given up when its time is over, whatever its guest does.
 
 use std::io;
@@ -15,12 +15,12 @@ use std::time::{Duration, Instant};
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
 use smoltcp::socket::tcp::{Socket, SocketBuffer, State};
 use smoltcp::time as wire_time;
-use smoltcp::wire::{HardwareAddress, IpCidr, IpEndpoint};
+use smoltcp::wire::{HardwareAddress, IpCidr};
 
-use crate::frame::Frame;
+use crate::frame::{ADDRESS, ADDRESS6, Frame};
 use crate::http::{self, Request};
 use crate::token::Tokens;
-use crate::wire::{self, Wire};
+use crate::wire::Wire;
 use crate::{Store, random};
 
 /// Most connections at a time.
@@ -35,8 +35,9 @@ pub const IDLE: Duration = Duration::from_secs(10);
 pub const ANSWERING: Duration = Duration::from_secs(20);
 /// The port.
 pub const PORT: u16 = 80;
-/// Most bytes of a packet to the guest, less where the card's MTU is less.
+/// Most bytes of a packet to the guest, less where the card's MTU is less; none has less than IPv6 needs (RFC 8200 §5).
 const MTU: u16 = 1500;
+const LEAST_MTU: u16 = 1280;
 
 /// How many requests are answered, and when.
 pub trait Pace: Send + Sync {
@@ -110,8 +111,9 @@ impl Station {
         config.random_seed = u64::from_ne_bytes(random::bytes()?);
         let mut interface = Interface::new(config, &mut wire, now);
         interface.update_ip_addrs(|addresses| {
-            // There is room for more than one.
-            let _ = addresses.push(IpCidr::new(wire::ADDRESS, 32));
+            // There is room for two.
+            let _ = addresses.push(IpCidr::new(ADDRESS.into(), 32));
+            let _ = addresses.push(IpCidr::new(ADDRESS6.into(), 128));
         });
         Ok(Station { interface, wire, sockets: SocketSet::new(Vec::new()), connections: Vec::new() })
     }
@@ -127,7 +129,8 @@ impl Station {
         socket.set_timeout(Some(IDLE.into()));
         socket.set_ack_delay(None);
         socket.set_nagle_enabled(false);
-        if socket.listen(IpEndpoint::new(wire::ADDRESS, PORT)).is_ok() {
+        // At both addresses: what is to another does not come this far.
+        if socket.listen(PORT).is_ok() {
             let socket = self.sockets.add(socket);
             self.connections.push(Connection { socket, phase: Phase::Waiting, since: now, head: Vec::new() });
         }
@@ -159,7 +162,7 @@ impl Endpoint {
     /// # Errors
     /// The kernel has no random numbers.
     pub fn new(store: Arc<Store>, pace: Arc<dyn Pace>, mtu: Option<u16>) -> io::Result<Self> {
-        let (begin, mtu) = (Instant::now(), mtu.map_or(MTU, |mtu| mtu.min(MTU)));
+        let (begin, mtu) = (Instant::now(), mtu.map_or(MTU, |mtu| mtu.clamp(LEAST_MTU, MTU)));
         let station = Station::new(mtu, wire_time::Instant::ZERO)?;
         Ok(Endpoint { store, pace, tokens: Tokens::default(), begin, station })
     }
@@ -180,7 +183,7 @@ impl Endpoint {
     /// Takes a frame of the guest's for which [`crate::is_for_service`] holds, without anything in front of it.
     pub fn take(&mut self, frame: &[u8], now: Instant) {
         match Frame::parse(frame) {
-            Frame::Arp(reply) => self.station.wire.send(reply.to_vec()),
+            Frame::Question(answer) => self.station.wire.send(answer),
             Frame::Tcp { packet, mac, source, opens } => {
                 self.station.listen(now);
                 let room = self.station.connections.iter().any(|c| c.phase == Phase::Waiting);

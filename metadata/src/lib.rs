@@ -1,7 +1,7 @@
-//! The metadata service: a guest reads a JSON document at [`ADDRESS`] over its ordinary network card, as it would in a cloud.
+//! The metadata service: a guest reads a JSON document at [`ADDRESS`] or [`ADDRESS6`] over its ordinary network card, as it would in a cloud.
 //!
 //! ```text
-//!   control thread ── replaces, patches ──► Store ◄── reads ── Endpoint, one a card: ARP, TCP (smoltcp), HTTP
+//!   control thread ── replaces, patches ──► Store ◄── reads ── Endpoint, one a card: neighbours, TCP (smoltcp), HTTP
 //!                                                                 ▲  │
 //!             a card's frames for the service, by `is_for_service` ┘  └► frames for the guest
 //! ```
@@ -25,6 +25,6 @@ mod wire;
 
 pub use document::{Document, DocumentError, Patch};
 pub use endpoint::{Endpoint, Pace};
-pub use frame::{ADDRESS, HEAD, MAC, is_for_service};
+pub use frame::{ADDRESS, ADDRESS6, Head, MAC, is_for_service};
 pub use settings::MetadataSpec;
 pub use store::{KEPT, Store, TokenUse};

@@ -14,9 +14,9 @@ use crate::{Document, Store, TokenUse};
 const MAX_FILE: u64 = 5 * MAX_DOCUMENT as u64;
 
 spec::spec! {
-    /// What the guest finds at http://169.254.169.254/ over its network cards. It is a JSON document, as in a cloud:
-    /// {"latest": {"meta-data": {"local-hostname": "web"}, "user-data": "#cloud-config"}}. A path alone is the same as file=. Every card on
-    /// a tap has it, but for those with metadata=off.
+    /// What the guest finds at http://169.254.169.254/ over its network cards, and at http://[fd00:ec2::254]/. It is a JSON document, as in a
+    /// cloud: {"latest": {"meta-data": {"local-hostname": "web"}, "user-data": "#cloud-config"}}. A path alone is the same as file=. Every card
+    /// on a tap has it, but for those with metadata=off.
     pub struct MetadataSpec: "metadata" {
         flatten {}
         fields {

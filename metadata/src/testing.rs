@@ -1,32 +1,76 @@
 //! A guest's side of the service, for tests: its network stack, and what carries its frames is the test's.
 
 use std::collections::VecDeque;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::time::Instant;
 
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
 use smoltcp::phy::{self, DeviceCapabilities, Medium};
 use smoltcp::socket::tcp::{Socket, SocketBuffer, State};
 use smoltcp::time as wire_time;
-use smoltcp::wire::{HardwareAddress, IpCidr};
+use smoltcp::wire::{HardwareAddress, Icmpv6Packet, IpCidr};
 
 use crate::endpoint::PORT;
-use crate::frame::{ETHERNET, HEAD, MAC, header, is_for_service};
-use crate::wire;
+use crate::frame::neighbour;
+use crate::frame::{ADDRESS, ADDRESS6, ETHERNET, MAC, header_of, is_for_service};
 
 /// The address of the guest's card.
 pub const STATION: [u8; 6] = [0x52, 0x54, 0, 1, 2, 3];
+
+/// Kinds of message: one that asks for a station by IPv6, and one that answers.
+pub const SOLICITATION: u8 = neighbour::SOLICITATION;
+/// See [`SOLICITATION`].
+pub const ADVERTISEMENT: u8 = neighbour::ADVERTISEMENT;
+/// The group where the service's station is asked for.
+pub const ASKED: Ipv6Addr = neighbour::ASKED;
 
 /// A guest's frame to the service, around a packet.
 ///
 /// # Panics
 /// It would not be taken for one.
 pub fn framed(packet: &[u8]) -> Vec<u8> {
-    let mut frame = header(MAC).to_vec();
+    let mut frame = header_of(packet, MAC).to_vec();
     frame[6..12].copy_from_slice(&STATION);
     frame.extend(packet);
-    assert!(is_for_service(&frame[..HEAD.min(frame.len())]));
+    assert!(is_for_service(&frame));
     frame
+}
+
+/// An IP packet with a TCP segment for the service.
+///
+/// # Panics
+/// The segment does not fit.
+pub fn packet(source: IpAddr, segment: &[u8]) -> Vec<u8> {
+    const TCP: u8 = 6;
+    match source {
+        IpAddr::V4(source) => {
+            let length = u16::try_from(20 + segment.len()).expect("it fits");
+            let mut packet = vec![0x45, 0];
+            packet.extend(length.to_be_bytes());
+            packet.extend([0, 0, 0x40, 0, 64, TCP, 0, 0]);
+            packet.extend([source.octets(), ADDRESS.octets()].concat());
+            packet.extend(segment);
+            packet
+        }
+        IpAddr::V6(source) => packet6(source, ADDRESS6, [TCP, 64], segment),
+    }
+}
+
+/// An IPv6 packet, with what is in it and its hop limit.
+fn packet6(from: Ipv6Addr, to: Ipv6Addr, kind: [u8; 2], payload: &[u8]) -> Vec<u8> {
+    let mut packet = vec![0x60, 0, 0, 0];
+    packet.extend(u16::try_from(payload.len()).expect("it fits").to_be_bytes());
+    packet.extend(kind);
+    packet.extend([from.octets(), to.octets()].concat());
+    packet.extend(payload);
+    packet
+}
+
+/// A frame with an ICMPv6 message about an address (RFC 4861), its checksum right.
+pub fn neighbour(kind: u8, from: Ipv6Addr, to: Ipv6Addr, about: Ipv6Addr, options: &[u8]) -> Vec<u8> {
+    let mut message = [&[kind, 0, 0, 0, 0, 0, 0, 0][..], &about.octets(), options].concat();
+    Icmpv6Packet::new_unchecked(&mut message).fill_checksum(&from, &to);
+    framed(&packet6(from, to, [58, 255], &message))
 }
 
 /// See the module.
@@ -34,6 +78,7 @@ pub struct Guest {
     interface: Interface,
     link: Link,
     pub(crate) sockets: SocketSet<'static>,
+    service: IpAddr,
     port: u16,
     begin: Instant,
 }
@@ -83,14 +128,23 @@ impl phy::Device for Link {
 }
 
 impl Guest {
-    /// One with this address, whose time begins at `begin`.
-    pub fn new(address: Ipv4Addr, begin: Instant) -> Guest {
+    /// One with this address, which asks the service at that of the same kind; its time begins at `begin`.
+    ///
+    /// # Panics
+    /// The address is a group's.
+    pub fn new(address: impl Into<IpAddr>, begin: Instant) -> Guest {
+        let address = address.into();
+        let (seed, prefix, service) = match address {
+            IpAddr::V4(own) => (own.to_bits().into(), 24, ADDRESS.into()),
+            IpAddr::V6(own) => (own.to_bits() as u64, 64, ADDRESS6.into()),
+        };
         let mut link = Link::default();
         let mut config = Config::new(HardwareAddress::Ip);
-        config.random_seed = u64::from(address.to_bits());
+        config.random_seed = seed;
         let mut interface = Interface::new(config, &mut link, wire_time::Instant::ZERO);
-        interface.update_ip_addrs(|all| all.push(IpCidr::new(address.into(), 24)).expect("there is room"));
-        Guest { interface, link, sockets: SocketSet::new(Vec::new()), port: 40_000, begin }
+        interface
+            .update_ip_addrs(|all| all.push(IpCidr::new(address.into(), prefix)).expect("there is room"));
+        Guest { interface, link, sockets: SocketSet::new(Vec::new()), service, port: 40_000, begin }
     }
 
     /// Begins to open a connection.
@@ -102,7 +156,7 @@ impl Guest {
         let handle = self.sockets.add(Socket::new(buffer(), buffer()));
         self.port += 1;
         let socket = self.sockets.get_mut::<Socket<'_>>(handle);
-        let connected = socket.connect(self.interface.context(), (wire::ADDRESS, PORT), self.port);
+        let connected = socket.connect(self.interface.context(), (self.service, PORT), self.port);
         connected.expect("ports are free");
         handle
     }
@@ -120,7 +174,7 @@ impl Guest {
     /// # Panics
     /// It is to somebody else.
     pub fn take(&mut self, frame: &[u8]) {
-        assert_eq!(frame[..ETHERNET], header(STATION));
+        assert_eq!(frame[..ETHERNET], header_of(&frame[ETHERNET..], STATION));
         self.link.to_guest.push_back(frame[ETHERNET..].to_vec());
     }
 

@@ -1,13 +1,12 @@
 //! The card as smoltcp sees it: one packet comes in at a time, and what goes out waits in a bounded queue, as Ethernet frames.
 
 use std::collections::VecDeque;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use smoltcp::phy::{self, Checksum, Device, DeviceCapabilities, Medium};
 use smoltcp::time::Instant;
-use smoltcp::wire::IpAddress;
 
-use crate::frame::{self, ETHERNET};
+use crate::frame::{ETHERNET, header_of, is_ipv6};
 
 /// Frames that wait for the guest to take them; what is more is lost, as on a busy network, and sent again by TCP.
 pub(crate) const MAX_WAITING: usize = 64;
@@ -21,7 +20,7 @@ pub(crate) struct Wire {
     /// Frames that go out.
     pub(crate) outgoing: VecDeque<Vec<u8>>,
     /// Who has which address, the latest last.
-    stations: VecDeque<(Ipv4Addr, [u8; 6])>,
+    stations: VecDeque<(IpAddr, [u8; 6])>,
     mtu: usize,
 }
 
@@ -49,7 +48,7 @@ impl Wire {
     }
 
     /// Remembers who has an address.
-    pub(crate) fn note(&mut self, address: Ipv4Addr, mac: [u8; 6]) {
+    pub(crate) fn note(&mut self, address: IpAddr, mac: [u8; 6]) {
         if self.stations.back() == Some(&(address, mac)) {
             return;
         }
@@ -105,18 +104,22 @@ impl phy::TxToken for Outgoing<'_> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, length: usize, f: F) -> R {
         let mut frame = vec![0; ETHERNET + length];
         let result = f(&mut frame[ETHERNET..]);
-        // The destination, at 16 in an IPv4 header.
-        let to =
-            frame.get(ETHERNET + 16..ETHERNET + 20).map(|to| <[u8; 4]>::try_from(to).unwrap_or_default());
-        let stations = &self.0.stations;
-        let station = stations.iter().find(|(address, _)| Some(address.octets()) == to);
+        let packet = &frame[ETHERNET..];
+        let to = receiver(packet);
+        let station = self.0.stations.iter().find(|(address, _)| Some(*address) == to);
         if let Some((_, mac)) = station {
-            frame[..ETHERNET].copy_from_slice(&frame::header(*mac));
+            let header = header_of(packet, *mac);
+            frame[..ETHERNET].copy_from_slice(&header);
             self.0.send(frame);
         }
         result
     }
 }
 
-/// The service's address as smoltcp writes it.
-pub(crate) const ADDRESS: IpAddress = IpAddress::Ipv4(frame::ADDRESS);
+/// Who an IP packet is to: at 16 in a header of IPv4, at 24 in one of IPv6.
+fn receiver(packet: &[u8]) -> Option<IpAddr> {
+    match is_ipv6(packet) {
+        true => packet.get(24..)?.first_chunk().map(|to: &[u8; 16]| Ipv6Addr::from(*to).into()),
+        false => packet.get(16..)?.first_chunk().map(|to: &[u8; 4]| Ipv4Addr::from(*to).into()),
+    }
+}

@@ -131,7 +131,7 @@ complete -c ch-remote -n "__fish_ch_remote_using_subcommand restore" -l fs -d 'A
 complete -c ch-remote -n "__fish_ch_remote_using_subcommand restore" -l vsock -d 'Sockets between guest and host (virtio-vsock)' -r
 complete -c ch-remote -n "__fish_ch_remote_using_subcommand restore" -l serial -d 'The serial port: a 16550A UART at port 0x3f8' -r
 complete -c ch-remote -n "__fish_ch_remote_using_subcommand restore" -l debug-console -d 'The debug console: what a guest writes to one port' -r
-complete -c ch-remote -n "__fish_ch_remote_using_subcommand restore" -l metadata -d 'What the guest finds at http://169.254.169.254/ over its network cards' -r
+complete -c ch-remote -n "__fish_ch_remote_using_subcommand restore" -l metadata -d 'What the guest finds at http://169.254.169.254/ over its network cards, and at http://[fd00:ec2::254]/' -r
 complete -c ch-remote -n "__fish_ch_remote_using_subcommand restore" -l api-socket -d 'UNIX socket that cloud-hypervisor was started with' -r
 complete -c ch-remote -n "__fish_ch_remote_using_subcommand restore" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c ch-remote -n "__fish_ch_remote_using_subcommand shutdown-vmm" -l api-socket -d 'UNIX socket that cloud-hypervisor was started with' -r

@@ -4,7 +4,7 @@ complete -c cloud-hypervisor -l initramfs -d 'Initial RAM file system' -r
 complete -c cloud-hypervisor -l cpus -d 'The machine\'s processors' -r
 complete -c cloud-hypervisor -l memory -d 'The machine\'s memory' -r
 complete -c cloud-hypervisor -l platform -d 'The machine\'s identity, as SMBIOS tells it to the guest' -r
-complete -c cloud-hypervisor -l metadata -d 'What the guest finds at http://169.254.169.254/ over its network cards' -r
+complete -c cloud-hypervisor -l metadata -d 'What the guest finds at http://169.254.169.254/ over its network cards, and at http://[fd00:ec2::254]/' -r
 complete -c cloud-hypervisor -l pci-segment -d 'The share of the PCI address windows that a segment gets' -r
 complete -c cloud-hypervisor -l rate-limit-group -d 'A limit that several disks share: those that name it with rate_limit_group' -r
 complete -c cloud-hypervisor -l landlock-rules -d 'A path that a process confined by --landlock or --jail may use besides those that its machine is made of: for what is added later, and for snapshots' -r

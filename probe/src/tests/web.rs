@@ -1,16 +1,20 @@
 //! Asking the metadata service, step by step as somebody at COM1 says: `probe.ip` is the guest's address, `probe.path` what is asked for.
 //!
 //! `t` gets a token and keeps it; `g` asks with it, `o` without; `b` begins a request and leaves it, `c` goes on with that. Each but `b` tells
-//! `WEB status=n` and the last line of the answer. A segment's checksum is left to the card. `q` ends it.
+//! `WEB status=n` and the last line of the answer. A segment's checksum is left to the card. `6` asks who the service is by IPv6, tells that
+//! as `WEB station=…`, and goes on so, from the address of the link; `4` does the same by ARP. `q` ends it.
 
 use super::Machine;
 use super::net::{IPV4, addresses, open, resolve};
 use crate::console::COM1;
-use crate::io;
+use crate::io::{self, Region};
 use crate::verdict::{Outcome, Stop};
-use crate::virtio::net::{self, Card, ethernet, get16, ipv4, put16, sum};
+use crate::virtio::net::{self, Card, ethernet, get16, ipv4, ipv6, put16, sum};
 
 const SERVICE: [u8; 4] = [169, 254, 169, 254];
+const SERVICE6: [u8; 16] = [0xfd, 0, 0x0e, 0xc2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0x54];
+const IPV6: u16 = 0x86dd;
+const ICMPV6: u8 = 58;
 const TCP: u8 = 6;
 const FIN: u8 = 1;
 const SYN: u8 = 2;
@@ -28,10 +32,66 @@ const TOKEN: usize = 64;
 #[derive(Clone, Copy)]
 struct Stream {
     mac: [u8; 6],
-    ip: [u8; 4],
+    own: Own,
     port: u16,
     next: u32,
     expected: u32,
+}
+
+/// The guest's address, which decides by which IP it speaks.
+#[derive(Clone, Copy)]
+enum Own {
+    V4([u8; 4]),
+    V6([u8; 16]),
+}
+
+/// Where things are in a frame with a segment.
+struct Places {
+    kind: u16,
+    protocol: u64,
+    /// Addresses of sender and receiver, and all their bytes.
+    addresses: u64,
+    both: u64,
+    segment: u64,
+}
+
+const PLACES: Places = Places { kind: IPV4, protocol: 23, addresses: 26, both: 8, segment: 34 };
+const PLACES6: Places = Places { kind: IPV6, protocol: 20, addresses: 22, both: 32, segment: 54 };
+
+impl Own {
+    fn places(self) -> Places {
+        match self {
+            Own::V4(_) => PLACES,
+            Own::V6(_) => PLACES6,
+        }
+    }
+
+    /// Writes the header of a packet with `len` bytes for the service.
+    fn address(self, frame: Region, len: u16) {
+        match self {
+            Own::V4(ip) => ipv4(frame, ip, SERVICE, TCP, len),
+            Own::V6(ip) => ipv6(frame, ip, SERVICE6, (TCP, 64), len),
+        }
+    }
+
+    /// Whether a frame comes from the service.
+    fn hears(self, frame: Region) -> bool {
+        let mut from = [0; 16];
+        let from = &mut from[..self.places().both as usize / 2];
+        frame.load(self.places().addresses, from);
+        match self {
+            Own::V4(_) => *from == SERVICE,
+            Own::V6(_) => *from == SERVICE6,
+        }
+    }
+
+    /// Where the packet in a frame ends.
+    fn end(self, frame: Region) -> u64 {
+        match self {
+            Own::V4(_) => 14 + u64::from(get16(frame, 16)),
+            Own::V6(_) => 54 + u64::from(get16(frame, 18)),
+        }
+    }
 }
 
 /// A segment of the service's: what it says, and how many bytes of payload were kept.
@@ -69,10 +129,10 @@ impl Answer {
 impl Stream {
     fn send(&mut self, card: &mut Card, flags: u8, parts: &[&[u8]]) -> Result<(), Stop> {
         let length: usize = parts.iter().map(|part| part.len()).sum();
-        let frame = card.frame();
-        ethernet(frame, self.mac, card.mac, IPV4);
-        ipv4(frame, self.ip, SERVICE, TCP, 20 + length as u16);
-        let tcp = frame.part(34, 20 + length as u64);
+        let (frame, places) = (card.frame(), self.own.places());
+        ethernet(frame, self.mac, card.mac, places.kind);
+        self.own.address(frame, 20 + length as u16);
+        let tcp = frame.part(places.segment, 20 + length as u64);
         put16(tcp, 0, self.port);
         put16(tcp, 2, 80);
         tcp.store(4, &self.next.to_be_bytes());
@@ -84,42 +144,41 @@ impl Stream {
             at += part.len() as u64;
         }
         // The pseudo header's sum is all that there is of a checksum.
-        let pseudo = sum(frame.part(26, 8), u32::from(TCP) + 20 + length as u32);
+        let pseudo = sum(frame.part(places.addresses, places.both), u32::from(TCP) + 20 + length as u32);
         put16(tcp, 16, pseudo as u16);
         let header = card.header();
         header.write8(0, 1); // NEEDS_CSUM
-        header.write16(6, 34);
+        header.write16(6, places.segment as u16);
         header.write16(8, 16);
         let ends = u32::from(flags & (SYN | FIN) != 0);
         self.next = self.next.wrapping_add(length as u32 + ends);
-        card.send((54 + length as u64).max(60)).map_err(Stop::Fail)
+        card.send((places.segment + 20 + length as u64).max(60)).map_err(Stop::Fail)
     }
 
     /// The next segment; its payload goes to `room`.
     fn receive(&self, card: &mut Card, room: &mut [u8]) -> Result<Segment, Stop> {
-        let port = self.port;
+        let (own, port) = (self.own, self.port);
+        let Places { kind, protocol, addresses, both, segment: at } = own.places();
         let segment = card.receive(PATIENCE, |frame| {
-            let mut from = [0; 4];
-            let ours = frame.len() >= 54 && get16(frame, 12) == IPV4 && frame.read8(23) == TCP;
-            ours.then(|| frame.load(26, &mut from))
-                .filter(|()| from == SERVICE && get16(frame, 36) == port)?;
+            let ours = frame.len() >= at + 20 && get16(frame, 12) == kind && frame.read8(protocol) == TCP;
+            (ours && own.hears(frame) && get16(frame, at + 2) == port).then_some(())?;
             let number = |at| u32::from(get16(frame, at)) << 16 | u32::from(get16(frame, at + 2));
-            let head = 34 + u64::from(frame.read8(46) >> 4) * 4;
-            let end = 14 + u64::from(get16(frame, 16));
+            let head = at + u64::from(frame.read8(at + 12) >> 4) * 4;
+            let end = own.end(frame);
             let whole = head <= end && end <= frame.len();
             whole.then_some(())?;
             let kept = room.len().min((end - head) as usize);
             frame.load(head, &mut room[..kept]);
-            let good = u32::from(TCP) + (end - 34) as u32;
-            let checked = sum(frame.part(34, end - 34), sum(frame.part(26, 8), good)) == 0xffff;
-            let (seq, ack, length) = (number(38), number(42), (end - head) as u32);
-            checked.then_some(Segment { seq, ack, flags: frame.read8(47), length, kept })
+            let good = u32::from(TCP) + (end - at) as u32;
+            let checked = sum(frame.part(at, end - at), sum(frame.part(addresses, both), good)) == 0xffff;
+            let (seq, ack, length) = (number(at + 4), number(at + 8), (end - head) as u32);
+            checked.then_some(Segment { seq, ack, flags: frame.read8(at + 13), length, kept })
         });
         segment.ok_or_else(|| Stop::Fail(text!("the service does not answer")))
     }
 
-    fn open(card: &mut Card, ip: [u8; 4], mac: [u8; 6], port: u16) -> Result<Stream, Stop> {
-        let mut stream = Stream { mac, ip, port, next: u32::from(port) << 16, expected: 0 };
+    fn open(card: &mut Card, own: Own, mac: [u8; 6], port: u16) -> Result<Stream, Stop> {
+        let mut stream = Stream { mac, own, port, next: u32::from(port) << 16, expected: 0 };
         stream.send(card, SYN, &[])?;
         let answer = stream.receive(card, &mut [])?;
         check!(answer.flags & (SYN | ACK) == SYN | ACK, "flags {:#x} to SYN", answer.flags);
@@ -156,11 +215,54 @@ impl Stream {
     }
 }
 
+/// Asks who the service is by IPv6 (RFC 4861 §4.3), from an address or, to have that of the service, from none: the station, and to which
+/// it was told.
+fn solicit(card: &mut Card, from: [u8; 16]) -> Result<([u8; 6], [u8; 6]), Stop> {
+    const GROUP: [u8; 16] = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0xff, 0, 2, 0x54];
+    let frame = card.frame();
+    ethernet(frame, [0x33, 0x33, 0xff, 0, 2, 0x54], card.mac, IPV6);
+    ipv6(frame, from, GROUP, (ICMPV6, 255), 24);
+    let message = frame.part(54, 24);
+    message.store(0, &[135, 0, 0, 0, 0, 0, 0, 0]);
+    message.store(8, &SERVICE6);
+    let all = |frame: Region, length| {
+        let addresses = sum(frame.part(PLACES6.addresses, PLACES6.both), u32::from(ICMPV6) + length as u32);
+        sum(frame.part(54, length), addresses)
+    };
+    put16(message, 2, !(all(frame, 24) as u16));
+    card.send(78).map_err(Stop::Fail)?;
+    let answer = card.receive(PATIENCE, |frame| {
+        let is_one = frame.len() >= 86 && get16(frame, 12) == IPV6 && frame.read8(20) == ICMPV6;
+        (is_one && frame.read8(54) == 136 && Own::V6(from).hears(frame)).then_some(())?;
+        let (mut target, mut option, mut to) = ([0; 16], [0; 8], [0; 6]);
+        frame.load(62, &mut target);
+        frame.load(78, &mut option);
+        frame.load(0, &mut to);
+        let good = target == SERVICE6 && option[..2] == [2, 1] && all(frame, 32) == 0xffff;
+        let mut station = [0; 6];
+        station.copy_from_slice(&option[2..]);
+        good.then_some((station, to))
+    });
+    answer.ok_or_else(|| Stop::Fail(text!("nobody says to be the service by IPv6")))
+}
+
+/// Finds the service by IPv6: its station, and the address of the link from which it is asked.
+fn find(card: &mut Card) -> Result<([u8; 6], Own), Stop> {
+    let [a, b, c, d, e, f] = card.mac;
+    // Made of the card's (RFC 4291, appendix A).
+    let link = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f];
+    let (taken, to) = solicit(card, [0; 16])?;
+    check!(to == [0x33, 0x33, 0, 0, 0, 1], "whoever would be the service is told so as {to:x?}");
+    let (station, to) = solicit(card, link)?;
+    check!(taken == station && to == card.mac, "{taken:x?} and {station:x?} are the service");
+    Ok((station, Own::V6(link)))
+}
+
 /// The test.
 pub(super) fn web(machine: &mut Machine) -> Outcome {
     let (ip, _) = addresses(machine)?;
     let mut card = open(machine, net::F_CSUM)?;
-    let mac = resolve(&mut card, ip, SERVICE)?;
+    let (mut mac, mut own) = (resolve(&mut card, ip, SERVICE)?, Own::V4(ip));
     let path = machine.start.option("path").unwrap_or("/");
     let (mut token, mut kept) = ([0; TOKEN], 0);
     let (mut port, mut left) = (40_000, None);
@@ -176,11 +278,20 @@ pub(super) fn web(machine: &mut Machine) -> Outcome {
         if letter == b'q' {
             return Ok(text!(""));
         }
+        if matches!(letter, b'4' | b'6') {
+            (mac, own) = match letter {
+                b'4' => (resolve(&mut card, ip, SERVICE)?, Own::V4(ip)),
+                _ => find(&mut card)?,
+            };
+            let [a, b, c, d, e, f] = mac;
+            println!("WEB station={a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}");
+            continue;
+        }
         let mut stream = match (letter, left.take()) {
             (b'c', Some(stream)) => stream,
             _ => {
                 port += 1;
-                Stream::open(&mut card, ip, mac, port)?
+                Stream::open(&mut card, own, mac, port)?
             }
         };
         let end = b" HTTP/1.1\r\nHost: 169.254.169.254\r\n";

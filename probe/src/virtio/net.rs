@@ -1,4 +1,4 @@
-//! A virtio network driver with one queue pair (virtio 1.3, 5.1), and as much of Ethernet, ARP, IPv4, ICMP and UDP as its tests need.
+//! A virtio network driver with one queue pair (virtio 1.3, 5.1), and as much of Ethernet, ARP, IPv4, IPv6, ICMP and UDP as its tests need.
 
 use super::queue::{Buffer, Queue};
 use super::{Device, F_EVENT_IDX, NO_VECTOR, kind};
@@ -210,6 +210,15 @@ pub(crate) fn ipv4(frame: Region, from: [u8; 4], to: [u8; 4], protocol: u8, len:
     header.store(12, &from);
     header.store(16, &to);
     put16(header, 10, !(sum(header, 0) as u16));
+}
+
+/// An IPv6 header of 40 bytes at offset 14 for `len` bytes of payload; no more than so many hops.
+pub(crate) fn ipv6(frame: Region, from: [u8; 16], to: [u8; 16], (next, hops): (u8, u8), len: u16) {
+    let header = frame.part(14, 40);
+    header.store(0, &[0x60, 0, 0, 0, 0, 0, next, hops]);
+    put16(header, 4, len);
+    header.store(8, &from);
+    header.store(24, &to);
 }
 
 /// `a.b.c.d`.

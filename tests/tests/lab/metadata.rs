@@ -64,6 +64,21 @@ fn serve_addresses() {
     std::thread::Builder::new().name("dhcp".into()).spawn(answer).expect("a thread can be had");
 }
 
+/// Asks the service by IPv6, from the address of the link: no program for that is in the image, but a shell that knows sockets.
+const BY_IPV6: &str = r#"
+card=$(ls /sys/class/net | grep -vx lo)
+ip link set "$card" up
+ip -6 route replace fd00:ec2::254 dev "$card"
+until ip -6 addr show dev "$card" scope link -tentative | grep -q inet6; do sleep 0.2; done
+ask() {
+    exec 3<> /dev/tcp/fd00:ec2::254/80
+    printf '%s HTTP/1.1\r\n%s\r\n\r\n' "$1" "$2" >&3
+    tail -n 1 <&3
+}
+token=$(ask 'PUT /latest/api/token' 'X-aws-ec2-metadata-token-ttl-seconds: 60')
+ask 'GET /latest/meta-data/instance-id' "X-aws-ec2-metadata-token: $token"
+"#;
+
 #[test]
 fn cloud_init_takes_hostname_users_and_keys_from_the_service() {
     tests::elsewhere!(Stock::get().cloud());
@@ -114,6 +129,9 @@ fn cloud_init_takes_hostname_users_and_keys_from_the_service() {
     guest.sh(r#"grep '"cloud_name": "aws"' /run/cloud-init/instance-data.json"#);
     assert_eq!(guest.sh("hostname; cat /etc/hostname"), "web-1\nweb-1");
     assert_eq!(guest.sh("cat /root/told"), "by the service");
+    let asked = Instant::now();
+    assert_eq!(guest.sh(&format!("bash -c '{}'", BY_IPV6.replace('\'', r"'\''"))), "i-0123456789abcdef0");
+    println!("asked by IPv6 in {:.1} s", asked.elapsed().as_secs_f32());
     for (user, key) in [("debian", KEY), ("dev", OTHER)] {
         let home = format!("/home/{user}");
         let line = guest.sh(&format!("getent passwd {user}"));

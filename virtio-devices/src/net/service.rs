@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use metadata::{Endpoint, HEAD, Pace, Store, is_for_service};
+use metadata::{Endpoint, Head, Pace, Store, is_for_service};
 use net_util::VNET_HDR_LEN;
 use spec::{RateLimit, Refusal, TokenBucket};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -75,15 +75,15 @@ impl Service {
     /// Takes a frame of the driver's, with the device's header in front, if it is for the service; tells whether it was. A frame that goes
     /// to the tap costs a look at its first bytes.
     pub(super) fn take(&self, frame: &Gathered<'_>, now: Instant) -> bool {
-        let mut head = [0; HEAD];
-        let length = frame.read(VNET_HDR_LEN, &mut head);
-        if !is_for_service(&head[..length]) {
+        let head = Head::read(|at, bytes| frame.read(VNET_HDR_LEN + at, bytes));
+        let head = head.bytes();
+        if !is_for_service(head) {
             return false;
         }
         // At most the largest frame, which is for as long as it takes to read it. What was looked at is not read again.
         let mut bytes = vec![0; frame.length() - VNET_HDR_LEN];
         frame.read(VNET_HDR_LEN, &mut bytes);
-        bytes[..length].copy_from_slice(&head[..length]);
+        bytes[..head.len()].copy_from_slice(head);
         let mut endpoint = self.endpoint();
         endpoint.take(&bytes, now);
         self.waits.store(endpoint.has_frame(), Ordering::Release);

@@ -1,7 +1,7 @@
 //! The metadata service on a card: by the rings, as a driver has it, beside a tap that works.
 
 use metadata::testing::{Guest, body, get};
-use metadata::{ADDRESS, Document, Store, TokenUse};
+use metadata::{ADDRESS, ADDRESS6, Document, Store, TokenUse};
 use net_util::wire::Wire;
 
 use super::*;
@@ -26,19 +26,20 @@ fn transmit(bench: &mut Bench<Net>, queue: usize, header: [u8; VNET_HDR_LEN], fr
     assert_eq!(bench.used(queue), (0, 0));
 }
 
-/// A guest's checksum is left to its card: the header says where it is.
-const UNDONE: [u8; VNET_HDR_LEN] = [1, 0, 0, 0, 0, 0, 34, 0, 16, 0, 0, 0];
+/// Has the card send a frame with a segment whose checksum is left to it, as guests do: the header says where it is.
+fn transmit_undone(bench: &mut Bench<Net>, queue: usize, mut frame: Vec<u8>) {
+    let tcp = if frame[14] >> 4 == 6 { 54 } else { 34 };
+    frame[tcp + 16..tcp + 18].copy_from_slice(&[0xde, 0xad]);
+    transmit(bench, queue, [1, 0, 0, 0, 0, 0, tcp as u8, 0, 16, 0, 0, 0], &frame);
+}
 
 /// Carries frames between a guest and the card; `false` once nothing came for a while.
 fn carry(bench: &mut Bench<Net>, guest: &mut Guest, queue: usize, room: u32) -> bool {
     let frames = guest.turn(Instant::now());
-    for frame in &frames {
-        let mut frame = frame.clone();
-        // As a guest leaves it.
-        frame[50..52].copy_from_slice(&[0xde, 0xad]);
-        transmit(bench, queue, UNDONE, &frame);
-    }
     let mut moved = !frames.is_empty();
+    for frame in frames {
+        transmit_undone(bench, queue, frame);
+    }
     let mut patience = if moved { Duration::from_millis(200) } else { Duration::from_secs(5) };
     while let Some((head, length)) = bench.try_used(RX, patience) {
         let frame = bench.get(buffer(RX, head), length as usize);
@@ -58,7 +59,12 @@ fn ask(bench: &mut Bench<Net>, guest: &mut Guest, queue: usize, request: &str) -
 }
 
 fn guest(last: u8) -> Guest {
-    Guest::new([192, 168, 249, last].into(), Instant::now())
+    Guest::new([192, 168, 249, last], Instant::now())
+}
+
+/// One by IPv6, which has no address but that of its link.
+fn guest6(last: u8) -> Guest {
+    Guest::new([0xfe80, 0, 0, 0, 0, 0, 0, last.into()], Instant::now())
 }
 
 netns_test! {
@@ -68,13 +74,17 @@ netns_test! {
             let (mut b, store) = served(1, spec(1), accept);
             greet(&mut b);
             offer(&mut b, RX, 0..64, 1526);
-            let mut g = guest(2);
-            for _ in 0..20 {
-                assert_eq!(body(&ask(&mut b, &mut g, TX, &get("/latest/meta-data/hostname"))), "h");
+            let mut guests = [guest(2), guest6(2)];
+            for g in &mut guests {
+                for _ in 0..3 {
+                    assert_eq!(body(&ask(&mut b, g, TX, &get("/latest/meta-data/hostname"))), "h");
+                }
+                assert_eq!(body(&ask(&mut b, g, TX, &get("/latest/large"))).len(), 50_000);
             }
-            assert_eq!(body(&ask(&mut b, &mut g, TX, &get("/latest/large"))).len(), 50_000);
             store.replace(Document::parse(br#"{"meta-data":{"hostname":"new"}}"#).unwrap());
-            assert_eq!(body(&ask(&mut b, &mut g, TX, &get("/latest/meta-data/hostname"))), "new");
+            for g in &mut guests {
+                assert_eq!(body(&ask(&mut b, g, TX, &get("/latest/meta-data/hostname"))), "new");
+            }
             send(9000, b"beside");
             assert!(datagram_in(&mut b, RX, 9000, Duration::from_secs(5), 1526).is_some());
             stop(&mut b);
@@ -98,11 +108,42 @@ netns_test! {
                 transmit(&mut b, TX, [0; VNET_HDR_LEN], &frame);
             }
         }
+        // By IPv6 as well: as other protocols, behind further headers, as fragments; and whoever asks for that station or says to be it.
+        let mut g = guest6(2);
+        g.connect();
+        for mut frame in g.turn(Instant::now()) {
+            frame[..6].copy_from_slice(&[2; 6]);
+            for next in [6, 0, 17, 43, 44, 58, 60] {
+                frame[20] = next;
+                transmit(&mut b, TX, [0; VNET_HDR_LEN], &frame);
+            }
+            let about_it = [&[0; 8][..], &ADDRESS6.octets()].concat();
+            frame[20] = 58;
+            frame[38..54].copy_from_slice(&[0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0xff, 0, 2, 0x54]);
+            frame.splice(54.., about_it);
+            for kind in [135, 136] {
+                frame[54] = kind;
+                transmit(&mut b, TX, [0; VNET_HDR_LEN], &frame);
+            }
+        }
+        // Others of the same group, and the network's own messages, are not held back.
+        let mut beside = arp_request()[12..].to_vec();
+        beside[..14].copy_from_slice(&[0x33, 0x33, 0xff, 0, 2, 0x54, 0x2e, 0, 0, 0, 0, 2, 0x86, 0xdd]);
+        beside.resize(78, 0);
+        beside[20] = 58;
+        beside[54] = 135;
+        beside[62..78].copy_from_slice(&[0xfd, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0x54]);
+        transmit(&mut b, TX, [0; VNET_HDR_LEN], &beside);
+        tap.expect(|frame| {
+            assert!(!frame.windows(16).any(|bytes| bytes == ADDRESS6.octets()), "{frame:x?}");
+            frame == beside
+        });
         let marker: Vec<u8> = [&[2; 6][..], &[0x2e, 0, 0, 0, 0, 2, 0x88, 0xb5], &[7; 1400]].concat();
         transmit(&mut b, TX, [0; VNET_HDR_LEN], &marker);
         let address = ADDRESS.octets();
         tap.expect(|frame| {
             assert!(!frame.windows(4).any(|bytes| bytes == address), "{frame:x?}");
+            assert!(!frame.windows(16).any(|bytes| bytes == ADDRESS6.octets()), "{frame:x?}");
             assert_ne!(frame[..6], metadata::MAC);
             frame == marker
         });
@@ -140,7 +181,7 @@ netns_test! {
         let mut g = guest(2);
         g.connect();
         for frame in g.turn(Instant::now()) {
-            transmit(&mut b, TX, UNDONE, &frame);
+            transmit_undone(&mut b, TX, frame);
         }
         let before = cpu_time();
         std::thread::sleep(2 * SHORT);
