@@ -34,7 +34,7 @@ fn serve() -> Fixture {
     let listener = UnixListener::bind(fixture.0.join("s")).unwrap();
     let (caller, inbox) = api::calls::queue().unwrap();
     std::thread::Builder::new().name("answers".into()).spawn(move || answer_all(inbox)).unwrap();
-    Server::start(listener, caller).unwrap();
+    Server::start(listener, caller, Default::default()).unwrap();
     fixture
 }
 

@@ -76,7 +76,7 @@ fn server() {
             }
         };
         std::thread::Builder::new().name("answers".into()).spawn(answer).unwrap();
-        Server::start(listener, caller).unwrap()
+        Server::start(listener, caller, Default::default()).unwrap()
     });
 }
 

@@ -15,6 +15,10 @@ use thiserror::Error;
 
 use crate::call::{Call, Set};
 
+mod trail;
+
+pub use trail::{FOLLOW, Follower, Trail};
+
 /// System calls of this module.
 pub const RESTRICT: Set = &[
     Call::any(libc::SYS_landlock_create_ruleset),
@@ -106,6 +110,9 @@ pub enum PathError {
         "the kernel does not restrict paths: Landlock of Linux 6.2 is needed, and enabled (lsm= on its command line)"
     )]
     Kernel(#[source] RulesetError),
+    /// The domain has no descriptor for another thread.
+    #[error("cannot copy the descriptor of a domain")]
+    Copy(#[source] io::Error),
 }
 
 /// The paths that a process is kept to.
@@ -113,11 +120,12 @@ pub enum PathError {
 pub struct Domain(Vec<(PathBuf, BitFlags<AccessFs>)>);
 
 impl Domain {
-    /// From now on the calling thread and those that it starts open nothing else. Files for output are made, so that they can be named.
+    /// From now on the calling thread and those that it starts open nothing else; others find it on the trail. Files for output are made, so
+    /// that they can be named.
     ///
     /// # Errors
     /// A path that is not there, or a kernel that does not do it; then nothing is restricted.
-    pub fn enter(paths: &[HostPath]) -> Result<Domain, PathError> {
+    pub fn enter(paths: &[HostPath], trail: &Trail) -> Result<Domain, PathError> {
         let ruleset = Ruleset::default()
             .set_compatibility(CompatLevel::HardRequirement)
             .handle_access(AccessFs::from_all(NEEDED))
@@ -139,7 +147,9 @@ impl Domain {
             ruleset = ruleset.add_rule(PathBeneath::new(opened, rights)).map_err(PathError::Kernel)?;
             allowed.push((real, rights));
         }
+        let copy = ruleset.try_clone().map_err(PathError::Copy)?;
         ruleset.restrict_self().map_err(PathError::Kernel)?;
+        trail.add(copy);
         Ok(Domain(allowed))
     }
 
@@ -212,7 +222,7 @@ mod tests {
         // Only this thread is restricted.
         let inside = std::thread::scope(|scope| {
             let work = || {
-                let domain = Domain::enter(&allowed).unwrap();
+                let domain = Domain::enter(&allowed, &Trail::default()).unwrap();
                 let denied =
                     |result: io::Result<()>| result.unwrap_err().kind() == io::ErrorKind::PermissionDenied;
                 assert_eq!(fs::read(at("read")).unwrap(), b"read");
@@ -259,9 +269,49 @@ mod tests {
     #[test]
     fn a_path_that_is_not_there_restricts_nothing() {
         let scratch = Scratch::new("missing");
-        let wanted = HostPath::new(scratch.0.join("missing"), Use::Read);
-        let error = Domain::enter(std::slice::from_ref(&wanted)).unwrap_err();
+        let (wanted, trail) = (HostPath::new(scratch.0.join("missing"), Use::Read), Trail::default());
+        let error = Domain::enter(std::slice::from_ref(&wanted), &trail).unwrap_err();
         assert!(error.to_string().ends_with("missing"), "{error}");
+        trail.follower().follow().unwrap();
         assert!(fs::read_dir("/").is_ok());
+    }
+
+    #[test]
+    fn a_thread_that_was_there_before_follows_once_and_takes_those_it_starts_along() {
+        let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
+            std::thread::Builder::new().name(name.into()).spawn(work).unwrap()
+        };
+        let is_denied = |path| fs::read_dir(path).is_err_and(|e| e.kind() == io::ErrorKind::PermissionDenied);
+        let trail = Trail::default();
+        let mut follower = trail.follower();
+        let (go, gone) = std::sync::mpsc::channel();
+        let (done, on) = std::sync::mpsc::channel();
+        let follows = move || {
+            gone.recv().unwrap();
+            assert!(!is_denied("/"), "it was there before");
+            // More often than a thread may have domains, were each time another.
+            (0..100).for_each(|_| follower.follow().unwrap());
+            assert!(is_denied("/") && !is_denied("/proc/self"));
+            let mut child = follower.clone();
+            let inherits = move || {
+                assert!(is_denied("/"));
+                done.send(()).unwrap();
+                gone.recv().unwrap();
+                child.follow().unwrap();
+                assert!(is_denied("/proc/self"), "the second one allows nothing");
+            };
+            spawn("child", Box::new(inherits)).join().unwrap();
+            assert!(!is_denied("/proc/self"), "it has not followed that far");
+        };
+        let thread = spawn("follower", Box::new(follows));
+        let enters = move || {
+            Domain::enter(&[HostPath::new("/proc/self", Use::Read)], &trail).unwrap();
+            go.send(()).unwrap();
+            on.recv().unwrap();
+            Domain::enter(&[], &trail).unwrap();
+            go.send(()).unwrap();
+        };
+        spawn("first", Box::new(enters)).join().unwrap();
+        thread.join().unwrap();
     }
 }

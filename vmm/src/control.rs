@@ -23,6 +23,7 @@ use hypervisor::Hypervisor;
 use migration::Pager;
 use sandbox::HostPath;
 use sandbox::jail::Jail;
+use sandbox::paths::Trail;
 use spec::{Kind, Refusal};
 
 use crate::confinement;
@@ -62,6 +63,8 @@ pub struct Setup {
     pub no_shutdown: bool,
     /// Paths that the process itself uses as long as it lives.
     pub paths: Vec<HostPath>,
+    /// Where threads that are there already find what the process is kept to.
+    pub trail: Trail,
     /// The jail that the process is in.
     pub jail: Option<Arc<Jail>>,
 }
@@ -104,7 +107,8 @@ impl Control {
     pub fn new(mut setup: Setup) -> Result<Self, Refusal> {
         let reports = Reports::new(setup.monitor.clone())
             .map_err(|e| Refusal::host("cannot create the control thread's queue", e))?;
-        let paths = Confinement::new(std::mem::take(&mut setup.paths), setup.jail.clone());
+        let paths =
+            Confinement::new(std::mem::take(&mut setup.paths), setup.jail.clone(), setup.trail.clone());
         let launcher = setup.launcher.clone().map(|hand| -> Arc<dyn Launcher> { hand });
         Ok(Control {
             setup,

@@ -13,6 +13,7 @@ use clap::error::ErrorKind;
 use hypervisor::kvm::Kvm;
 use sandbox::Mode;
 use sandbox::jail::Side;
+use sandbox::paths::Trail;
 use spec::Refusal;
 use vmm::api_socket::ApiSocket;
 use vmm::cli;
@@ -132,6 +133,7 @@ fn run(matches: &ArgMatches) -> Result<ExitCode, Refusal> {
     let queue = socket.as_ref().map(|_| api::calls::queue()).transpose();
     let queue = queue.map_err(|e| Refusal::host("cannot create the API's queue", e))?;
     let (caller, inbox) = queue.unzip();
+    let trail = Trail::default();
     let mut control = Control::new(Setup {
         hypervisor: Box::new(hypervisor),
         monitor,
@@ -140,14 +142,15 @@ fn run(matches: &ArgMatches) -> Result<ExitCode, Refusal> {
         launcher,
         no_shutdown: matches.get_flag("no-shutdown"),
         paths: socket.iter().flat_map(ApiSocket::paths).collect(),
+        trail: trail.clone(),
         jail,
     })?;
-    // Threads that are started later are kept to the machine's paths as well.
+    // Threads that are started later are kept to the machine's paths as well, and those of the API follow.
     let create = |spec| control.create(spec).map_err(|e| e.within("Error creating VM"));
     let created = spec.map(create).transpose();
     let mut server = None;
     if let (Some(socket), Some(caller)) = (&socket, caller) {
-        let serving = Server::start(socket.listener()?, caller);
+        let serving = Server::start(socket.listener()?, caller, trail.follower());
         server = Some(serving.map_err(|e| Refusal::host("cannot start the API's thread", e))?);
     }
     let started = match (created, restore) {

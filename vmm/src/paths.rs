@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use catalog::VmSpec;
 use sandbox::jail::Jail;
-use sandbox::paths::Domain;
+use sandbox::paths::{Domain, Trail};
 use sandbox::{HostPath, Use};
 use spec::{Kind, Refusal};
 use virtio_devices::net::TUN_PATH;
@@ -26,12 +26,14 @@ pub struct Confinement {
     own: Vec<HostPath>,
     jail: Option<Arc<Jail>>,
     domains: Vec<Domain>,
+    /// For threads that are there already.
+    trail: Trail,
 }
 
 impl Confinement {
-    /// Nothing is confined yet; `own` are paths that the process uses itself.
-    pub fn new(own: Vec<HostPath>, jail: Option<Arc<Jail>>) -> Self {
-        Confinement { own, jail, domains: Vec::new() }
+    /// Nothing is confined yet; `own` are paths that the process uses itself. Threads that are there already follow the `trail`.
+    pub fn new(own: Vec<HostPath>, jail: Option<Arc<Jail>>, trail: Trail) -> Self {
+        Confinement { own, jail, domains: Vec::new(), trail }
     }
 
     /// How many domains there are, and how many rules they have together.
@@ -56,8 +58,8 @@ impl Confinement {
         }
         paths.extend(self.own.iter().cloned());
         paths.extend(OF_EVERY_PROCESS.map(|path| HostPath::new(path, Use::Read)));
-        let domain =
-            Domain::enter(&paths).map_err(|e| Refusal::host("Cannot confine the process by Landlock", e))?;
+        let domain = Domain::enter(&paths, &self.trail)
+            .map_err(|e| Refusal::host("Cannot confine the process by Landlock", e))?;
         self.domains.push(domain);
         Ok(())
     }

@@ -2,6 +2,8 @@
 //!
 //! Among them are clients that take everything between `HTTP/1.1 ` and the end of the line for the status, so no reason phrase is
 //! sent, and clients that look for `Content-Length: ` in exactly these letters.
+//!
+//! Its threads follow a process that is kept to paths ([`Follower`]) before they do anything more; one that cannot refuses what it is asked.
 
 use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
@@ -20,6 +22,7 @@ use hyper::body::{Body as _, Bytes, Incoming};
 use hyper::ext::ReasonPhrase;
 use hyper::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, SERVER};
 use hyper::{Method, Request, Response, StatusCode, Version, server::conn::http1, service::service_fn};
+use sandbox::paths::Follower;
 use spec::{Kind, Refusal};
 
 use super::descriptors::{MAX_DESCRIPTORS, Received};
@@ -44,15 +47,20 @@ const STACK: usize = 512 << 10;
 pub struct Server(Arc<Unsent>);
 
 impl Server {
-    /// Starts a thread that accepts connections.
+    /// Starts a thread that accepts connections; `follower` is that of the calling thread.
     ///
     /// # Errors
     /// No thread could be had.
-    pub fn start(listener: UnixListener, caller: Caller) -> io::Result<Self> {
-        Server::start_with(listener, caller, PATIENCE)
+    pub fn start(listener: UnixListener, caller: Caller, follower: Follower) -> io::Result<Self> {
+        Server::start_with(listener, caller, follower, PATIENCE)
     }
 
-    pub(super) fn start_with(listener: UnixListener, caller: Caller, patience: Duration) -> io::Result<Self> {
+    pub(super) fn start_with(
+        listener: UnixListener,
+        caller: Caller,
+        mut follower: Follower,
+        patience: Duration,
+    ) -> io::Result<Self> {
         let server = Server(Arc::default());
         let shared =
             Arc::new(Shared { caller, patience, open: AtomicUsize::new(0), unsent: server.0.clone() });
@@ -66,7 +74,9 @@ impl Server {
                 match stream {
                     Ok(stream) => {
                         told = false;
-                        admit(stream, &shared);
+                        // If it cannot, the log says so, and the connection's own thread tries again and tells whoever asks.
+                        let _ = follow(&mut follower);
+                        admit(stream, &shared, follower.clone());
                     }
                     Err(e) => {
                         if !std::mem::replace(&mut told, true) {
@@ -129,7 +139,13 @@ impl Drop for Place {
     }
 }
 
-fn admit(mut stream: UnixStream, shared: &Arc<Shared>) {
+/// Keeps the calling thread to what the process is kept to by now.
+fn follow(follower: &mut Follower) -> Result<(), Refusal> {
+    let refused = |e| Refusal::host("Cannot confine a thread of the API by Landlock", e);
+    follower.follow().map_err(refused).inspect_err(|e| log::error!("API: {}", e.chain().join(": ")))
+}
+
+fn admit(mut stream: UnixStream, shared: &Arc<Shared>, follower: Follower) {
     let place = Place(shared.clone());
     if shared.open.fetch_add(1, Ordering::SeqCst) >= MAX_CONNECTIONS {
         if let Err(e) = stream.write_all(TOO_MANY.as_bytes()) {
@@ -139,7 +155,7 @@ fn admit(mut stream: UnixStream, shared: &Arc<Shared>) {
     }
     let serve = move || {
         let confined = syscalls::CONNECTION.enter().map_err(io::Error::other);
-        if let Err(e) = confined.and_then(|()| serve(stream, &place.0)) {
+        if let Err(e) = confined.and_then(|()| serve(stream, &place.0, follower)) {
             log::debug!("API: connection ended: {e}");
         }
     };
@@ -188,19 +204,26 @@ impl Drop for Connection {
     }
 }
 
-fn serve(stream: UnixStream, shared: &Arc<Shared>) -> io::Result<()> {
+fn serve(stream: UnixStream, shared: &Arc<Shared>, follower: Follower) -> io::Result<()> {
     let asked = Rc::new(Cell::new(false));
     let received = Rc::new(RefCell::new(Received::default()));
     let side = Connection { shared: shared.clone(), asked: asked.clone(), received: received.clone() };
     let (io, driver) = Io::new(stream, side)?;
+    let follower = RefCell::new(follower);
+    let follow = || follow(&mut follower.borrow_mut());
     let ask = |action| {
         shared.unsent.add();
         asked.set(true);
-        shared.caller.ask(action)
+        let reply = shared.caller.ask(action);
+        // It may have been what the process is kept to from now on.
+        follow().and(reply)
     };
     let service = service_fn(async |request: Request<Incoming>| {
         let close = wants_close(&request);
-        let mut response = answer(request, &received, &ask).await;
+        let mut response = match follow() {
+            Ok(()) => answer(request, &received, &ask).await,
+            Err(refusal) => refused(&refusal),
+        };
         let connection = HeaderValue::from_static(if close { "close" } else { "keep-alive" });
         response.headers_mut().insert(CONNECTION, connection);
         driver.turn().answer();
@@ -263,9 +286,8 @@ async fn answer(
         Ok(Reply::Empty) => respond(StatusCode::OK, Some(String::new())),
         Ok(Reply::Json(text)) => respond(StatusCode::OK, Some(text)),
         Err(refusal) => {
-            let chain = refusal.chain();
-            log::warn!("API: {} refused: {}", head.uri.path(), chain.join(": "));
-            messages(status(&refusal), &chain.iter().map(String::as_str).collect::<Vec<_>>())
+            log::warn!("API: {} refused: {}", head.uri.path(), refusal.chain().join(": "));
+            refused(&refusal)
         }
     }
 }
@@ -282,7 +304,7 @@ fn route(
     let malformed = |e: serde_json::Error| {
         refusal(StatusCode::BAD_REQUEST, &["Failed to deserialize JSON", &spec::bounded(e.to_string())])
     };
-    let unfit = |e: Refusal| refusal(status(&e), &e.chain().iter().map(String::as_str).collect::<Vec<_>>());
+    let unfit = |e: Refusal| Box::new(refused(&e));
     let Some(name) = path.strip_prefix(ROOT) else {
         return refuse(StatusCode::NOT_FOUND, &["Not Found"]);
     };
@@ -332,6 +354,11 @@ fn status(refusal: &Refusal) -> StatusCode {
         Kind::Late => StatusCode::GATEWAY_TIMEOUT,
         Kind::Host | Kind::Bug => StatusCode::INTERNAL_SERVER_ERROR,
     }
+}
+
+/// A refusal, as it is told.
+fn refused(refusal: &Refusal) -> Response<Full<Bytes>> {
+    messages(status(refusal), &refusal.chain().iter().map(String::as_str).collect::<Vec<_>>())
 }
 
 /// An error: a JSON list of texts, outermost first.

@@ -1,5 +1,6 @@
 //! The system calls of the server's threads.
 
+use sandbox::paths::FOLLOW;
 use sandbox::{Call, Role, Set, call, common};
 
 /// Requests, the descriptors that come along, answers.
@@ -12,10 +13,10 @@ const TALK: Set = &[
 
 /// The thread of one connection.
 pub const CONNECTION: Role<'static> =
-    Role { asked_by: "a connection of the API", sets: &[common::EVERYWHERE, TALK] };
+    Role { asked_by: "a connection of the API", sets: &[common::EVERYWHERE, TALK, FOLLOW] };
 
 /// The thread that takes connections and starts a thread for each.
 pub const SERVER: Role<'static> = Role {
     asked_by: "the API",
-    sets: &[common::EVERYWHERE, common::STARTS_THREADS, TALK, &[Call::any(libc::SYS_accept4)]],
+    sets: &[common::EVERYWHERE, common::STARTS_THREADS, TALK, FOLLOW, &[Call::any(libc::SYS_accept4)]],
 };

@@ -74,7 +74,7 @@ fn start() -> Fixture {
     let listener = UnixListener::bind(directory.join("s")).unwrap();
     let (caller, inbox) = crate::calls::queue().unwrap();
     std::thread::Builder::new().name("answers".into()).spawn(move || answer_all(inbox)).unwrap();
-    let server = Server::start_with(listener, caller, PATIENCE).unwrap();
+    let server = Server::start_with(listener, caller, Default::default(), PATIENCE).unwrap();
     Fixture { directory, server }
 }
 
