@@ -135,7 +135,7 @@ fn run(matches: &ArgMatches) -> Result<ExitCode, Refusal> {
     let (caller, inbox) = queue.unzip();
     let trail = Trail::default();
     let mut control = Control::new(Setup {
-        hypervisor: Box::new(hypervisor),
+        hypervisor: Arc::new(hypervisor),
         monitor,
         inbox,
         signals,
