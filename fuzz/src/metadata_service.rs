@@ -140,12 +140,6 @@ fn run(bytes: &[u8]) {
                 let frame = addressed(&mut input, &last);
                 service.take(&frame, now);
             }
-            NEIGHBOUR => {
-                let frame = question(&mut input);
-                if is_for_service(&frame) {
-                    service.take(&frame, now);
-                }
-            }
             RAW => {
                 let count = usize::from(input.u16()) % 200;
                 let frame = input.bytes(count);
@@ -169,7 +163,13 @@ fn run(bytes: &[u8]) {
                     let _ = store.patch(&patch);
                 }
             }
-            _ => service.clear(),
+            CLEAR => service.clear(),
+            _ => {
+                let frame = question(&mut input);
+                if is_for_service(&frame) {
+                    service.take(&frame, now);
+                }
+            }
         }
     }
     // Whatever was left is over, and a guest that behaves is answered.
