@@ -5,6 +5,7 @@
 
 mod block;
 mod boot;
+mod cards;
 mod daemon;
 mod folder;
 mod grid;
@@ -31,6 +32,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use ::tests::tap;
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use serde_json::json;
 
@@ -40,8 +42,8 @@ use rows::{Row, Rows};
 use subject::{Dialect, Subject};
 use targets::{BARE, OURS, QEMU};
 
-const SECTIONS: [&str; 14] = [
-    "start", "layers", "rate", "exits", "block", "vhost", "network", "sockets", "folder", "pause",
+const SECTIONS: [&str; 15] = [
+    "start", "layers", "rate", "exits", "block", "vhost", "network", "cards", "sockets", "folder", "pause",
     "snapshot", "restore", "many", "boot",
 ];
 
@@ -88,6 +90,8 @@ fn command() -> Command {
         )
         .arg(path("storage-daemon", "A qemu-storage-daemon for the section vhost").action(ArgAction::Append))
         .arg(path("virtiofsd", "A virtiofsd for the section folder"))
+        .arg(path("testpmd", "DPDK's testpmd, with the drivers vhost and tap, for the section cards"))
+        .arg(path("passt", "A passt for the section cards"))
         .arg(path("kernel", "Stock kernel (vmlinux) for the section boot"))
         .arg(path("initramfs", "Its initramfs, which says \"guest: begin\""))
         .arg(path("json", "Writes the figures to this file"))
@@ -164,12 +168,11 @@ fn run(matches: &ArgMatches) -> Result<bool, Error> {
             "block" => block::measure(&setting, &mut rows, &subjects, &storages(matches, &programs))?,
             "vhost" => vhost::measure(&setting, &mut rows, &storages(matches, &programs))?,
             "network" => {
-                // On a thread of its own: it does not come back from its network namespace.
-                let work = || network::measure(&setting, &mut rows, &subjects);
-                let done = std::thread::scope(|scope| scope.spawn(work).join().expect("it does not panic"));
-                if let Err(e) = done {
-                    rows.fail(format!("network: no tap in a namespace of our own: {e} (needs root)"));
-                }
+                apart(&mut rows, section, |rows| network::measure(&setting, rows, &subjects));
+            }
+            "cards" => {
+                let servers = cards::servers(programs.join("vhost_user_net"), path("testpmd"), path("passt"));
+                apart(&mut rows, section, |rows| cards::measure(&setting, rows, &servers));
             }
             _ => {
                 let kernel = path("kernel").ok_or_else(|| absent("kernel"))?;
@@ -194,6 +197,16 @@ fn run(matches: &ArgMatches) -> Result<bool, Error> {
     }
     print(&rows, &verdicts);
     Ok(rows.failures.is_empty())
+}
+
+/// Measures in a network namespace of its own.
+fn apart(rows: &mut Rows, section: &str, work: impl FnOnce(&mut Rows) + Send) {
+    // On a thread of its own: it does not come back from its network namespace.
+    let work = || match tap::enter_private_network() {
+        Ok(()) => work(rows),
+        Err(e) => rows.fail(format!("{section}: no network namespace of our own: {e} (needs root)")),
+    };
+    std::thread::scope(|scope| scope.spawn(work).join().expect("it does not panic"));
 }
 
 /// Ours is the first.
