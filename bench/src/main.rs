@@ -10,6 +10,7 @@ mod daemon;
 mod folder;
 mod grid;
 mod image;
+mod iperf;
 mod layers;
 mod load;
 mod network;
@@ -42,9 +43,10 @@ use rows::{Row, Rows};
 use subject::{Dialect, Subject};
 use targets::{BARE, OURS, QEMU};
 
-const SECTIONS: [&str; 15] = [
+/// The last two need a stock kernel.
+const SECTIONS: [&str; 16] = [
     "start", "layers", "rate", "exits", "block", "vhost", "network", "cards", "sockets", "folder", "pause",
-    "snapshot", "restore", "many", "boot",
+    "snapshot", "restore", "many", "boot", "iperf",
 ];
 
 fn command() -> Command {
@@ -79,7 +81,7 @@ fn command() -> Command {
                 .long("only")
                 .value_delimiter(',')
                 .value_parser(SECTIONS)
-                .default_values(&SECTIONS[..SECTIONS.len() - 1]),
+                .default_values(&SECTIONS[..SECTIONS.len() - 2]),
         )
         .arg(
             Arg::new("rows")
@@ -92,8 +94,9 @@ fn command() -> Command {
         .arg(path("virtiofsd", "A virtiofsd for the section folder"))
         .arg(path("testpmd", "DPDK's testpmd, with the drivers vhost and tap, for the section cards"))
         .arg(path("passt", "A passt for the section cards"))
-        .arg(path("kernel", "Stock kernel (vmlinux) for the section boot"))
+        .arg(path("kernel", "Stock kernel (vmlinux) for the sections boot and iperf"))
         .arg(path("initramfs", "Its initramfs, which says \"guest: begin\""))
+        .arg(path("iperf-initramfs", "One that runs iperf3 both ways, to the address in $iperf_host"))
         .arg(path("json", "Writes the figures to this file"))
         .arg(path("function-order", "Measures nothing; writes to this file which functions a start executes"))
         .arg(Arg::new("others").value_name("VMM").num_args(0..).value_parser(value_parser!(PathBuf)))
@@ -176,8 +179,15 @@ fn run(matches: &ArgMatches) -> Result<bool, Error> {
             }
             _ => {
                 let kernel = path("kernel").ok_or_else(|| absent("kernel"))?;
-                let initramfs = path("initramfs").ok_or_else(|| absent("initramfs"))?;
-                boot::measure(&mut rows, &subjects, (&kernel, &initramfs), runs, yardstick);
+                let stock = |name| path(name).ok_or_else(|| absent(name));
+                if section == "boot" {
+                    boot::measure(&setting, &mut rows, &subjects, (&kernel, &stock("initramfs")?));
+                } else {
+                    let initramfs = stock("iperf-initramfs")?;
+                    apart(&mut rows, section, |rows| {
+                        iperf::measure(&setting, rows, &subjects, (&kernel, &initramfs));
+                    });
+                }
             }
         }
     }

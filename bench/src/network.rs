@@ -17,7 +17,8 @@ use crate::subject::{Extra, Subject};
 
 /// What the kernel offers machines that move frames inside it; only QEMU here can use it.
 const VHOST: &str = "/dev/vhost-net";
-const HOST: [u8; 4] = [10, 11, 12, 1];
+/// The address of the host's end.
+pub(crate) const HOST: [u8; 4] = [10, 11, 12, 1];
 
 const PAIRS: [usize; 2] = [1, 2];
 

@@ -185,6 +185,13 @@ class Tools:
         listed = run([*program[:-1], "--list", program[-1]])
         return sorted(set(re.findall(r"(/\S+) \(0x", listed)))
 
+    def pack(self, name, archive):
+        """Puts a program into an initramfs, and what it loads, where it finds that."""
+        archive.file(f"bin/{name}", self.find(name).read_bytes(), 0o755)
+        for library in map(pathlib.Path, self.libraries(name)):
+            where = "lib64" if library.name.startswith("ld-linux") else "lib/x86_64-linux-gnu"
+            archive.file(f"{where}/{library.name}", library.read_bytes(), 0o755)
+
 
 def unpacked(kind, packages, programs, suite, what, fetch=Apt.fetch_closure):
     """A tree of packages with all they depend on, and wrappers of these programs; fetched at the first call."""
