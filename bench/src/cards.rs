@@ -9,6 +9,7 @@ use std::fs;
 use std::io::Error;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use ::tests::tap::Tap;
@@ -23,9 +24,6 @@ use front::{Card, ENTRIES};
 
 pub(crate) const HOST: [u8; 4] = [10, 11, 13, 1];
 pub(crate) const GUEST: [u8; 4] = [10, 11, 13, 2];
-
-/// How much longer than it is measured a tap is flooded.
-const SPARE: Duration = Duration::from_millis(100);
 
 /// Has testpmd's second port, the tap, cut segments; the first does not know how. It counts their Ethernet headers to the MTU.
 const CUT: &str = "port stop all
@@ -151,6 +149,17 @@ fn testpmd(command: &mut Command, socket: &Path, tap: &str) -> Result<(), Error>
     Ok(())
 }
 
+/// Receives what the tap is flooded with meanwhile.
+fn receive(card: &mut Card<'_>, tap: &Tap, case: &NetCase, time: Duration) -> Result<Figures, Error> {
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let host = scope.spawn(|| tap.flood_while(case.size, || !done.load(Ordering::Relaxed)));
+        let figures = card.receive(time);
+        done.store(true, Ordering::Relaxed);
+        host.join().expect("it does not panic").and(figures)
+    })
+}
+
 fn turn(setting: &Setting<'_>, server: &Server, case: &NetCase) -> Result<Figures, Error> {
     let served = server.serve(case, setting.scratch)?;
     let time = Duration::from_millis(setting.millis);
@@ -158,11 +167,7 @@ fn turn(setting: &Setting<'_>, server: &Server, case: &NetCase) -> Result<Figure
     let figures = match (case.traffic, &served.tap) {
         (Traffic::Ask, _) => card.ask(case.depth, time),
         (Traffic::Send, tap) => card.send(case, tap.as_ref(), time),
-        (Traffic::Receive, Some(tap)) => std::thread::scope(|scope| {
-            let host = scope.spawn(|| tap.flood(case.size, front::warm_up(time) + time + SPARE));
-            let figures = card.receive(time);
-            host.join().expect("it does not panic").and(figures)
-        }),
+        (Traffic::Receive, Some(tap)) => receive(&mut card, tap, case, time),
         (Traffic::Receive, None) => Err(Error::other("there is no tap")),
     }?;
     card.unplug()?;

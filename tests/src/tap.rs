@@ -189,14 +189,22 @@ impl Tap {
     /// # Errors
     /// The host takes none.
     pub fn flood(&self, size: usize, time: Duration) -> Result<(), Error> {
+        let begun = Instant::now();
+        self.flood_while(size, || begun.elapsed() < time)
+    }
+
+    /// The same as long as this says so.
+    ///
+    /// # Errors
+    /// The host takes none.
+    pub fn flood_while(&self, size: usize, wanted: impl Fn() -> bool) -> Result<(), Error> {
         let socket = packet_socket(0)?;
         set(&socket, libc::SOL_PACKET, libc::PACKET_VNET_HDR, 1)?;
         let to = link_address(&self.name, IPV4)?;
         let mut frame = vec![0; NET_HEADER + size];
         let (header, whole) = frame.split_at_mut(NET_HEADER);
         fill(header, whole);
-        let begun = Instant::now();
-        while begun.elapsed() < time {
+        while wanted() {
             for flow in 0..4 * FLOWS {
                 let port = 1000 + flow % FLOWS;
                 frame[SENDER_PORT..SENDER_PORT + 2].copy_from_slice(&port.to_be_bytes());

@@ -24,17 +24,15 @@ const HEADER: usize = 12;
 const CSUM: u64 = 1;
 const HOST_TSO4: u64 = 1 << 11;
 const MRG_RXBUF: u64 = 1 << 15;
-const MAC: [u8; 6] = [0x52, 0x54, 0, 0xbe, 0x5c, 2];
+/// The asker's, but for the last byte.
+const MAC: [u8; 5] = [0x52, 0x54, 0, 0xbe, 0x5c];
 /// Bytes of an answer that are looked at.
 const ANSWER: usize = 42;
-/// How long an answer may take before questions count as lost, and how long nothing at all may happen.
-const LOST: Duration = Duration::from_millis(100);
+/// How long an answer may take before the questions under way count as lost: of a tap that comes up, and later.
+const COMES_UP: Duration = Duration::from_millis(50);
+const LOST: Duration = Duration::from_secs(2);
+/// How long nothing at all may happen.
 const LIMIT: Duration = Duration::from_secs(20);
-
-/// How long before it is measured a card is under load.
-pub(super) fn warm_up(time: Duration) -> Duration {
-    time / 10
-}
 
 /// A card in use, served by a program.
 pub(super) struct Card<'a> {
@@ -46,6 +44,8 @@ pub(super) struct Card<'a> {
     free: Vec<u16>,
     /// When each question under way was asked; answers come in the order of their questions.
     asked: VecDeque<Instant>,
+    /// How often those were given up; of the asker's address, so that answers to them are known.
+    epoch: u8,
 }
 
 /// What a time of load came to.
@@ -79,14 +79,15 @@ impl Card<'_> {
         front.start_by_pairs(&memory, &queues);
         queues[RECEIVE].kick();
         let free = (0..ENTRIES).collect();
-        let mut card = Card { daemon, memory, queues, front, free, asked: VecDeque::new() };
+        let mut card = Card { daemon, memory, queues, front, free, asked: VecDeque::new(), epoch: 0 };
         let begun = Instant::now();
         while card.answers(|_| {}) == 0 {
             if begun.elapsed() > LIMIT {
                 return Err(Error::other("the first question is not answered"));
             }
-            card.ask_up_to(1);
+            card.ask_up_to(1, COMES_UP);
         }
+        card.give_up();
         Ok(card)
     }
 
@@ -148,14 +149,20 @@ impl Card<'_> {
         frames
     }
 
-    /// Has that many questions under way, of which none may be older than [`LOST`].
-    fn ask_up_to(&mut self, depth: u16) {
+    /// Does without answers to the questions that are under way.
+    fn give_up(&mut self) {
+        self.asked.clear();
+        self.epoch = self.epoch.wrapping_add(1);
+    }
+
+    /// Has that many questions under way, none of them for longer than that.
+    fn ask_up_to(&mut self, depth: u16, patience: Duration) {
         self.reclaim();
         let now = Instant::now();
-        if self.asked.back().is_some_and(|last| now - *last > LOST) {
-            self.asked.clear();
+        if self.asked.front().is_some_and(|first| now - *first > patience) {
+            self.give_up();
         }
-        let question = question();
+        let question = question(self.epoch);
         let sent = self.send_up_to(usize::from(depth).saturating_sub(self.asked.len()), |memory, head| {
             // Each time anew: passt makes its answer of it, where it is.
             let at = OUT + u64::from(head) * SLOT;
@@ -167,19 +174,15 @@ impl Card<'_> {
 
     /// Answers that have come; `then` is told how long each took.
     fn answers(&mut self, mut then: impl FnMut(Duration)) -> u64 {
-        let mut answers = 0;
+        let (mut answers, epoch) = (0, self.epoch);
         // Others may come by here.
-        self.drain(ANSWER, |frame| answers += u64::from(is_answer(frame)));
-        for _ in 0..answers {
-            // One that was given up may come after all.
-            if let Some(asked) = self.asked.pop_front() {
-                then(asked.elapsed());
-            }
-        }
-        answers
+        self.drain(ANSWER, |frame| answers += usize::from(is_answer(frame, epoch)));
+        let answered = self.asked.drain(..answers.min(self.asked.len()));
+        answered.map(|asked| then(asked.elapsed())).count() as u64
     }
 
-    /// Does something again and again, which tells how much was done by it, and is told whether that is measured.
+    /// Does something again and again, which tells how much was done by it, and is told whether that is measured: not the first tenth,
+    /// which warms up.
     fn load(&mut self, time: Duration, mut step: impl FnMut(&mut Self, bool) -> u64) -> Result<Sums, Error> {
         let mut begun = None;
         let mut measured: Option<(Instant, Duration)> = None;
@@ -196,12 +199,12 @@ impl Card<'_> {
             match measured {
                 Some((began, before)) => {
                     done += some;
-                    if now - began >= time {
+                    if now - began >= time && done > 0 {
                         let cpu = self.daemon.cpu()?.saturating_sub(before);
                         return Ok(Sums { done, time: began.elapsed(), cpu });
                     }
                 }
-                None if begun.is_some_and(|begun| now - begun >= warm_up(time)) => {
+                None if begun.is_some_and(|begun| now - begun >= time / 10) => {
                     measured = Some((now, self.daemon.cpu()?));
                 }
                 None => {}
@@ -212,7 +215,7 @@ impl Card<'_> {
     pub(super) fn ask(&mut self, depth: u16, time: Duration) -> Result<Figures, Error> {
         let mut latencies: Vec<u32> = Vec::with_capacity(1 << 20);
         let sums = self.load(time, |card, measured| {
-            card.ask_up_to(depth);
+            card.ask_up_to(depth, LOST);
             card.answers(|took| {
                 if measured {
                     latencies.push(took.as_nanos() as u32);
@@ -263,24 +266,26 @@ fn offer(memory: &Memory, queue: &mut Queue, slot: u16) {
 }
 
 /// Who has the host's address? Behind an empty header.
-fn question() -> [u8; HEADER + QUESTION] {
+fn question(epoch: u8) -> [u8; HEADER + QUESTION] {
     let mut bytes = [0; HEADER + QUESTION];
     let mut put = |at: usize, part: &[u8]| {
         bytes[HEADER + at..HEADER + at + part.len()].copy_from_slice(part);
     };
     put(0, &[0xff; 6]);
     put(6, &MAC);
+    put(11, &[epoch]);
     // ARP, Ethernet, IPv4, lengths of their addresses, a question.
     put(12, &[8, 6, 0, 1, 8, 0, 6, 4, 0, 1]);
     put(22, &MAC);
+    put(27, &[epoch]);
     put(28, &GUEST);
     put(38, &HOST);
     bytes
 }
 
-/// Whether a frame's beginning, of [`ANSWER`] bytes, answers it.
-fn is_answer(frame: &[u8]) -> bool {
-    frame[12..14] == [8, 6] && frame[20..22] == [0, 2] && frame[28..32] == HOST
+/// Whether a frame's beginning, of [`ANSWER`] bytes, answers one of that epoch.
+fn is_answer(frame: &[u8], epoch: u8) -> bool {
+    frame[12..14] == [8, 6] && frame[20..22] == [0, 2] && frame[28..32] == HOST && frame[37] == epoch
 }
 
 /// A frame for nobody, behind its header: of an experimental type, if it is not to be cut.
