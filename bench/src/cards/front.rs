@@ -44,7 +44,7 @@ pub(super) struct Card<'a> {
     free: Vec<u16>,
     /// When each question under way was asked; answers come in the order of their questions.
     asked: VecDeque<Instant>,
-    /// How often those were given up; of the asker's address, so that answers to them are known.
+    /// How often those were given up: the last byte of the asker's address, so that late answers are known.
     epoch: u8,
 }
 
