@@ -79,10 +79,12 @@ impl Drop for Daemon {
         while begun.elapsed() < LIMIT && matches!(self.child.try_wait(), Ok(None)) {
             std::thread::sleep(Duration::from_millis(1));
         }
-        // Both fail only if it has ended; the socket may be gone, and only virtiofsd writes its number beside it.
+        // Both fail only if it has ended; the socket may be gone, and only virtiofsd writes its number beside it, and passt has a second one.
         let _ = self.child.kill();
         let _ = self.child.wait();
         let _ = std::fs::remove_file(&self.socket);
-        let _ = std::fs::remove_file(self.socket.with_extension("vhost.pid"));
+        for beside in ["vhost.pid", "vhost.repair"] {
+            let _ = std::fs::remove_file(self.socket.with_extension(beside));
+        }
     }
 }
