@@ -2,6 +2,7 @@
 
 mod aio;
 mod mapped;
+mod prompt;
 mod slot;
 mod sync;
 mod uring;
