@@ -67,9 +67,9 @@ impl Prompt {
         holds
     }
 
-    /// Takes one of the writes that are held.
-    pub(super) fn take(&mut self) -> Option<u32> {
-        self.held.pop()
+    /// Gives up the writes that are held.
+    pub(super) fn release(&mut self) -> impl Iterator<Item = u32> + '_ {
+        self.held.drain(..)
     }
 
     /// Does the writes that are held, if that is to be done at once, and reports them. Those that stay held are the ring's, and so are those

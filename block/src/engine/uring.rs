@@ -179,11 +179,11 @@ impl Uring {
 
     /// Does the writes that are done at once, and puts the others into the ring.
     fn settle_writes(&mut self) {
-        let Uring { files, slots, ready, prompt, .. } = self;
+        let Uring { files, slots, ready, prompt, ring, .. } = self;
         // SAFETY: whoever queued the writes vouches for their memory until they are reported.
         unsafe { prompt.run(files.own(), slots, &mut |token, result| ready.push((token, result))) };
-        while let Some(index) = prompt.take() {
-            push(&mut self.ring.submission(), &entry(&slots[index], index));
+        for index in prompt.release() {
+            push(&mut ring.submission(), &entry(&slots[index], index));
         }
     }
 
