@@ -43,6 +43,6 @@ pub use needs::{
 pub use ram::Ram;
 pub use state::{Node, State, StateError};
 pub use table::{TableEntry, TableSink};
-pub use threads::Threads;
+pub use threads::{Meanwhile, Threads};
 pub use virtio::{DriverLink, Ledger, LiveQueue, Virtio, VirtioGrant, VirtioKind};
 pub use worker::{Attached, Task, Watch, Worker, Workers};
