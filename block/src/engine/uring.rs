@@ -1,4 +1,4 @@
-//! The io_uring engine: one ring per queue, one system call per batch.
+//! The io_uring engine: one ring per queue, one system call per batch, but for writes that a ring cannot do well (`prompt`).
 //!
 //! A request holds a slot from when it is queued until it is reported, and has at most one entry in the ring at any
 //! time; so neither queue of the ring can overflow. What comes back short is continued from where it stopped.
