@@ -9,7 +9,9 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
-use vhost::vhost_user::message::{VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserInflight};
+use vhost::vhost_user::message::{
+    VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserInflight, VhostUserProtocolFeatures,
+};
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use vm_memory::{FileOffset, MmapRegion};
@@ -254,7 +256,8 @@ impl Front {
         socket.set_owner().unwrap();
         let features = socket.get_features().unwrap() & (accept | VERSION_1 | PROTOCOL);
         assert_ne!(features & PROTOCOL, 0);
-        let protocol = socket.get_protocol_features().unwrap();
+        // Of the driver's status nothing is told: who expects to hear of it would wait.
+        let protocol = socket.get_protocol_features().unwrap() - VhostUserProtocolFeatures::STATUS;
         socket.set_protocol_features(protocol).unwrap();
         socket.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
         socket.set_features(features).unwrap();
