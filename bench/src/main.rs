@@ -248,13 +248,21 @@ fn subjects(matches: &ArgMatches, programs: &Path) -> Vec<Subject> {
     subjects
 }
 
-/// The programs that serve disks: ours, and QEMU's if there is one.
+/// The programs that serve disks: ours, QEMU's if there is one, and those that lie beside other VMMs.
 fn storages(matches: &ArgMatches, programs: &Path) -> Vec<Storage> {
-    let ours = Storage { name: OURS.into(), program: programs.join("vhost_user_block"), qemu: false };
+    let daemon = |name: String, directory: &Path| Storage {
+        name,
+        program: directory.join("vhost_user_block"),
+        qemu: false,
+    };
     let theirs = matches.get_one::<PathBuf>("storage-daemon");
     let theirs =
         theirs.map(|p| Storage { name: "qemu-storage-daemon".into(), program: p.clone(), qemu: true });
-    std::iter::once(ours).chain(theirs).collect()
+    let others = matches.get_many::<PathBuf>("others").into_iter().flatten();
+    let others = others
+        .filter_map(|other| Some(daemon(other.display().to_string(), other.parent()?)))
+        .filter(|storage| storage.program.exists());
+    std::iter::once(daemon(OURS.into(), programs)).chain(theirs).chain(others).collect()
 }
 
 fn load_average() -> String {

@@ -191,7 +191,7 @@ impl Queue {
     /// With EVENT_IDX: the driver polls, and is not to be rung for any of the next 32,767 chains.
     pub fn call_never(&self, memory: &Memory) {
         let place = self.base + AVAILABLE + 4 + 2 * u64::from(self.size);
-        memory.word(place).store(self.seen.wrapping_sub(1), Ordering::SeqCst);
+        memory.word(place).store(self.seen.wrapping_add(1 << 15), Ordering::SeqCst);
     }
 
     /// The next chain that came back, with the bytes written to it, if one did.
