@@ -56,9 +56,7 @@ fn reply(action: Action) -> Result<Reply, Refusal> {
 
 fn answer_all(inbox: Inbox) {
     loop {
-        let mut fd = libc::pollfd { fd: inbox.fd(), events: libc::POLLIN, revents: 0 };
-        // SAFETY: one valid entry.
-        unsafe { libc::poll(&mut fd, 1, -1) };
+        device::ready(inbox.fd(), libc::POLLIN, Duration::MAX).unwrap();
         for call in inbox.drain() {
             let _ = call.answer.send(reply(call.action));
         }
