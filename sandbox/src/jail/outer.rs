@@ -73,8 +73,10 @@ impl Begun {
         // SAFETY: the set came from the kernel.
         unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, std::ptr::null_mut()) };
         let settled = settle()?;
-        die_with_parent(&life)?;
-        Ok(settled)
+        match die_with_parent(&life)? {
+            true => Ok(settled),
+            false => Err(JailError::new("the process outside has ended")),
+        }
     }
 
     /// In the outer process.
@@ -110,14 +112,12 @@ fn take_signals() -> io::Result<(OwnedFd, libc::sigset_t)> {
     }
 }
 
-/// The kernel ends this process when its parent ends, which may have happened already.
-fn die_with_parent(life: &OwnedFd) -> Result<(), JailError> {
+/// The kernel ends this process when its parent ends; `false` if that has happened already.
+fn die_with_parent(life: &OwnedFd) -> Result<bool, JailError> {
     let failed = || at("cannot tie the process to the one outside");
     kernel::control(libc::PR_SET_PDEATHSIG, libc::SIGKILL as libc::c_ulong, 0).map_err(failed())?;
-    match kernel::readable([life], true).map_err(failed())? {
-        [true] => Err(JailError::new("the process outside has ended")),
-        [false] => Ok(()),
-    }
+    let [over] = kernel::readable([life], true).map_err(failed())?;
+    Ok(!over)
 }
 
 /// The first process of the namespace: it waits until the outer one has ended, or closes the pipe. It can do nothing, sees no file, and
@@ -135,8 +135,11 @@ pub(super) fn first(begun: Begun, owner: Option<Ids>, mode: Mode) -> ! {
         }
         ids::drop_capabilities(0)?;
         kernel::set_dumpable(false).map_err(at("cannot hide the first process"))?;
-        die_with_parent(&life)?;
-        confine("the first process of the jail", &[], mode)
+        match die_with_parent(&life)? {
+            true => confine("the first process of the jail", &[], mode),
+            // The program may be faster: it has failed, and that is told.
+            false => Ok(()),
+        }
     };
     let mut code = 0;
     if let Err(e) = settle() {
