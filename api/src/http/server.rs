@@ -138,8 +138,11 @@ fn admit(mut stream: UnixStream, shared: &Arc<Shared>) {
         return;
     }
     let serve = move || {
-        let confined = syscalls::CONNECTION.enter().map_err(io::Error::other);
-        if let Err(e) = confined.and_then(|()| serve(stream, &place.0)) {
+        // Of this no client is the cause, and none gets an answer.
+        if let Err(e) = syscalls::CONNECTION.enter() {
+            return log::warn!("API: a connection is not served: {e}: {:?}", e.source());
+        }
+        if let Err(e) = serve(stream, &place.0) {
             log::debug!("API: connection ended: {e}");
         }
     };
