@@ -62,9 +62,9 @@ fn vcpu_sets() -> Vec<Set> {
     sets
 }
 
-/// The thread that starts those of devices.
+/// The thread that starts those of devices, and before that does what can be done beside the rest.
 fn spawner_sets() -> Vec<Set> {
-    let mut sets = vec![common::EVERYWHERE, common::STARTS_THREADS];
+    let mut sets = vec![common::EVERYWHERE, common::STARTS_THREADS, kvm::BESIDE];
     sets.extend(of_devices(|calls| calls.own));
     sets.extend(of_devices(|calls| calls.shared));
     sets

@@ -27,7 +27,7 @@ use spec::{Kind, Refusal};
 
 use crate::confinement;
 use crate::launcher::Hand;
-use crate::machine::{Machine, Names};
+use crate::machine::{Machine, Names, Site};
 use crate::paths::Confinement;
 use crate::ram_restore::Behind;
 use crate::reports::{Generation, Reports};
@@ -49,7 +49,7 @@ pub fn build_version() -> String {
 /// What the control thread is given to begin with.
 pub struct Setup {
     /// Makes machines.
-    pub hypervisor: Box<dyn Hypervisor>,
+    pub hypervisor: Arc<dyn Hypervisor>,
     /// Where events are recorded.
     pub monitor: Arc<Monitor>,
     /// Questions from the API; absent when there is none.
@@ -150,7 +150,8 @@ impl Control {
         self.generation += 1;
         let reporter = self.reports.reporter(self.generation);
         metadata::keep(self.metadata.as_ref(), &self.kept);
-        let built = Machine::build(spec, &*self.setup.hypervisor, reporter, &self.kept, &mut self.names);
+        let site = Site::new(&self.setup.hypervisor, reporter, &self.kept)?;
+        let built = Machine::build(spec, site, &mut self.names);
         let machine = match built.and_then(|machine| machine.resume().map(|()| machine)) {
             Ok(machine) => machine,
             Err(e) => {

@@ -133,7 +133,7 @@ fn run(matches: &ArgMatches) -> Result<ExitCode, Refusal> {
     let queue = queue.map_err(|e| Refusal::host("cannot create the API's queue", e))?;
     let (caller, inbox) = queue.unzip();
     let mut control = Control::new(Setup {
-        hypervisor: Box::new(hypervisor),
+        hypervisor: Arc::new(hypervisor),
         monitor,
         inbox,
         signals,

@@ -21,6 +21,7 @@ fn run(program: &[sock_filter], architecture: u32, number: u32, arguments: [u64;
             AND => loaded &= step.k,
             EQUAL => at += jump(loaded == step.k),
             AT_LEAST => at += jump(loaded >= step.k),
+            ABOVE => at += jump(loaded > step.k),
             COMMON_BITS => at += jump(loaded & step.k != 0),
             JUMP => at += step.k as usize,
             ANSWER => return step.k,
@@ -84,6 +85,73 @@ fn arguments_decide_where_they_are_to() {
     assert_eq!(ask(&program, libc::SYS_tgkill, [us, 1, 9, 0, 0, 0]), ALLOW);
     assert_eq!(ask(&program, libc::SYS_tgkill, [us + 1, 1, 9, 0, 0, 0]), TRAP);
     assert_eq!([15, 38, 16].map(|option| ask(&program, libc::SYS_prctl, [option; 6])), [ALLOW, ALLOW, TRAP]);
+}
+
+/// What the rules say, without a program.
+fn said(calls: &[Call], number: u32, arguments: [u64; 6]) -> u32 {
+    let mut no = TRAP;
+    for call in calls.iter().filter(|call| call.number == number) {
+        let argument = |index: u8| arguments[usize::from(index)] as u32;
+        let allows = match call.when {
+            When::Always => true,
+            When::OneOf(index, values) => values.contains(&argument(index)),
+            When::Without(index, bits) => argument(index) & bits == 0,
+            When::With(index, bits) => argument(index) & bits == bits,
+            When::Ourselves(index) => argument(index) == std::process::id(),
+            When::Supervised | When::Refused(_) => {
+                no = libc::SECCOMP_RET_USER_NOTIF;
+                false
+            }
+        };
+        if allows {
+            return ALLOW;
+        }
+    }
+    no
+}
+
+#[test]
+fn programs_say_what_their_rules_say_in_any_mixture() {
+    // Knuth's multiplicative generator: the same mixtures each time, and most jumps are longer than a test's.
+    let mut state = 1u64;
+    let mut below = |limit: u32| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        ((state >> 33) % u64::from(limit)) as u32
+    };
+    let mut longest = 0;
+    for _ in 0..60 {
+        let numbers = 1 + below(200);
+        let calls: Vec<Call> = (0..below(300))
+            .map(|_| {
+                let (number, index) = (below(numbers), below(3) as u8);
+                let when = match below(8) {
+                    0..=2 => When::Always,
+                    3 | 4 => {
+                        let values: Vec<u32> = (0..below(40)).map(|_| below(64)).collect();
+                        When::OneOf(index, values.leak())
+                    }
+                    5 => When::Without(index, 1 << below(6)),
+                    6 => When::With(index, 1 << below(6) | 1),
+                    _ => When::Supervised,
+                };
+                Call::new(number.into(), when)
+            })
+            .collect();
+        let set: Set = calls.clone().leak();
+        let program = compile(&[set], Mode::Kill);
+        longest = longest.max(program.len());
+        for number in 0..numbers + 3 {
+            for _ in 0..40 {
+                let arguments = [0; 6].map(|_: u64| u64::from(below(70)));
+                assert_eq!(
+                    run(&program, PROCESSOR, number, arguments),
+                    said(&calls, number, arguments),
+                    "{number} {arguments:?}: {calls:?}"
+                );
+            }
+        }
+    }
+    assert!(longest > 3 * usize::from(u8::MAX), "{longest}");
 }
 
 #[test]
@@ -154,6 +222,7 @@ fn a_look_up_is_short() {
                 EQUAL if step.k == PROCESSOR => true,
                 EQUAL => step.k == number,
                 AT_LEAST => number >= step.k,
+                ABOVE => number > step.k,
                 JUMP => {
                     at += step.k as usize;
                     continue;

@@ -73,10 +73,10 @@ impl Begun {
         // SAFETY: the set came from the kernel.
         unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, std::ptr::null_mut()) };
         let settled = settle()?;
-        match die_with_parent(&life)? {
-            true => Ok(settled),
-            false => Err(JailError::new("the process outside has ended")),
+        if parent_has_ended(&life)? {
+            return Err(JailError::new("the process outside has ended"));
         }
+        Ok(settled)
     }
 
     /// In the outer process.
@@ -112,12 +112,12 @@ fn take_signals() -> io::Result<(OwnedFd, libc::sigset_t)> {
     }
 }
 
-/// The kernel ends this process when its parent ends; `false` if that has happened already.
-fn die_with_parent(life: &OwnedFd) -> Result<bool, JailError> {
+/// The kernel ends this process when its parent ends; whether that has happened already.
+fn parent_has_ended(life: &OwnedFd) -> Result<bool, JailError> {
     let failed = || at("cannot tie the process to the one outside");
     kernel::control(libc::PR_SET_PDEATHSIG, libc::SIGKILL as libc::c_ulong, 0).map_err(failed())?;
-    let [over] = kernel::readable([life], true).map_err(failed())?;
-    Ok(!over)
+    let [ended] = kernel::readable([life], true).map_err(failed())?;
+    Ok(ended)
 }
 
 /// The first process of the namespace: it waits until the outer one has ended, or closes the pipe. It can do nothing, sees no file, and
@@ -135,11 +135,11 @@ pub(super) fn first(begun: Begun, owner: Option<Ids>, mode: Mode) -> ! {
         }
         ids::drop_capabilities(0)?;
         kernel::set_dumpable(false).map_err(at("cannot hide the first process"))?;
-        match die_with_parent(&life)? {
-            true => confine("the first process of the jail", &[], mode),
-            // The program may be faster: it has failed, and that is told.
-            false => Ok(()),
+        // Whoever could not come into the jail has said so, and that was the end of the outer one too: it is no failure here.
+        if parent_has_ended(&life)? {
+            return Ok(());
         }
+        confine("the first process of the jail", &[], mode)
     };
     let mut code = 0;
     if let Err(e) = settle() {

@@ -17,7 +17,7 @@ use sandbox::{HostPath, Use};
 use spec::{Kind, Refusal};
 
 use super::{Control, Running, state};
-use crate::machine::{Machine, Names};
+use crate::machine::{Machine, Names, Site};
 use crate::ram_restore::{self, unreadable, unwritable};
 use crate::snapshot::{Job, Writing};
 
@@ -180,17 +180,10 @@ impl Control {
 
         self.generation += 1;
         let reporter = self.reports.reporter(self.generation);
-        let memory = ram_restore::restore(restore, &spec.memory, &source, reporter.clone())?;
+        let site = Site::new(&self.setup.hypervisor, reporter.clone(), &self.kept)?;
+        let memory = ram_restore::restore(restore, &spec.memory, &source, reporter)?;
         drop(source);
-        let machine = Machine::restore(
-            &mut spec,
-            node,
-            memory.ram,
-            &*self.setup.hypervisor,
-            reporter,
-            &self.kept,
-            &mut self.names,
-        )?;
+        let machine = Machine::restore(&mut spec, node, memory.ram, site, &mut self.names)?;
         if restore.resume {
             machine.resume()?;
         }

@@ -17,7 +17,6 @@ use device::{
     BarKind, Built, Bus, Counters, Device, Events, Grant, Host, Kept, Line, Naming, Needs, Placed, Ram,
     Region, Space, Span, TableSink, VirtioKind, Workers,
 };
-use hypervisor::{Capabilities, Vm};
 use pci::{
     CONFIG_PORTS, CONFIG_PORTS_LENGTH, ConfigPorts, Ecam, PciError, Plugged, Reservation, Segment,
     SegmentGrant,
@@ -33,6 +32,7 @@ use super::glue::{VmDoorbells, VmInterrupts};
 use super::names::Names;
 use super::saved::{SavedBoard, SavedDevice};
 use super::tree;
+use super::{Base, Site};
 use state::{load, missing};
 
 /// A device in its place. Dropping it takes the device away from the guest, then the device.
@@ -131,14 +131,14 @@ impl Board {
     /// A board with an interrupt controller, PCI segments with these shares of the windows (below 4 GiB and above), and nothing
     /// else.
     pub(super) fn new(
-        vm: Arc<dyn Vm>,
-        capabilities: &Capabilities,
-        map: &MemoryMap,
+        site: &Site<'_>,
+        base: &Base,
         weights: &(Vec<u32>, Vec<u32>),
         ram: Ram,
-        events: Arc<dyn Events>,
         saved: Option<SavedBoard>,
     ) -> Result<Self, Refusal> {
+        let (vm, map, capabilities) = (base.vm.clone(), &base.map, site.hypervisor.capabilities());
+        let events = site.events.clone();
         let (ports, memory) = (Arc::new(Bus::new(Space::Port)), Arc::new(Bus::new(Space::Memory)));
         let routes = (0..u32::from(ioapic::PINS)).map(|pin| vm.ioapic_route(pin));
         let routes: Vec<_> = routes
@@ -179,7 +179,7 @@ impl Board {
         ports
             .claim(CONFIG_PORTS, CONFIG_PORTS_LENGTH, config_ports.clone(), Region::Window(0))
             .map_err(|e| bug("Cannot set up PCI configuration ports", e))?;
-        let workers = Workers::with(events.clone(), confined::threads()?, confined::quiet());
+        let workers = Workers::with(events.clone(), site.threads.clone(), confined::quiet());
         let area = PlatformArea::new(map);
         let apertures = Apertures::new(vm, capabilities.ram_slots);
         let mut board = Board {

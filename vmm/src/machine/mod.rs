@@ -14,6 +14,7 @@ mod names;
 mod processors;
 mod restore;
 pub mod saved;
+mod site;
 mod tree;
 
 use std::collections::BTreeMap;
@@ -25,8 +26,8 @@ use arch::x86_64::boot::{self, Backing, Initramfs, Kernel};
 use arch::x86_64::layout::{self, MemoryMap};
 use catalog::VmSpec;
 use device::grant::Ring;
-use device::{Counters, Events, Kept, Span};
-use hypervisor::{Hypervisor, Vm, VmOptions};
+use device::{Counters, Span};
+use hypervisor::{Vm, VmOptions};
 use spec::{Kind, Refusal};
 
 use crate::core_scheduling::Cookie;
@@ -35,10 +36,11 @@ use crate::vcpus::Vcpus;
 use board::Board;
 use clock::Clock;
 use exits::GuestExits;
-use processors::Processors;
+use processors::{Layout, Processors};
 
 pub use names::Names;
 pub use restore::SNAPSHOT_MARK;
+pub use site::Site;
 
 /// See the module.
 pub struct Machine {
@@ -61,10 +63,12 @@ struct Base {
 impl Base {
     /// Lays out the address space and the vCPUs, and creates the VM. `phys_bits` is the width of the guest's addresses where that is
     /// settled.
-    fn new(spec: &VmSpec, hypervisor: &dyn Hypervisor, phys_bits: Option<u8>) -> Result<Base, Refusal> {
-        let supported = hypervisor
-            .supported_cpuid()
-            .map_err(|e| Refusal::host("Cannot ask the hypervisor for CPUID", e))?;
+    fn new(spec: &VmSpec, site: &mut Site<'_>, phys_bits: Option<u8>) -> Result<Base, Refusal> {
+        let hypervisor = site.hypervisor.clone();
+        let layout = Layout::new(&spec.cpus, hypervisor.capabilities())?;
+        let options = VmOptions { x2apic_32bit_ids: layout.wide_ids() };
+        let vm = hypervisor.create_vm(&options).map_err(|e| Refusal::host("Cannot create the VM", e))?;
+        let supported = site.supported_cpuid()?;
         let host_bits = hypervisor
             .physical_address_bits()
             .map_err(|e| Refusal::host("Cannot ask the hypervisor for its address width", e))?;
@@ -79,9 +83,8 @@ impl Base {
         };
         let map = MemoryMap::new(spec.memory.size.0, phys_bits)
             .map_err(|e| Refusal::invalid("Memory configuration is not valid").because(e))?;
-        let processors = Processors::plan(&spec.cpus, hypervisor, supported, phys_bits)?;
-        let options = VmOptions { x2apic_32bit_ids: processors.wide_ids() };
-        let vm = hypervisor.create_vm(&options).map_err(|e| Refusal::host("Cannot create the VM", e))?;
+        let capabilities = hypervisor.capabilities();
+        let processors = Processors::new(layout, &spec.cpus, capabilities, supported, phys_bits);
         Ok(Base { map, processors, vm })
     }
 
@@ -95,13 +98,7 @@ impl Machine {
     ///
     /// # Errors
     /// The first thing that could not be had; what was built before is gone again.
-    pub fn build(
-        spec: &mut VmSpec,
-        hypervisor: &dyn Hypervisor,
-        events: Arc<dyn Events>,
-        kept: &Kept,
-        names: &mut Names,
-    ) -> Result<Machine, Refusal> {
+    pub fn build(spec: &mut VmSpec, mut site: Site<'_>, names: &mut Names) -> Result<Machine, Refusal> {
         let payload = spec.payload.clone().unwrap_or_default();
         let kernel = payload.kernel.as_deref().ok_or_else(catalog::payload::nothing_to_boot)?;
         let kernel = Kernel::open(kernel).map_err(|e| boot_error("Cannot load the kernel", e))?;
@@ -112,24 +109,14 @@ impl Machine {
             .transpose()
             .map_err(|e| boot_error("Cannot load the initramfs", e))?;
 
-        let base = Base::new(spec, hypervisor, None)?;
+        let base = Base::new(spec, &mut site, None)?;
         let memory = ram::map(&spec.memory, &base.spans()).map_err(no_memory)?;
-        let slots = ram::Slots::map(base.vm.clone(), &memory).map_err(no_memory)?;
+        let slots = site.give(&base.vm, &memory);
 
-        let capabilities = hypervisor.capabilities();
-        let clock = Clock::new(base.vm.clone(), capabilities);
-        let board = Board::new(
-            base.vm.clone(),
-            capabilities,
-            &base.map,
-            &spec.segment_weights(),
-            memory.clone(),
-            events.clone(),
-            None,
-        );
-        let mut board = board?;
+        let clock = Clock::new(base.vm.clone(), site.hypervisor.capabilities());
+        let mut board = Board::new(&site, &base, &spec.segment_weights(), memory.clone(), None)?;
         board.add_platform(spec.memory.size.0)?;
-        board.add_devices(spec, kept, names)?;
+        board.add_devices(spec, site.kept, names)?;
 
         let Base { map, processors, vm } = base;
         firmware::write(&board, &processors, spec.platform.as_ref(), &memory.map())?;
@@ -147,8 +134,9 @@ impl Machine {
         log::debug!("boot files: {} bytes mapped, {} bytes copied", loaded.mapped, loaded.copied);
 
         let ready = processors.create(&*vm, plan.entry, &spec.cpus)?;
-        let exits = Arc::new(GuestExits::new(&board, events.clone()));
-        let vcpus = Vcpus::start(ready, exits, events, Cookie::new(spec.cpus.core_scheduling))
+        let slots = slots.got()?;
+        let exits = Arc::new(GuestExits::new(&board, site.events.clone()));
+        let vcpus = Vcpus::start(ready, exits, site.events, Cookie::new(spec.cpus.core_scheduling))
             .map_err(|e| Refusal::host("Cannot start the vCPUs", e))?;
         let renewed = AtomicBool::new(false);
         Ok(Machine { vcpus, board, clock, renewed, phys_bits: map.phys_bits, slots })

@@ -11,7 +11,7 @@ use arch::x86_64::vcpu_state::VcpuState;
 use catalog::CpusSpec;
 use device::Node;
 use hypervisor::x86_64::CpuidEntry;
-use hypervisor::{Hypervisor, Vm};
+use hypervisor::{Capabilities, Hypervisor, Vm};
 use spec::{Kind, Refusal};
 
 use super::saved;
@@ -23,22 +23,15 @@ const LAST_NARROW_ID: u32 = 254;
 /// The most MSRs that a message names.
 const MSRS_NAMED: usize = 16;
 
-/// What the vCPUs will be.
-pub(super) struct Processors {
-    supported: Arc<[CpuidEntry]>,
-    config: Config,
+/// Which vCPUs there will be.
+pub(super) struct Layout {
+    topology: Topology,
     ids: Vec<u32>,
 }
 
-impl Processors {
+impl Layout {
     /// Lays the vCPUs out.
-    pub(super) fn plan(
-        spec: &CpusSpec,
-        hypervisor: &dyn Hypervisor,
-        supported: Arc<[CpuidEntry]>,
-        phys_bits: u8,
-    ) -> Result<Self, Refusal> {
-        let capabilities = hypervisor.capabilities();
+    pub(super) fn new(spec: &CpusSpec, capabilities: &Capabilities) -> Result<Self, Refusal> {
         let (boot, max) = (spec.boot_vcpus, spec.max());
         let topology = match &spec.topology {
             Some(t) => {
@@ -61,22 +54,44 @@ impl Processors {
                 "Too many CPUs: APIC id {highest} is beyond {LAST_NARROW_ID}, all that this host's hypervisor can address"
             )));
         }
-        let config = Config {
-            topology,
-            phys_bits,
-            tsc_deadline: capabilities.tsc_deadline_timer,
-            extended_dest_id: capabilities.x2apic_32bit_ids && highest > LAST_NARROW_ID,
-            // Only a vCPU knows it.
-            tsc_khz: None,
-            nested: spec.nested,
-            amx: spec.features.amx,
-        };
-        Ok(Processors { supported, config, ids })
+        Ok(Layout { topology, ids })
     }
 
     /// Whether ids beyond 8 bits occur.
     pub(super) fn wide_ids(&self) -> bool {
         self.ids.iter().any(|id| *id > LAST_NARROW_ID)
+    }
+}
+
+/// What the vCPUs will be.
+pub(super) struct Processors {
+    supported: Arc<[CpuidEntry]>,
+    config: Config,
+    ids: Vec<u32>,
+}
+
+impl Processors {
+    /// These vCPUs, of what the host supports, with addresses of `phys_bits`.
+    pub(super) fn new(
+        layout: Layout,
+        spec: &CpusSpec,
+        capabilities: &Capabilities,
+        supported: Arc<[CpuidEntry]>,
+        phys_bits: u8,
+    ) -> Self {
+        let extended_dest_id = capabilities.x2apic_32bit_ids && layout.wide_ids();
+        let Layout { topology, ids } = layout;
+        let config = Config {
+            topology,
+            phys_bits,
+            tsc_deadline: capabilities.tsc_deadline_timer,
+            extended_dest_id,
+            // Only a vCPU knows it.
+            tsc_khz: None,
+            nested: spec.nested,
+            amx: spec.features.amx,
+        };
+        Processors { supported, config, ids }
     }
 
     /// The vCPUs, as the firmware tables list them.

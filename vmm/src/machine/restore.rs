@@ -9,7 +9,7 @@ use std::sync::atomic::AtomicBool;
 
 use arch::x86_64::layout::VM_GENERATION;
 use catalog::VmSpec;
-use device::{Events, Kept, Node, Ram, Span};
+use device::{Node, Ram, Span};
 use hypervisor::Hypervisor;
 use spec::{Kind, Refusal};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
@@ -18,9 +18,8 @@ use super::board::Board;
 use super::clock::Clock;
 use super::exits::GuestExits;
 use super::saved::{self, SavedMachine};
-use super::{Base, Machine, Names, no_memory, processors};
+use super::{Base, Machine, Names, Site, processors};
 use crate::core_scheduling::Cookie;
-use crate::ram;
 use crate::vcpus::Vcpus;
 
 /// Where the moment of a snapshot is written in guest memory: in the page of the generation ID.
@@ -70,15 +69,13 @@ impl Machine {
         spec: &mut VmSpec,
         node: Node,
         ram: Ram,
-        hypervisor: &dyn Hypervisor,
-        events: Arc<dyn Events>,
-        kept: &Kept,
+        mut site: Site<'_>,
         names: &mut Names,
     ) -> Result<Machine, Refusal> {
         let machine: SavedMachine =
             node.read().map_err(|e| Refusal::invalid("The saved machine cannot be understood").because(e))?;
         let SavedMachine { phys_bits, taken, clock: time, cpus, board: saved, next_name } = machine;
-        let base = Base::new(spec, hypervisor, Some(phys_bits))?;
+        let base = Base::new(spec, &mut site, Some(phys_bits))?;
         let found: Vec<Span> =
             ram.map().iter().map(|r| Span { base: r.start_addr().0, length: r.len() }).collect();
         if found != base.spans() {
@@ -87,22 +84,20 @@ impl Machine {
                 base.spans()
             )));
         }
-        let slots = ram::Slots::map(base.vm.clone(), &ram).map_err(no_memory)?;
+        let slots = site.give(&base.vm, &ram);
 
-        let capabilities = hypervisor.capabilities();
-        let clock = Clock::new(base.vm.clone(), capabilities);
+        let clock = Clock::new(base.vm.clone(), site.hypervisor.capabilities());
         clock.load(time);
         *names = Names::restored(next_name);
-        let (vm, weights) = (base.vm.clone(), spec.segment_weights());
-        let board = Board::new(vm, capabilities, &base.map, &weights, ram, events.clone(), Some(saved));
-        let mut board = board?;
+        let mut board = Board::new(&site, &base, &spec.segment_weights(), ram, Some(saved))?;
         board.add_platform(spec.memory.size.0)?;
-        board.add_devices(spec, kept, names)?;
+        board.add_devices(spec, site.kept, names)?;
         board.built()?;
 
         let ready = base.processors.restore(&*base.vm, cpus, taken, &spec.cpus)?;
-        let exits = Arc::new(GuestExits::new(&board, events.clone()));
-        let vcpus = Vcpus::start(ready, exits, events, Cookie::new(spec.cpus.core_scheduling))
+        let slots = slots.got()?;
+        let exits = Arc::new(GuestExits::new(&board, site.events.clone()));
+        let vcpus = Vcpus::start(ready, exits, site.events, Cookie::new(spec.cpus.core_scheduling))
             .map_err(|e| Refusal::host("Cannot start the vCPUs", e))?;
         // The guest's clock will have gone on meanwhile, which its watchdogs would take for a hang.
         vcpus.note_pause();
