@@ -15,8 +15,8 @@ use crate::probe::Report;
 use crate::wire::Wire;
 use crate::{ask, programs};
 
-/// How long a sign of life may take.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a sign of life may take, on a machine that is busy with other things.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The VMM at work; killed on drop if it has not ended.
 #[derive(Debug)]

@@ -17,8 +17,8 @@ use crate::scratch::Scratch;
 use crate::terminal::Terminal;
 use crate::{permissions, programs, remote};
 
-/// How long a guest may take to its end before it counts as hung.
-const PATIENCE: Duration = Duration::from_secs(90);
+/// How long a guest may take to its end before it counts as hung. The longest take seconds where they have a processor to themselves.
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// A machine to be started with the probe in it.
 #[derive(Debug)]
