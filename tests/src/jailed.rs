@@ -177,10 +177,12 @@ impl Jailed {
     }
 }
 
-/// Whether a process runs.
+/// Whether a thread of a process runs, be it that the first one has ended.
 pub fn alive(process: u32) -> bool {
-    fs::read_to_string(format!("/proc/{process}/stat"))
-        .is_ok_and(|stat| !stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('Z')))
+    let threads = fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten().flatten();
+    let stats = threads.filter_map(|thread| fs::read_to_string(thread.path().join("stat")).ok());
+    let state = |stat: &str| stat.rsplit(") ").next().and_then(|rest| rest.chars().next());
+    stats.map(|stat| state(&stat)).any(|state| !matches!(state, Some('Z' | 'X')))
 }
 
 /// The namespaces of a process.
