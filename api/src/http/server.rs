@@ -129,15 +129,17 @@ impl Drop for Place {
     }
 }
 
-fn admit(mut stream: UnixStream, shared: &Arc<Shared>) {
+fn admit(stream: UnixStream, shared: &Arc<Shared>) {
     let place = Place(shared.clone());
     if shared.open.fetch_add(1, Ordering::SeqCst) >= MAX_CONNECTIONS {
-        if let Err(e) = stream.write_all(TOO_MANY.as_bytes()) {
-            log::debug!("API: {e}");
-        }
-        return;
+        return turn_away(stream, "Too many open connections");
     }
+    // Whoever serves it takes it.
+    let offered = Arc::new(Mutex::new(Some(stream)));
+    let taken = move || offered.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let take = taken.clone();
     let serve = move || {
+        let Some(stream) = take() else { return };
         // Of this no client is the cause, and none gets an answer.
         if let Err(e) = syscalls::CONNECTION.enter() {
             return log::warn!("API: a connection is not served: {e}: {:?}", e.source());
@@ -149,12 +151,24 @@ fn admit(mut stream: UnixStream, shared: &Arc<Shared>) {
     let thread = std::thread::Builder::new().name("http-connection".into()).stack_size(STACK);
     if let Err(e) = thread.spawn(serve) {
         log::warn!("API: cannot start a thread for a connection: {e}");
+        if let Some(stream) = taken() {
+            turn_away(stream, "The host has no thread for another connection");
+        }
     }
 }
 
-/// To a connection that finds no place.
-const TOO_MANY: &str = "HTTP/1.1 503 \r\nServer: Cloud Hypervisor API\r\nConnection: close\r\nContent-Type: application/json\r\n\
-                        Content-Length: 29\r\n\r\n[\"Too many open connections\"]";
+/// Answers a connection that finds no place. There is room for so little in a new socket.
+fn turn_away(mut stream: UnixStream, why: &str) {
+    let body = format!("[\"{why}\"]");
+    let answer = format!(
+        "HTTP/1.1 503 \r\nServer: Cloud Hypervisor API\r\nConnection: close\r\nContent-Type: application/json\r\n\
+         Content-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    if let Err(e) = stream.write_all(answer.as_bytes()) {
+        log::debug!("API: {e}");
+    }
+}
 
 /// To what is no HTTP, in the form that clients know.
 const MALFORMED: &str = "HTTP/1.1 400 \r\nServer: Cloud Hypervisor API\r\nConnection: close\r\nContent-Type: application/json\r\n\

@@ -1,10 +1,15 @@
-//! Hosts that lack KVM or taps, or do not permit them.
+//! Hosts that lack KVM, taps or threads, or do not permit them.
 
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
 use std::process::Command;
+use std::time::Duration;
+
+use tests::{ask, limits};
 
 use crate::bench::{Bench, root};
 use crate::namespace::with_mounts;
+use crate::server::Server;
 
 const KVM: &str = "Failed to open hypervisor interface (is hypervisor interface available?)";
 
@@ -97,4 +102,26 @@ fn a_user_who_may_not_make_taps() {
          (or give an existing tap of your own, or an open one by fd)",
     ];
     bench.refused(&mut unprivileged, &chain);
+}
+
+#[test]
+fn a_host_without_a_thread_for_another_connection() {
+    let server = Server::start();
+    let ping = ask::request("GET", "vmm.ping", b"");
+    // Less than a thread's stack, and more than an answer takes.
+    limits::leave_memory(server.id(), 300 << 10);
+    // Stacks of connections that have ended serve some more.
+    let mut held = Vec::new();
+    let refused = (0..10).find_map(|_| {
+        let mut stream = UnixStream::connect(server.bench.path("s")).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        let answer = ask::exchange_on(&mut stream, &ping).expect("it is answered");
+        held.push(stream);
+        (answer.0 != 200).then_some(answer)
+    });
+    assert_eq!(refused, Some((503, "[\"The host has no thread for another connection\"]".to_owned())));
+    limits::set(server.id(), libc::RLIMIT_AS, None);
+    assert_eq!(server.ask("GET", "vmm.ping", b"").0, 200);
+    drop(held);
+    server.ends_well();
 }

@@ -111,7 +111,7 @@ impl Machine {
 
         let base = Base::new(spec, &mut site, None)?;
         let memory = ram::map(&spec.memory, &base.spans()).map_err(no_memory)?;
-        let slots = site.give(&base.vm, &memory);
+        let (slots, host) = (site.give(&base.vm, &memory), site.ask_processor());
 
         let clock = Clock::new(base.vm.clone(), site.hypervisor.capabilities());
         let mut board = Board::new(&site, &base, &spec.segment_weights(), memory.clone(), None)?;
@@ -133,7 +133,7 @@ impl Machine {
             plan.load(&*memory.map(), backing).map_err(|e| boot_error("Cannot load the kernel", e))?;
         log::debug!("boot files: {} bytes mapped, {} bytes copied", loaded.mapped, loaded.copied);
 
-        let ready = processors.create(&*vm, plan.entry, &spec.cpus)?;
+        let ready = processors.create(&*vm, host, plan.entry, &spec.cpus)?;
         let slots = slots.got()?;
         let exits = Arc::new(GuestExits::new(&board, site.events.clone()));
         let vcpus = Vcpus::start(ready, exits, site.events, Cookie::new(spec.cpus.core_scheduling))

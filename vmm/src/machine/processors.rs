@@ -9,12 +9,12 @@ use arch::x86_64::registers;
 use arch::x86_64::topology::Topology;
 use arch::x86_64::vcpu_state::VcpuState;
 use catalog::CpusSpec;
-use device::Node;
+use device::{Meanwhile, Node};
 use hypervisor::x86_64::CpuidEntry;
 use hypervisor::{Capabilities, Hypervisor, Vm};
 use spec::{Kind, Refusal};
 
-use super::saved;
+use super::{saved, site};
 use crate::vcpus::{Ready, Vcpus};
 
 /// Ids above this need 32-bit x2APIC ids in interrupt messages; 255 is the broadcast id.
@@ -117,6 +117,7 @@ impl Processors {
     pub(super) fn create(
         mut self,
         vm: &dyn Vm,
+        host: Meanwhile<HostCpu>,
         entry: Entry,
         spec: &CpusSpec,
     ) -> Result<Vec<Ready>, Refusal> {
@@ -124,7 +125,8 @@ impl Processors {
         if let Some(first) = ready.first() {
             self.config.tsc_khz = first.vcpu.x86_64().tsc_khz().map_err(|e| failed(0, e))?;
         }
-        let cpuid = Cpuid::new(&self.supported, &HostCpu::read(), &self.config);
+        let host = host.get().map_err(site::not_done)?;
+        let cpuid = Cpuid::new(&self.supported, &host, &self.config);
         let msrs = registers::msrs();
         for (index, Ready { vcpu, .. }) in (0..).zip(&ready) {
             let prepare = || -> hypervisor::Result<()> {

@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use arch::x86_64::cpuid::HostCpu;
 use device::{Events, Kept, Meanwhile, Ram, Threads};
 use hypervisor::x86_64::CpuidEntry;
 use hypervisor::{Hypervisor, Vm};
@@ -48,6 +49,11 @@ impl<'a> Site<'a> {
         leaves.map_err(|e| Refusal::host("Cannot ask the hypervisor for CPUID", e))
     }
 
+    /// Begins to ask the processor itself.
+    pub(super) fn ask_processor(&self) -> Meanwhile<HostCpu> {
+        self.threads.meanwhile(HostCpu::read)
+    }
+
     /// Begins to give memory to the guest; no vCPU may run before that is done.
     pub(super) fn give(&self, vm: &Arc<dyn Vm>, ram: &Ram) -> Giving {
         let (vm, ram) = (vm.clone(), ram.clone());
@@ -65,6 +71,6 @@ impl Giving {
     }
 }
 
-fn not_done(e: std::io::Error) -> Refusal {
+pub(super) fn not_done(e: std::io::Error) -> Refusal {
     Refusal::host("Cannot prepare the VM", e)
 }
