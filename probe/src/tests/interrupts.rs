@@ -73,7 +73,10 @@ pub(super) fn msix(machine: &mut Machine) -> Outcome {
         check!(masked == 0, "{masked} interrupts while the function is masked");
         let before = trap::hits(VECTOR);
         msix.control(true, false);
-        check!(clock.wait(PATIENCE, || trap::hits(VECTOR) > before), "no interrupt on unmasking the function");
+        check!(
+            clock.wait(PATIENCE, || trap::hits(VECTOR) > before),
+            "no interrupt on unmasking the function"
+        );
         msix.set(1, apic.message(OTHER_VECTOR), false);
         let came = request(OTHER_VECTOR, PATIENCE)?;
         check!(came == 1, "{came} interrupts on the new vector");
