@@ -188,8 +188,7 @@ impl Story {
     pub(crate) fn nothing_is_left(&self) {
         self.server.has_no_machine();
         // The last answer's connection is closed when the server gets to it.
-        let few = |now: [usize; 2]| now[0] <= self.held[0] && now[1] <= self.held[1];
-        until("the end of what a restore made", || few(self.server.holdings()));
+        until("the end of what a restore made", || self.server.holdings() <= self.held);
         has_interfaces(&self.interfaces);
     }
 
