@@ -5,7 +5,7 @@ use std::io::Error;
 use crate::grid::{self, Case, Figures, Place};
 use crate::image::Image;
 use crate::load::{Load, Setting};
-use crate::rows::Rows;
+use crate::rows::{Rows, turns};
 use crate::subject::{Extra, Subject};
 use crate::vhost::{self, Storage};
 
@@ -51,10 +51,10 @@ pub(crate) fn measure(
 ) -> Result<(), Error> {
     let images = Image::of_formats(setting, rows, OWN)?;
     for round in 0..setting.runs {
-        for place in images.iter().flat_map(Image::places) {
+        for place in images.iter().map(Image::place) {
             for (section, served) in [(OWN, false), (SERVED, true)] {
                 for (case, name) in grid::cases(setting, section, &place, (ROOM, served)) {
-                    for subject in subjects.iter().filter(|s| s.has_devices()) {
+                    for subject in turns(subjects, round).filter(|s| s.has_devices()) {
                         let storage = storages.iter().find(|s| s.qemu == subject.is_qemu());
                         if served && storage.is_none() {
                             continue;

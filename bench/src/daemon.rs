@@ -24,6 +24,15 @@ pub(crate) fn socket(scratch: &Path) -> PathBuf {
     scratch.join(format!("bench-{}-{}.vhost", std::process::id(), unique()))
 }
 
+/// Whether somebody in this thread's network namespace listens there; a socket is there before.
+fn listens(socket: &Path) -> Result<bool, Error> {
+    const LISTENS: &str = "00010000";
+    let text = std::fs::read_to_string("/proc/thread-self/net/unix")?;
+    let path = socket.to_string_lossy();
+    // Number, references, protocol, flags, type, state, inode, path.
+    Ok(text.lines().any(|line| line.ends_with(&*path) && line.split_whitespace().nth(3) == Some(LISTENS)))
+}
+
 impl Daemon {
     /// Starts it, and waits until it listens; it is asked by a connection only where it takes several.
     pub(crate) fn start(mut command: Command, socket: PathBuf, connect: bool) -> Result<Daemon, Error> {
@@ -31,9 +40,9 @@ impl Daemon {
         let mut daemon = Daemon { child, socket };
         let begun = Instant::now();
         let listens = |socket: &Path| {
-            if connect { UnixStream::connect(socket).is_ok() } else { socket.exists() }
+            if connect { Ok(UnixStream::connect(socket).is_ok()) } else { listens(socket) }
         };
-        while !listens(&daemon.socket) {
+        while !listens(&daemon.socket)? {
             if daemon.child.try_wait()?.is_some() || begun.elapsed() > LIMIT {
                 return Err(Error::other(format!("it does not listen: {}", daemon.said())));
             }
@@ -70,10 +79,12 @@ impl Drop for Daemon {
         while begun.elapsed() < LIMIT && matches!(self.child.try_wait(), Ok(None)) {
             std::thread::sleep(Duration::from_millis(1));
         }
-        // Both fail only if it has ended; the socket may be gone, and only virtiofsd writes its number beside it.
+        // Both fail only if it has ended; the socket may be gone, and only virtiofsd writes its number beside it, and passt has a second one.
         let _ = self.child.kill();
         let _ = self.child.wait();
         let _ = std::fs::remove_file(&self.socket);
-        let _ = std::fs::remove_file(self.socket.with_extension("vhost.pid"));
+        for beside in ["vhost.pid", "vhost.repair"] {
+            let _ = std::fs::remove_file(self.socket.with_extension(beside));
+        }
     }
 }

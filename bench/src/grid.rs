@@ -1,4 +1,4 @@
-//! What is asked of disks, in machines and without them: one grid, its names, and the figures that come of a turn.
+//! What is asked of disks and network cards, in machines and without them: one grid of each, its names, and the figures that come of a turn.
 
 use std::io::Error;
 use std::path::Path;
@@ -103,6 +103,68 @@ pub(crate) fn cases(
         }
     }
     cases
+}
+
+/// Bytes of a frame and how it is called; the last is 45 whole TCP segments and their headers.
+const FRAMES: [(usize, &str); 3] =
+    [(64, "64-byte frames"), (1514, "1514-byte frames"), (54 + 45 * 1448, "64 KiB segments")];
+/// Questions under way.
+const QUESTIONS: [u16; 2] = [1, 32];
+/// Bytes of a frame that asks.
+pub(crate) const QUESTION: usize = 60;
+
+/// What a network card does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Traffic {
+    Send,
+    Receive,
+    /// Asks, and is answered.
+    Ask,
+}
+
+/// What is asked of a network card.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct NetCase {
+    pub(crate) name: String,
+    pub(crate) traffic: Traffic,
+    /// Bytes of a frame.
+    pub(crate) size: usize,
+    /// Queue pairs.
+    pub(crate) pairs: usize,
+    /// Questions under way.
+    pub(crate) depth: u16,
+}
+
+impl NetCase {
+    /// Whether its frames are TCP segments that are to be cut.
+    pub(crate) fn is_cut(&self) -> bool {
+        self.size > FRAMES[1].0
+    }
+
+    /// Bytes that each frame moves, where they are of interest.
+    pub(crate) fn bytes(&self) -> f64 {
+        if self.size > FRAMES[0].0 { self.size as f64 } else { 0.0 }
+    }
+}
+
+/// All of a section, with each of these numbers of queue pairs.
+pub(crate) fn net_cases(section: &str, pairs: &'static [usize]) -> impl Iterator<Item = NetCase> {
+    let moves = [("send", Traffic::Send), ("receive", Traffic::Receive)].into_iter().flat_map(
+        move |(what, traffic)| {
+            FRAMES.iter().flat_map(move |&(size, frames)| {
+                pairs.iter().map(move |&pairs| {
+                    let queues = if pairs > 1 { format!(", {pairs} queue pairs") } else { String::new() };
+                    let name = format!("{section} {what}, {frames}{queues}");
+                    NetCase { name, traffic, size, pairs, depth: 1 }
+                })
+            })
+        },
+    );
+    let asks = QUESTIONS.map(|depth| {
+        let name = format!("{section} question and answer, depth {depth}");
+        NetCase { name, traffic: Traffic::Ask, size: QUESTION, pairs: 1, depth }
+    });
+    moves.chain(asks)
 }
 
 /// What one turn gave.

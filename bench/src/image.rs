@@ -1,4 +1,7 @@
-//! Images of disks: files in the page cache, removed when they are not needed any more.
+//! Images of disks: files in the page cache, or not at all in it; removed when they are not needed any more.
+//!
+//! Those that are used past the page cache are files of their own: who writes there throws out what is cached, which is work that others are spared
+//! then, and who reads through the cache afterwards finds nothing.
 
 use std::fs::File;
 use std::io::{Error, ErrorKind, Read, Write};
@@ -24,6 +27,7 @@ const LIMIT: Duration = Duration::from_secs(20);
 pub(crate) struct Image {
     pub(crate) path: PathBuf,
     format: &'static str,
+    direct: bool,
 }
 
 impl Image {
@@ -39,7 +43,7 @@ impl Image {
     fn create(directory: &Path) -> Result<(Image, File), Error> {
         let path = directory.join(format!("bench-{}-{}.raw", std::process::id(), unique()));
         let file = File::options().read(true).write(true).create_new(true).open(&path)?;
-        Ok((Image { path, format: FORMATS[0] }, file))
+        Ok((Image { path, format: FORMATS[0], direct: false }, file))
     }
 
     /// One full of noise.
@@ -58,25 +62,32 @@ impl Image {
         Ok(image)
     }
 
-    /// The same disk in every format that it can be had in.
+    /// The same disk in every format that it can be had in, each to be used through the host's page cache and once more past it.
     pub(crate) fn of_formats(
         setting: &Setting<'_>,
         rows: &mut Rows,
         section: &str,
     ) -> Result<Vec<Image>, Error> {
-        let mut images = vec![Image::new(setting.scratch)?];
+        let raw = || Image::new(setting.scratch);
+        let mut images = vec![raw()?, raw()?.uncached()?];
         for format in &FORMATS[1..] {
-            match images[0].converted(format) {
-                Ok(image) => images.push(image),
+            let both = images[0].converted(format).and_then(|cached| {
+                let other = images[1].converted(format)?.uncached()?;
+                Ok([cached, other])
+            });
+            match both {
+                Ok(both) => images.extend(both),
                 Err(e) => rows.skip(format!("{section}: no {format} image by qemu-img: {e}")),
             }
         }
+        // The other one was read again for that.
+        images[1].forget()?;
         Ok(images)
     }
 
     /// The same disk in another format.
     fn converted(&self, format: &'static str) -> Result<Image, Error> {
-        let image = Image { path: self.path.with_extension(format), format };
+        let image = Image { path: self.path.with_extension(format), format, direct: false };
         let mut command = Command::new("qemu-img");
         command.args(["convert", "-f", self.format, "-O", format]).arg(&self.path).arg(&image.path);
         let output = command.output()?;
@@ -87,6 +98,23 @@ impl Image {
         // In the page cache.
         std::io::copy(&mut File::open(&image.path)?, &mut std::io::sink())?;
         Ok(image)
+    }
+
+    /// It is to be used past the page cache.
+    fn uncached(mut self) -> Result<Image, Error> {
+        self.forget()?;
+        self.direct = true;
+        Ok(self)
+    }
+
+    /// Has the kernel forget what it has of it in the page cache, which is on the disk as well.
+    fn forget(&self) -> Result<(), Error> {
+        let file = File::open(&self.path)?;
+        // SAFETY: no pointers are passed.
+        match unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) } {
+            0 => Ok(()),
+            error => Err(Error::from_raw_os_error(error)),
+        }
     }
 
     /// Waits until nobody has it locked: the kernel lets go of it for a killed program when that one's last request is done.
@@ -111,9 +139,9 @@ impl Image {
         }
     }
 
-    /// Through the host's page cache, and past it.
-    pub(crate) fn places(&self) -> [Place<'_>; 2] {
-        [false, true].map(|direct| Place { path: &self.path, format: self.format, direct })
+    /// What it is and how it is to be used.
+    pub(crate) fn place(&self) -> Place<'_> {
+        Place { path: &self.path, format: self.format, direct: self.direct }
     }
 }
 

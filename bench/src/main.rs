@@ -5,10 +5,12 @@
 
 mod block;
 mod boot;
+mod cards;
 mod daemon;
 mod folder;
 mod grid;
 mod image;
+mod iperf;
 mod layers;
 mod load;
 mod network;
@@ -31,6 +33,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use ::tests::tap;
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use serde_json::json;
 
@@ -40,9 +43,10 @@ use rows::{Row, Rows};
 use subject::{Dialect, Subject};
 use targets::{BARE, OURS, QEMU};
 
-const SECTIONS: [&str; 14] = [
-    "start", "layers", "rate", "exits", "block", "vhost", "network", "sockets", "folder", "pause",
-    "snapshot", "restore", "many", "boot",
+/// The last two need a stock kernel.
+const SECTIONS: [&str; 16] = [
+    "start", "layers", "rate", "exits", "block", "vhost", "network", "cards", "sockets", "folder", "pause",
+    "snapshot", "restore", "many", "boot", "iperf",
 ];
 
 fn command() -> Command {
@@ -77,7 +81,7 @@ fn command() -> Command {
                 .long("only")
                 .value_delimiter(',')
                 .value_parser(SECTIONS)
-                .default_values(&SECTIONS[..SECTIONS.len() - 1]),
+                .default_values(&SECTIONS[..SECTIONS.len() - 2]),
         )
         .arg(
             Arg::new("rows")
@@ -88,8 +92,11 @@ fn command() -> Command {
         )
         .arg(path("storage-daemon", "A qemu-storage-daemon for the section vhost").action(ArgAction::Append))
         .arg(path("virtiofsd", "A virtiofsd for the section folder"))
-        .arg(path("kernel", "Stock kernel (vmlinux) for the section boot"))
+        .arg(path("testpmd", "DPDK's testpmd, with the drivers vhost and tap, for the section cards"))
+        .arg(path("passt", "A passt for the section cards"))
+        .arg(path("kernel", "Stock kernel (vmlinux) for the sections boot and iperf"))
         .arg(path("initramfs", "Its initramfs, which says \"guest: begin\""))
+        .arg(path("iperf-initramfs", "One that runs iperf3 both ways, to the address in $iperf_host"))
         .arg(path("json", "Writes the figures to this file"))
         .arg(path("function-order", "Measures nothing; writes to this file which functions a start executes"))
         .arg(Arg::new("others").value_name("VMM").num_args(0..).value_parser(value_parser!(PathBuf)))
@@ -164,17 +171,23 @@ fn run(matches: &ArgMatches) -> Result<bool, Error> {
             "block" => block::measure(&setting, &mut rows, &subjects, &storages(matches, &programs))?,
             "vhost" => vhost::measure(&setting, &mut rows, &storages(matches, &programs))?,
             "network" => {
-                // On a thread of its own: it does not come back from its network namespace.
-                let work = || network::measure(&setting, &mut rows, &subjects);
-                let done = std::thread::scope(|scope| scope.spawn(work).join().expect("it does not panic"));
-                if let Err(e) = done {
-                    rows.fail(format!("network: no tap in a namespace of our own: {e} (needs root)"));
-                }
+                apart(&mut rows, section, |rows| network::measure(&setting, rows, &subjects));
+            }
+            "cards" => {
+                let servers = cards::servers(programs.join("vhost_user_net"), path("testpmd"), path("passt"));
+                apart(&mut rows, section, |rows| cards::measure(&setting, rows, &servers));
             }
             _ => {
                 let kernel = path("kernel").ok_or_else(|| absent("kernel"))?;
-                let initramfs = path("initramfs").ok_or_else(|| absent("initramfs"))?;
-                boot::measure(&mut rows, &subjects, (&kernel, &initramfs), runs, yardstick);
+                let stock = |name| path(name).ok_or_else(|| absent(name));
+                if section == "boot" {
+                    boot::measure(&setting, &mut rows, &subjects, (&kernel, &stock("initramfs")?));
+                } else {
+                    let initramfs = stock("iperf-initramfs")?;
+                    apart(&mut rows, section, |rows| {
+                        iperf::measure(&setting, rows, &subjects, (&kernel, &initramfs));
+                    });
+                }
             }
         }
     }
@@ -194,6 +207,16 @@ fn run(matches: &ArgMatches) -> Result<bool, Error> {
     }
     print(&rows, &verdicts);
     Ok(rows.failures.is_empty())
+}
+
+/// Measures in a network namespace of its own.
+fn apart(rows: &mut Rows, section: &str, work: impl FnOnce(&mut Rows) + Send) {
+    // On a thread of its own: it does not come back from its network namespace.
+    let work = || match tap::enter_private_network() {
+        Ok(()) => work(rows),
+        Err(e) => rows.fail(format!("{section}: no network namespace of our own: {e} (needs root)")),
+    };
+    std::thread::scope(|scope| scope.spawn(work).join().expect("it does not panic"));
 }
 
 /// Ours is the first.
@@ -225,13 +248,21 @@ fn subjects(matches: &ArgMatches, programs: &Path) -> Vec<Subject> {
     subjects
 }
 
-/// The programs that serve disks: ours, and QEMU's if there is one.
+/// The programs that serve disks: ours, QEMU's if there is one, and those that lie beside other VMMs.
 fn storages(matches: &ArgMatches, programs: &Path) -> Vec<Storage> {
-    let ours = Storage { name: OURS.into(), program: programs.join("vhost_user_block"), qemu: false };
+    let daemon = |name: String, directory: &Path| Storage {
+        name,
+        program: directory.join("vhost_user_block"),
+        qemu: false,
+    };
     let theirs = matches.get_one::<PathBuf>("storage-daemon");
     let theirs =
         theirs.map(|p| Storage { name: "qemu-storage-daemon".into(), program: p.clone(), qemu: true });
-    std::iter::once(ours).chain(theirs).collect()
+    let others = matches.get_many::<PathBuf>("others").into_iter().flatten();
+    let others = others
+        .filter_map(|other| Some(daemon(other.display().to_string(), other.parent()?)))
+        .filter(|storage| storage.program.exists());
+    std::iter::once(daemon(OURS.into(), programs)).chain(theirs).chain(others).collect()
 }
 
 fn load_average() -> String {

@@ -37,6 +37,13 @@ pub(crate) struct Rows {
     pub(crate) skipped: Vec<String>,
 }
 
+/// Who has a turn after whom: in the order given, and the next round the other way round. What one does to the page cache and the disk is there
+/// when the next one begins.
+pub(crate) fn turns<T>(all: &[T], round: usize) -> impl Iterator<Item = &T> {
+    let last = all.len().saturating_sub(1);
+    (0..all.len()).map(move |n| &all[if round.is_multiple_of(2) { n } else { last - n }])
+}
+
 impl Rows {
     /// Notes a measurement of `program` in `round`; the row is made when it is first heard of.
     pub(crate) fn note(
@@ -129,6 +136,13 @@ impl Row {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_begins_is_another_each_round() {
+        let order = |round| turns(&["a", "b", "c"], round).copied().collect::<String>();
+        assert_eq!([order(0), order(1), order(2)], ["abc", "cba", "abc"]);
+        assert_eq!(turns::<u8>(&[], 0).count(), 0);
+    }
 
     #[test]
     fn ratios_are_taken_within_a_round() {

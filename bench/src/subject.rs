@@ -244,16 +244,22 @@ impl Subject {
         command
     }
 
-    /// Boots Linux with its console, virtio, on standard output and the serial port off. `None` for what cannot.
-    pub(crate) fn boot(&self, kernel: &Path, initramfs: &Path) -> Option<Command> {
-        const CMDLINE: &str = "console=hvc0 quiet panic=-1";
+    /// Boots Linux with its console, virtio, on standard output and the serial port off, and these words for it. `None` for what cannot.
+    pub(crate) fn boot(
+        &self,
+        kernel: &Path,
+        initramfs: &Path,
+        (words, extra): (&str, Extra<'_>),
+    ) -> Option<Command> {
+        let cmdline = format!("console=hvc0 quiet panic=-1 {words}");
         let mut command = self.command();
         match &self.dialect {
             Dialect::Bare => return None,
             Dialect::CloudHypervisor => {
                 command.arg("--kernel").arg(kernel).arg("--initramfs").arg(initramfs);
-                command.args(["--cmdline", CMDLINE, "--memory", "size=512M", "--cpus", "boot=1"]);
+                command.args(["--cmdline", &cmdline, "--memory", "size=512M", "--cpus", "boot=1"]);
                 command.args(["--serial", "off", "--console", "tty"]);
+                command.args(extra.words());
             }
             Dialect::Qemu(_) => {
                 // Not microvm: Debian's kernels find their console on PCI only. Nor a split irqchip: with it, nothing came in the lab.
@@ -261,7 +267,8 @@ impl Subject {
                 command.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
                 command.args(["-device", "virtio-serial-pci", "-chardev", "stdio,id=c,signal=off"]);
                 command.args(["-device", "virtconsole,chardev=c", "-device", "virtio-rng-pci"]);
-                command.arg("-kernel").arg(kernel).arg("-initrd").arg(initramfs).args(["-append", CMDLINE]);
+                command.arg("-kernel").arg(kernel).arg("-initrd").arg(initramfs).args(["-append", &cmdline]);
+                command.args(extra.words_of_qemu());
             }
         }
         Some(command)

@@ -14,7 +14,7 @@ use crate::daemon::{self, Daemon};
 use crate::grid::{self, Case, Figures, Place};
 use crate::image::Image;
 use crate::load::Setting;
-use crate::rows::Rows;
+use crate::rows::{Rows, turns};
 
 /// How long a request may take to come back.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -180,9 +180,9 @@ pub(crate) fn measure(setting: &Setting<'_>, rows: &mut Rows, storages: &[Storag
     let images = Image::of_formats(setting, rows, "vhost")?;
     let yardstick = storages.iter().find(|s| s.qemu).or(storages.first()).map_or("", |s| &s.name);
     for round in 0..setting.runs {
-        for place in images.iter().flat_map(Image::places) {
+        for place in images.iter().map(Image::place) {
             for (case, name) in grid::cases(setting, "vhost", &place, (MEMORY - DATA, false)) {
-                for storage in storages {
+                for storage in turns(storages, round) {
                     let time = Duration::from_millis(setting.millis);
                     let turn = Image::wait_unlocked(place.path)
                         .and_then(|()| serve(storage, &place, case.queues, setting.scratch))

@@ -42,6 +42,8 @@ pub const TRANSFER: Set = &[
 pub const IO_URING: Set = &[
     Call::any(libc::SYS_io_uring_enter),
     Call::one_of(libc::SYS_io_uring_register, 1, &[IORING_REGISTER_ENABLE_RINGS]),
+    // Whether a file takes writes without waiting is found out by one.
+    Call::any(libc::SYS_pwritev2),
 ];
 
 /// From `linux/io_uring.h`.

@@ -278,6 +278,40 @@ fn failures_are_reported_with_their_request() {
     }
 }
 
+/// Small writes that follow each other may be done as one.
+#[test]
+fn a_write_that_fails_does_not_fail_those_beside_it() {
+    for (choice, dir) in
+        choices().iter().flat_map(|choice| [(choice, directory()), (choice, memory_directory())])
+    {
+        let image = image(&file(&dir, &[0; SIZE]), false);
+        let mut engine = image.engine(16, *choice);
+        let mut memory = vec![0x77u8; 4096];
+        for round in 0..4u64 {
+            for n in 0..8 {
+                let good = segment(&mut memory);
+                let bad = Segment::new(std::ptr::without_provenance_mut(4096), 4096);
+                let one = if n == 3 { bad } else { good };
+                // SAFETY: `memory` outlives the requests; the kernel refuses an address that is not ours.
+                unsafe { engine.write((round * 8 + n) * 4096, &[one], n).unwrap() };
+            }
+            let results = drain(engine.as_mut());
+            assert_eq!(results.len(), 8);
+            for (n, result) in results {
+                match result {
+                    Ok(bytes) => assert_eq!((bytes, n == 3), (4096, false)),
+                    Err(error) => assert_eq!((n, error.raw_os_error()), (3, Some(libc::EFAULT))),
+                }
+            }
+        }
+        let content = fs::read(image.path()).unwrap();
+        for (n, page) in content.chunks(4096).take(32).enumerate() {
+            let expected = if n % 8 == 3 { 0 } else { 0x77 };
+            assert!(page.iter().all(|byte| *byte == expected), "page {n}");
+        }
+    }
+}
+
 #[test]
 fn a_full_disk_is_an_error_of_the_request() {
     // SAFETY: no preconditions.

@@ -57,7 +57,7 @@ fn a_full_file_system_fails_writes_and_nothing_else() {
     let all = Segment::new(memory.as_mut_ptr(), memory.len());
     let some = Segment::new(memory.as_mut_ptr(), MIB / 4);
     for (io_uring, aio) in [(true, true), (false, true), (false, false)] {
-        let mut engine = image.engine(4, Choice { io_uring, aio });
+        let mut engine = image.engine(16, Choice { io_uring, aio });
         for _ in 0..3 {
             // SAFETY: the memory outlives the engine.
             unsafe { engine.write(0, &[all], 1).unwrap() };
@@ -71,6 +71,30 @@ fn a_full_file_system_fails_writes_and_nothing_else() {
         engine.flush(1).unwrap();
         wait(&mut *engine).unwrap();
         engine.discard(0, MIB as u64, 1).unwrap();
+        wait(&mut *engine).unwrap();
+        // Small ones, each beginning where the one before ends: all succeed until there is no room, and those beyond fail.
+        let mut failed = Vec::new();
+        for batch in 0..32 {
+            for n in batch * 16..batch * 16 + 16 {
+                let page = Segment::new(memory.as_mut_ptr(), 4096);
+                // SAFETY: as above.
+                unsafe { engine.write(n * 4096, &[page], n).unwrap() };
+            }
+            engine
+                .drain(&mut |n, result| {
+                    if let Err(error) = result {
+                        assert_eq!(error.raw_os_error(), Some(libc::ENOSPC));
+                        failed.push(n);
+                    }
+                })
+                .unwrap();
+        }
+        failed.sort_unstable();
+        // The file system has 256 pages, some of which may be used by the directory.
+        let first = failed[0];
+        assert!((200..=256).contains(&first), "{first}");
+        assert!(failed.len() as u64 >= 512 - 256, "{failed:?}");
+        engine.discard(0, 2 * MIB as u64, 1).unwrap();
         wait(&mut *engine).unwrap();
     }
 }

@@ -170,22 +170,44 @@ impl Tap {
         Ok(())
     }
 
+    /// Bytes that the host's end has received.
+    ///
+    /// # Errors
+    /// The tap is not in this thread's network namespace.
+    pub fn received(&self) -> Result<u64, Error> {
+        let text = std::fs::read_to_string("/proc/thread-self/net/dev")?;
+        // The first of many numbers behind the name.
+        let line =
+            text.lines().find_map(|line| line.trim_start().strip_prefix(&self.name)?.strip_prefix(':'));
+        let bytes = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
+        bytes.ok_or_else(|| Error::other(format!("nothing is known of the tap {}", self.name)))
+    }
+
     /// Sends frames of `size` bytes to whoever has the tap open, as fast as they go: datagrams, or above 1514 bytes TCP segments that are to
     /// be cut. They belong to several connections, so that all queues get some.
     ///
     /// # Errors
     /// The host takes none.
     pub fn flood(&self, size: usize, time: Duration) -> Result<(), Error> {
+        let begun = Instant::now();
+        self.flood_while(size, || begun.elapsed() < time)
+    }
+
+    /// The same as long as this says so.
+    ///
+    /// # Errors
+    /// The host takes none.
+    pub fn flood_while(&self, size: usize, wanted: impl Fn() -> bool) -> Result<(), Error> {
         let socket = packet_socket(0)?;
         set(&socket, libc::SOL_PACKET, libc::PACKET_VNET_HDR, 1)?;
         let to = link_address(&self.name, IPV4)?;
-        let mut frame = vec![0; flood::HEADER + size];
-        flood::fill(&mut frame);
-        let begun = Instant::now();
-        while begun.elapsed() < time {
+        let mut frame = vec![0; NET_HEADER + size];
+        let (header, whole) = frame.split_at_mut(NET_HEADER);
+        fill(header, whole);
+        while wanted() {
             for flow in 0..4 * FLOWS {
                 let port = 1000 + flow % FLOWS;
-                frame[flood::PORT..flood::PORT + 2].copy_from_slice(&port.to_be_bytes());
+                frame[SENDER_PORT..SENDER_PORT + 2].copy_from_slice(&port.to_be_bytes());
                 // SAFETY: frame and address are valid for their lengths.
                 let sent = unsafe {
                     libc::sendto(
@@ -226,46 +248,43 @@ impl Tap {
     }
 }
 
-/// What a flood consists of.
-mod flood {
-    use super::{IPV4, SEGMENT, WHOLE};
+/// Bytes of the `virtio_net_hdr` in front of a frame (virtio 1.3 §5.1.6), as sockets have it: in the host's byte order.
+const NET_HEADER: usize = 10;
+/// Where the port of the sender is behind such a header.
+const SENDER_PORT: usize = NET_HEADER + 34;
+const NEEDS_CSUM: u8 = 1;
+const GSO_TCPV4: u8 = 1;
 
-    /// Bytes of the `virtio_net_hdr` in front of a frame (virtio 1.3 §5.1.6), as sockets have it: in the host's byte order.
-    pub(super) const HEADER: usize = 10;
-    /// Where the port of the sender is.
-    pub(super) const PORT: usize = HEADER + 34;
-    const NEEDS_CSUM: u8 = 1;
-    const GSO_TCPV4: u8 = 1;
-
-    /// Fills in headers for a whole frame behind the first of them.
-    pub(super) fn fill(frame: &mut [u8]) {
-        let size = frame.len() - HEADER;
-        let cut = size > WHOLE;
-        let (header, frame) = frame.split_at_mut(HEADER);
-        if cut {
-            header[0] = NEEDS_CSUM;
-            header[1] = GSO_TCPV4;
-            // Headers, data of a segment, where the sum begins, and where it goes.
-            for (at, value) in [(2, 54), (4, SEGMENT), (6, 34), (8, 16)] {
-                header[at..at + 2].copy_from_slice(&value.to_ne_bytes());
-            }
+/// Fills in a frame, to everybody, and the `virtio_net_hdr` in front of it: a datagram, or above 1514 bytes TCP segments that are to be cut.
+///
+/// # Panics
+/// The header has less than 10 bytes, or the frame less than 54.
+pub fn fill(header: &mut [u8], frame: &mut [u8]) {
+    let size = frame.len();
+    let cut = size > WHOLE;
+    if cut {
+        header[0] = NEEDS_CSUM;
+        header[1] = GSO_TCPV4;
+        // Headers, data of a segment, where the sum begins, and where it goes.
+        for (at, value) in [(2, 54), (4, SEGMENT), (6, 34), (8, 16)] {
+            header[at..at + 2].copy_from_slice(&value.to_ne_bytes());
         }
-        frame[..6].fill(0xff);
-        frame[6..12].copy_from_slice(&[2, 0, 0, 0, 0, 2]);
-        let mut put = |at: usize, bytes: &[u8]| frame[at..at + bytes.len()].copy_from_slice(bytes);
-        put(12, &IPV4.to_be_bytes());
-        put(14, &[0x45]);
-        put(16, &((size - 14) as u16).to_be_bytes());
-        // Time to live, and TCP or UDP.
-        put(22, &[64, if cut { 6 } else { 17 }]);
-        put(26, &[10, 0, 0, 1, 10, 0, 0, 2]);
-        put(36, &2000_u16.to_be_bytes());
-        if cut {
-            // Twenty bytes of TCP's header, and an acknowledgement.
-            put(46, &[0x50, 0x10]);
-        } else {
-            put(38, &((size - 34) as u16).to_be_bytes());
-        }
+    }
+    frame[..6].fill(0xff);
+    frame[6..12].copy_from_slice(&[2, 0, 0, 0, 0, 2]);
+    let mut put = |at: usize, bytes: &[u8]| frame[at..at + bytes.len()].copy_from_slice(bytes);
+    put(12, &IPV4.to_be_bytes());
+    put(14, &[0x45]);
+    put(16, &((size - 14) as u16).to_be_bytes());
+    // Time to live, and TCP or UDP.
+    put(22, &[64, if cut { 6 } else { 17 }]);
+    put(26, &[10, 0, 0, 1, 10, 0, 0, 2]);
+    put(36, &2000_u16.to_be_bytes());
+    if cut {
+        // Twenty bytes of TCP's header, and an acknowledgement.
+        put(46, &[0x50, 0x10]);
+    } else {
+        put(38, &((size - 34) as u16).to_be_bytes());
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod aio;
 mod mapped;
+mod prompt;
 mod slot;
 mod sync;
 mod uring;
@@ -99,7 +100,7 @@ pub trait Engine: Send {
     fn zero(&mut self, offset: u64, len: u64, may_free: bool, token: u64)
     -> std::result::Result<(), Refused>;
 
-    /// Hands everything queued to the kernel, in one call. Requests that are finished by then do not signal the
+    /// Hands everything queued to the kernel, in one call where that is best. Requests that are finished by then do not signal the
     /// event descriptor: look at `completions` afterwards.
     ///
     /// # Errors

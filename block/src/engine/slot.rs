@@ -35,7 +35,7 @@ pub(super) struct Slot {
     /// Where the rest begins.
     pub(super) offset: u64,
     /// Bytes of the whole request, for the report.
-    size: u32,
+    pub(super) size: u32,
     /// The memory; those before `first` are used up. Kept for the next request, so that there is nothing to allocate.
     segments: Vec<Segment>,
     first: usize,
@@ -56,6 +56,8 @@ pub(super) enum Step<'a> {
 pub(super) struct Slots {
     slots: Vec<Slot>,
     free: Vec<u32>,
+    /// Those in use for writes.
+    writes: usize,
 }
 
 impl Slots {
@@ -69,7 +71,7 @@ impl Slots {
             first: 0,
             retries: 0,
         };
-        Slots { slots: (0..count).map(|_| slot()).collect(), free: (0..count).rev().collect() }
+        Slots { slots: (0..count).map(|_| slot()).collect(), free: (0..count).rev().collect(), writes: 0 }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -79,6 +81,11 @@ impl Slots {
     /// How many are not free.
     pub(super) fn taken(&self) -> usize {
         self.slots.len() - self.free.len()
+    }
+
+    /// How many of those are writes.
+    pub(super) fn writes(&self) -> usize {
+        self.writes
     }
 
     /// Takes a free slot for a request.
@@ -96,23 +103,33 @@ impl Slots {
         slot.segments.extend(segments.filter(|segment| !segment.is_empty()));
         (slot.operation, slot.token, slot.offset, slot.size) = (operation, token, offset, size);
         (slot.first, slot.retries) = (0, 0);
+        self.writes += usize::from(slot.is_write());
         Some(index)
     }
 
     /// Frees a slot.
     pub(super) fn give_back(&mut self, index: u32) {
+        self.writes -= usize::from(self[index].is_write());
         self.free.push(index);
+    }
+
+    /// Frees the slot of a request that has been carried out by others, and reports it.
+    pub(super) fn succeed(&mut self, index: u32, done: &mut dyn FnMut(u64, io::Result<u32>)) {
+        let Slot { token, size, .. } = self[index];
+        self.give_back(index);
+        done(token, Ok(size));
     }
 
     /// Takes in what the kernel says of a slot's step: a length, or an error number below zero.
     pub(super) fn step(&mut self, index: u32, result: i32) -> Step<'_> {
         let Some(slot) = self.slots.get_mut(index as usize) else { return Step::Unknown };
+        let token = slot.token;
         match slot.step(result) {
             Some(result) => {
-                self.free.push(index);
-                Step::Done(slot.token, result)
+                self.give_back(index);
+                Step::Done(token, result)
             }
-            None => Step::Again(slot),
+            None => Step::Again(&self[index]),
         }
     }
 }
@@ -135,9 +152,18 @@ impl Slot {
         }
     }
 
+    fn is_write(&self) -> bool {
+        matches!(self.operation, Operation::Transfer(Direction::Write, _))
+    }
+
+    /// All memory that is left.
+    pub(super) fn memory(&self) -> &[Segment] {
+        &self.segments[self.first..]
+    }
+
     /// The memory of the next step.
     pub(super) fn rest(&self) -> &[Segment] {
-        let rest = &self.segments[self.first..];
+        let rest = self.memory();
         &rest[..rest.len().min(MAX_SEGMENTS)]
     }
 

@@ -1,4 +1,4 @@
-//! The io_uring engine: one ring per queue, one system call per batch.
+//! The io_uring engine: one ring per queue, one system call per batch, but for writes that a ring cannot do well (`prompt`).
 //!
 //! A request holds a slot from when it is queued until it is reported, and has at most one entry in the ring at any
 //! time; so neither queue of the ring can overflow. What comes back short is continued from where it stopped.
@@ -15,6 +15,7 @@ use std::time::Duration;
 use io_uring::register::Restriction;
 use io_uring::{IoUring, Probe, opcode, squeue, types};
 
+use super::prompt::Prompt;
 use super::slot::{Operation, Slot, Slots, Step};
 use super::{
     Engine, FileEngine, Files, Ready, Refused, needs_detour, transfer_now, transfer_size, zero_modes,
@@ -46,6 +47,7 @@ pub(super) struct Uring {
     enabled: bool,
     slots: Slots,
     ready: Ready,
+    prompt: Prompt,
 }
 
 /// Tries to make a ring and looks whether it knows the operations that are needed.
@@ -102,6 +104,7 @@ impl Uring {
             enabled: false,
             slots: Slots::new(entries),
             ready: Vec::new(),
+            prompt: Prompt::new(files.own()),
         })
     }
 
@@ -122,6 +125,10 @@ impl Uring {
         if slot.finished() {
             self.slots.give_back(index);
             return self.done_at_once(token, Ok(size));
+        }
+        // What an image builds upon is never written.
+        if matches!(operation, Operation::Transfer(Direction::Write, _)) && self.prompt.hold(index) {
+            return Ok(());
         }
         let entry = entry(slot, index);
         push(&mut self.ring.submission(), &entry);
@@ -170,7 +177,17 @@ impl Uring {
         Ok(())
     }
 
-    /// Submits all that is queued and waits until at least `wait` requests are finished.
+    /// Does the writes that are done at once, and puts the others into the ring.
+    fn settle_writes(&mut self) {
+        let Uring { files, slots, ready, prompt, ring, .. } = self;
+        // SAFETY: whoever queued the writes vouches for their memory until they are reported.
+        unsafe { prompt.run(files.own(), slots, &mut |token, result| ready.push((token, result))) };
+        for index in prompt.release() {
+            push(&mut ring.submission(), &entry(&slots[index], index));
+        }
+    }
+
+    /// Submits all that is in the ring and waits until at least `wait` requests are finished.
     fn enter(&mut self, wait: usize) -> io::Result<()> {
         self.enable()?;
         let mut pauses = 0;
@@ -291,6 +308,7 @@ impl Engine for Uring {
     }
 
     fn submit(&mut self) -> io::Result<()> {
+        self.settle_writes();
         if self.ring.submission().is_empty() { Ok(()) } else { self.enter(0) }
     }
 
@@ -318,6 +336,7 @@ impl Engine for Uring {
     }
 
     fn drain(&mut self, done: &mut dyn FnMut(u64, io::Result<u32>)) -> io::Result<()> {
+        self.settle_writes();
         loop {
             self.completions(done)?;
             if self.in_flight() == 0 {

@@ -33,6 +33,10 @@ WRAPPED = ("ip", "bridge", "tc", "ss", "ping", "iperf3", "socat", "lspci", "dmse
 # Programs that serve devices to our machines.
 PEERS = ["virtiofsd", "passt"]
 
+# DPDK's program that moves frames between ports. Its package is meant for developers: of what that depends on it gets libraries only.
+SWITCH = "dpdk-dev"
+SWITCH_DRIVERS = ["librte-net-vhost25", "librte-net-tap25", "librte-mempool-ring25"]
+
 # What a guest builds a project with, as the root of a file system, and the programs of it that tests run on the host.
 WORKSHOP = "tcc libc6-dev make git openssh-client base-files bash dash coreutils diffutils findutils grep sed".split()
 CLIENTS = ["ssh", "ssh-keygen"]
@@ -126,6 +130,12 @@ class Apt:
         run(self.argv("apt-get", "download", *names), cwd=self.archives, limit=1800)
         return [self.archives / name for name in files]
 
+    def fetch_libraries(self, name, more):
+        """Downloads a package, the libraries that its programs need, and more packages with all they depend on; returns the files."""
+        deb, = self.fetch(name)
+        names = re.findall(r"(?:^|, )(lib[a-z0-9.+-]+)", self.depends(deb))
+        return [deb, *self.fetch_closure([lib for lib in names if not lib.endswith("-dev")] + more)]
+
     def depends(self, deb):
         """The text of a package file's Depends field."""
         return run(["dpkg-deb", "-f", deb, "Depends"])
@@ -175,8 +185,15 @@ class Tools:
         listed = run([*program[:-1], "--list", program[-1]])
         return sorted(set(re.findall(r"(/\S+) \(0x", listed)))
 
+    def pack(self, name, archive):
+        """Puts a program into an initramfs, and what it loads, where it finds that."""
+        archive.file(f"bin/{name}", self.find(name).read_bytes(), 0o755)
+        for library in map(pathlib.Path, self.libraries(name)):
+            where = "lib64" if library.name.startswith("ld-linux") else "lib/x86_64-linux-gnu"
+            archive.file(f"{where}/{library.name}", library.read_bytes(), 0o755)
 
-def unpacked(kind, packages, programs, suite, what):
+
+def unpacked(kind, packages, programs, suite, what, fetch=Apt.fetch_closure):
     """A tree of packages with all they depend on, and wrappers of these programs; fetched at the first call."""
     recipe = hashlib.sha256(" ".join(packages).encode()).hexdigest()[:12]
     root = cache_dir() / f"{kind}-{recipe}"
@@ -186,7 +203,7 @@ def unpacked(kind, packages, programs, suite, what):
                 apt = Apt(suite)
                 apt.update()
                 with step(f"fetching {what}"):
-                    debs = apt.fetch_closure(packages)
+                    debs = fetch(apt, packages)
                 with step(f"unpacking {len(debs)} packages into {root}"), building(root) as partial:
                     unpack(debs, partial)
                     write_wrappers(Tools(partial), root, programs)
@@ -206,6 +223,12 @@ def peers():
     return unpacked("peers", PEERS, PEERS, PROGRAMS, "virtiofsd and passt (10 MB of packages, not installed)")
 
 
+def switch():
+    """The tree of DPDK's testpmd."""
+    return unpacked("switch", [SWITCH, *SWITCH_DRIVERS], ["dpdk-testpmd"], PROGRAMS,
+                    "DPDK's testpmd (25 MB of packages, not installed)", lambda apt, names: apt.fetch_libraries(names[0], names[1:]))
+
+
 def workshop():
     """The tree of what a guest builds a project with."""
     return unpacked("workshop", WORKSHOP, CLIENTS, GUESTS, "a compiler, git and ssh (30 MB of packages, not installed)")
@@ -221,6 +244,15 @@ def project():
     return path
 
 
+def own_words(name, root):
+    """What a program must be told to find its parts where it was unpacked."""
+    if name.startswith("qemu-system"):
+        return f' -L "{root}/usr/share/qemu" -L "{root}/usr/share/seabios"'
+    if name == "dpdk-testpmd":
+        return "".join(f' -d "{root}/usr/lib/x86_64-linux-gnu/librte_{driver}.so.25"' for driver in ("mempool_ring", "net_vhost", "net_tap"))
+    return ""
+
+
 def write_wrappers(tree, final, programs):
     """Fills wrappers/ of the tree with one-line scripts, for a PATH: programs that the host may not have."""
     directory = tree.root / "wrappers"
@@ -233,9 +265,8 @@ def write_wrappers(tree, final, programs):
         except Failure as failure:
             say(f"no {name}: {failure}")
             continue
-        data = f' -L "{final}/usr/share/qemu" -L "{final}/usr/share/seabios"' if name.startswith("qemu-system") else ""
         script = directory / name
         script.write_text(
             f'#!/bin/sh\nexec "{loader}" --argv0 "{name}" --library-path "{libraries}" '
-            f'"{program}"{data} "$@"\n', encoding="ascii")
+            f'"{program}"{own_words(name, final)} "$@"\n', encoding="ascii")
         script.chmod(0o755)

@@ -52,12 +52,7 @@ def initramfs():
         order.append(f"/modules/{path.name} {OPTIONS.get(name.replace('-', '_'), '')}".strip())
     archive.file("modules.order", "\n".join(order) + "\n")
 
-    archive.file("bin/dropbear", tree.find("dropbear").read_bytes(), 0o755)
-    for library in tree.libraries("dropbear"):
-        name = library.rpartition("/")[2]
-        where = "lib64" if name.startswith("ld-linux") else "lib/x86_64-linux-gnu"
-        with open(library, "rb") as file:
-            archive.file(f"{where}/{name}", file.read(), 0o755)
+    tree.pack("dropbear", archive)
     archive.file("etc/passwd", "root:x:0:0:root:/root:/bin/sh\n")
     archive.file("etc/group", "root:x:0:\n")
     archive.file("etc/shells", "/bin/sh\n")

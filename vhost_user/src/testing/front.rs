@@ -9,7 +9,9 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
-use vhost::vhost_user::message::{VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserInflight};
+use vhost::vhost_user::message::{
+    VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserInflight, VhostUserProtocolFeatures,
+};
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use vm_memory::{FileOffset, MmapRegion};
@@ -189,7 +191,7 @@ impl Queue {
     /// With EVENT_IDX: the driver polls, and is not to be rung for any of the next 32,767 chains.
     pub fn call_never(&self, memory: &Memory) {
         let place = self.base + AVAILABLE + 4 + 2 * u64::from(self.size);
-        memory.word(place).store(self.seen.wrapping_sub(1), Ordering::SeqCst);
+        memory.word(place).store(self.seen.wrapping_add(1 << 15), Ordering::SeqCst);
     }
 
     /// The next chain that came back, with the bytes written to it, if one did.
@@ -254,7 +256,8 @@ impl Front {
         socket.set_owner().unwrap();
         let features = socket.get_features().unwrap() & (accept | VERSION_1 | PROTOCOL);
         assert_ne!(features & PROTOCOL, 0);
-        let protocol = socket.get_protocol_features().unwrap();
+        // Of the driver's status nothing is told: who expects to hear of it would wait.
+        let protocol = socket.get_protocol_features().unwrap() - VhostUserProtocolFeatures::STATUS;
         socket.set_protocol_features(protocol).unwrap();
         socket.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
         socket.set_features(features).unwrap();
