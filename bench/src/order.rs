@@ -4,7 +4,7 @@
 
 use std::collections::HashSet;
 use std::io::{Error, Write};
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command};
@@ -107,7 +107,7 @@ fn stepped(child: &Child, program: &Path) -> Result<Vec<u64>, Error> {
     let (begin, end) = place(tracee, program)?;
     let (mut order, mut seen) = (Vec::new(), HashSet::new());
     request(libc::PTRACE_SINGLESTEP, tracee, 0)?;
-    while !readable(output) {
+    while device::ready(output, libc::POLLIN, Duration::ZERO)? == 0 {
         if Instant::now() > deadline {
             return Err(Error::other(format!("{} wrote nothing in {PATIENCE:?}", program.display())));
         }
@@ -165,10 +165,4 @@ fn place(process: libc::pid_t, program: &Path) -> Result<(u64, u64), Error> {
     });
     let whole = ends.reduce(|all, part| (all.0.min(part.0), all.1.max(part.1)));
     whole.ok_or_else(|| Error::other(format!("{} is not mapped", path.display())))
-}
-
-fn readable(fd: RawFd) -> bool {
-    let mut poll = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
-    // SAFETY: one valid pollfd.
-    unsafe { libc::poll(&mut poll, 1, 0) == 1 }
 }

@@ -90,13 +90,11 @@ impl Process {
         let deadline = Instant::now() + limit;
         while !enough(&self.seen) {
             let left = deadline.saturating_duration_since(Instant::now());
-            let mut poll = libc::pollfd { fd: out.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-            // SAFETY: one valid pollfd.
-            let ready = unsafe { libc::poll(&mut poll, 1, left.as_millis().min(600_000) as libc::c_int) };
+            let ready = device::ready(out.as_raw_fd(), libc::POLLIN, left)? != 0;
             let mut bytes = [0; 4096];
-            let len = if ready > 0 { out.read(&mut bytes)? } else { 0 };
+            let len = if ready { out.read(&mut bytes)? } else { 0 };
             if len == 0 {
-                return Err(self.complaint(if ready > 0 { "it ended" } else { "it is silent" }));
+                return Err(self.complaint(if ready { "it ended" } else { "it is silent" }));
             }
             self.seen.extend_from_slice(&bytes[..len]);
         }

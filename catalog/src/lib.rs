@@ -6,6 +6,8 @@
 //!
 //! Nothing here opens a file or talks to a hypervisor.
 
+mod checks;
+mod command_line;
 pub mod cpus;
 pub mod flags;
 pub mod hot;

@@ -1,12 +1,10 @@
 //! A whole machine: the list of devices and what derives from it.
 
-use std::collections::BTreeMap;
 use std::os::fd::RawFd;
-use std::path::PathBuf;
 use std::sync::LazyLock;
 
-use clap::{Arg, ArgAction, ArgMatches, Command};
-use device::{Calls, Naming};
+use clap::ArgMatches;
+use device::Calls;
 use metadata::MetadataSpec;
 use platform::debug_console::DebugConsoleSpec;
 use platform::serial::SerialSpec;
@@ -22,16 +20,12 @@ use virtio_devices::pmem::PmemSpec;
 use virtio_devices::rng::RngSpec;
 use virtio_devices::vsock::VsockSpec;
 
-use crate::flags::{self, Flag, Purpose};
+use crate::flags::{self, Flag};
 use crate::hot::{self, Hot, InMachine};
 use crate::overrides::{self, Overrides};
-use crate::payload::nothing_to_boot;
 use crate::pci_segment;
 use crate::plug::Listed;
-use crate::{
-    CpusSpec, JailSpec, LandlockRuleSpec, MemorySpec, PayloadSpec, PciSegmentSpec, PlatformSpec, Plug,
-    RestoreRequest, RestoreSpec,
-};
+use crate::{CpusSpec, LandlockRuleSpec, MemorySpec, PayloadSpec, PciSegmentSpec, PlatformSpec, Plug};
 
 /// Generates [`VmSpec`] and what derives from the list of devices.
 macro_rules! machine {
@@ -122,11 +116,11 @@ macro_rules! machine {
             }
 
             /// The flags of the devices.
-            fn device_flags() -> Vec<Flag> {
+            pub(crate) fn device_flags() -> Vec<Flag> {
                 vec![ $( machine!(@flag $arity $spec) ),* ]
             }
 
-            fn take_devices(&mut self, matches: &ArgMatches) -> Result<(), Refusal> {
+            pub(crate) fn take_devices(&mut self, matches: &ArgMatches) -> Result<(), Refusal> {
                 $( machine!(@take $arity self.$field, matches); )*
                 Ok(())
             }
@@ -156,7 +150,7 @@ macro_rules! machine {
                 Ok(overrides)
             }
 
-            fn first_unsupported(&self) -> Option<&'static str> {
+            pub(crate) fn first_unsupported(&self) -> Option<&'static str> {
                 $( if self.$ufield.0 { return Some(stringify!($ufield)); } )*
                 $( if self.$switch.0 { return Some(stringify!($switch)); } )*
                 None
@@ -303,131 +297,7 @@ impl<T> Field for Option<T> {
     }
 }
 
-/// The switch that keeps the process to its paths.
-const LANDLOCK: &str = "landlock";
-
-/// Heading of the flags that describe a machine.
-const HEADING: &str = "The machine";
-
 impl VmSpec {
-    /// Adds the flags that describe a machine to a command.
-    pub fn add_flags(command: Command, purpose: Purpose) -> Command {
-        let text = |name: &'static str, value: &'static str, help: &'static str| {
-            Arg::new(name).long(name).value_name(value).help(help).num_args(1)
-        };
-        let mut groups = vec![
-            Flag::of::<CpusSpec>(false),
-            Flag::of::<MemorySpec>(false),
-            Flag::of::<PlatformSpec>(false),
-            Flag::of::<MetadataSpec>(false),
-            Flag::of::<PciSegmentSpec>(true),
-            Flag::of::<RateLimitGroupSpec>(true),
-            Flag::of::<LandlockRuleSpec>(true),
-        ];
-        groups.extend(VmSpec::device_flags());
-        groups.push(Flag::of::<RestoreSpec>(false));
-        command
-            .next_help_heading(HEADING)
-            .arg(text(
-                "kernel",
-                "path",
-                "Kernel to boot: an uncompressed vmlinux with a PVH note, or a bzImage",
-            ))
-            .arg(text("cmdline", "text", "Kernel command line").allow_hyphen_values(true))
-            .arg(text("initramfs", "path", "Initial RAM file system"))
-            .args(groups.iter().map(|flag| flag.arg(purpose)))
-            .arg(
-                Arg::new(LANDLOCK)
-                    .long(LANDLOCK)
-                    .action(ArgAction::SetTrue)
-                    .help("Keeps the process to the paths of its machine (Landlock); a host that cannot do it is an error"),
-            )
-            .args(flags::UNSUPPORTED.iter().map(flags::unsupported_arg))
-    }
-
-    /// Adds the flags by which devices of a saved machine are changed.
-    pub fn add_override_flags(command: Command) -> Command {
-        let flags = VmSpec::device_flags().into_iter().chain([Flag::of::<MetadataSpec>(false)]);
-        command.args(flags.map(|flag| flag.arg(Purpose::Help)))
-    }
-
-    /// The machine that the command line asks for; `None` if it describes none.
-    ///
-    /// # Errors
-    /// A flag that is not supported yet or does not parse, or flags of a machine without a kernel.
-    pub fn from_matches(matches: &ArgMatches) -> Result<Option<VmSpec>, Refusal> {
-        flags::refuse_unsupported(matches)?;
-        let text = |name| matches.get_one::<String>(name).cloned();
-        let mut spec = VmSpec::default();
-        let payload = PayloadSpec {
-            kernel: text("kernel").map(PathBuf::from),
-            cmdline: text("cmdline"),
-            initramfs: text("initramfs").map(PathBuf::from),
-            ..PayloadSpec::default()
-        };
-        if payload == PayloadSpec::default() {
-            VmSpec::refuse_idle_rules(matches)?;
-            return Ok(None);
-        }
-        spec.payload = Some(payload);
-        spec.cpus = flags::one(matches)?.unwrap_or_default();
-        spec.memory = flags::one(matches)?.unwrap_or_default();
-        spec.platform = flags::one(matches)?;
-        spec.metadata = flags::one(matches)?;
-        spec.pci_segments = flags::many(matches)?;
-        spec.rate_limit_groups = flags::many(matches)?;
-        spec.landlock_enable = matches.get_flag(LANDLOCK);
-        spec.landlock_rules = flags::many(matches)?;
-        spec.take_devices(matches)?;
-        spec.complete();
-        Ok(Some(spec))
-    }
-
-    /// The saved machine that the command line asks for; `None` if it asks for none.
-    ///
-    /// # Errors
-    /// A flag that does not parse, or one that describes a new machine.
-    pub fn restore_from_matches(matches: &ArgMatches) -> Result<Option<RestoreRequest>, Refusal> {
-        flags::refuse_unsupported(matches)?;
-        let Some(restore) = flags::one::<RestoreSpec>(matches)? else { return Ok(None) };
-        let jailed = JailSpec::from_matches(matches)?.is_some();
-        let mut flags = VmSpec::fixed_flags().into_iter().chain(["kernel"]);
-        // In a jail they say what else is in it.
-        let new =
-            flags.find(|flag| matches.contains_id(flag) && !(jailed && *flag == LandlockRuleSpec::FLAG));
-        let new = new.or(matches.get_flag(LANDLOCK).then_some(LANDLOCK));
-        if let Some(flag) = new {
-            return Err(Refusal::invalid(format!(
-                "--{flag} describes a new machine and cannot be given with --restore, which goes on with a saved one"
-            )));
-        }
-        spec::Spec::check(&restore, &VmSpec::default().facts())?;
-        Ok(Some(RestoreRequest { restore, overrides: VmSpec::overrides(matches)? }))
-    }
-
-    /// The paths of `--landlock-rules`, which a jail has in it whatever the machine is.
-    ///
-    /// # Errors
-    /// What the grammar refused, or a path that is not there.
-    pub fn rules_from_matches(matches: &ArgMatches) -> Result<Vec<HostPath>, Refusal> {
-        let rules: Vec<LandlockRuleSpec> = flags::many(matches)?.unwrap_or_default();
-        let one =
-            |rule: &LandlockRuleSpec| spec::Spec::check(rule, &Facts::default()).and_then(|()| rule.path());
-        rules.iter().map(one).collect()
-    }
-
-    /// Without a machine rules mean something only if there is a jail.
-    fn refuse_idle_rules(matches: &ArgMatches) -> Result<(), Refusal> {
-        let given = |flag| matches.try_contains_id(flag).is_ok_and(|given| given);
-        if given(LandlockRuleSpec::FLAG)
-            && !given(RestoreSpec::FLAG)
-            && JailSpec::from_matches(matches)?.is_none()
-        {
-            return Err(Refusal::invalid("--landlock-rules needs --kernel, or --jail"));
-        }
-        Ok(())
-    }
-
     /// Opens what has to be open before the process leaves the host behind.
     ///
     /// # Errors
@@ -439,26 +309,6 @@ impl VmSpec {
     /// The numbers of the descriptors that the description speaks of.
     pub fn lent(&self) -> Vec<RawFd> {
         self.clone().devices_mut().into_iter().flat_map(Plug::descriptors).collect()
-    }
-
-    /// Names of the flags that describe a new machine only.
-    fn fixed_flags() -> [&'static str; 8] {
-        [
-            "cmdline",
-            "initramfs",
-            CpusSpec::FLAG,
-            MemorySpec::FLAG,
-            PlatformSpec::FLAG,
-            PciSegmentSpec::FLAG,
-            RateLimitGroupSpec::FLAG,
-            LandlockRuleSpec::FLAG,
-        ]
-    }
-
-    /// Names of the flags that mean nothing without a kernel or a saved machine.
-    pub fn dependent_flags() -> Vec<&'static str> {
-        let devices = VmSpec::device_flags().into_iter().map(|f| f.name);
-        VmSpec::fixed_flags().into_iter().chain([MetadataSpec::FLAG]).chain(devices).collect()
     }
 
     /// Writes defaults that depend on other values.
@@ -504,100 +354,5 @@ impl VmSpec {
     /// The share of each PCI segment in the address windows, below 4 GiB and above.
     pub fn segment_weights(&self) -> (Vec<u32>, Vec<u32>) {
         pci_segment::weights(self.facts().pci_segments, self.pci_segments.as_deref().unwrap_or_default())
-    }
-
-    /// Checks everything that can be checked without the host.
-    ///
-    /// # Errors
-    /// The first thing that cannot work, in the words of the contract.
-    pub fn check(&self) -> Result<(), Refusal> {
-        let facts = self.facts();
-        if let Some(field) = self.first_unsupported() {
-            return Err(Refusal::unsupported(field));
-        }
-        self.payload.as_ref().ok_or_else(nothing_to_boot)?.check()?;
-        Plugless::check(&self.cpus, &facts)?;
-        Plugless::check(&self.memory, &facts)?;
-        if let Some(platform) = &self.platform {
-            Plugless::check(platform, &facts)?;
-        }
-        pci_segment::check(self.pci_segments.as_deref().unwrap_or_default(), &facts)?;
-        let mut ids: Vec<&str> = Vec::new();
-        for group in self.rate_limit_groups.iter().flatten() {
-            Plugless::check(group, &facts)?;
-            spec::pci::check_id(&group.id)?;
-            claim(&mut ids, &group.id)?;
-        }
-        for rule in self.landlock_rules.iter().flatten() {
-            Plugless::check(rule, &facts)?;
-        }
-        let mut slots: Vec<(u16, u8)> = Vec::new();
-        let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
-        for device in self.devices() {
-            let number = counts.entry(device.flag()).or_default();
-            *number += 1;
-            device.check(&facts).map_err(|e| match e.kind() {
-                Kind::Invalid => e.within(describe(device, *number)),
-                _ => e, // names the flag by itself
-            })?;
-            let Some(common) = device.common() else { continue };
-            if let Some(id) = &common.id {
-                claim(&mut ids, id)?;
-            }
-            if let Some(slot) = common.pci_device_id {
-                let place = (common.pci_segment, slot);
-                if slots.contains(&place) {
-                    return Err(Refusal::invalid(format!(
-                        "PCI device ID {slot} on segment {} is given to two devices",
-                        common.pci_segment
-                    )));
-                }
-                slots.push(place);
-            }
-        }
-        let mut macs = Vec::new();
-        for mac in self.net.iter().flatten().filter_map(|net| net.mac) {
-            if macs.contains(&mac) {
-                return Err(Refusal::new(
-                    Kind::Conflict,
-                    format!("MAC address {} is given to two devices", mac.0),
-                ));
-            }
-            macs.push(mac);
-        }
-        Ok(())
-    }
-}
-
-/// Notes that a name is taken.
-fn claim<'a>(taken: &mut Vec<&'a str>, id: &'a str) -> Result<(), Refusal> {
-    if taken.contains(&id) {
-        return Err(Refusal::new(Kind::Conflict, format!("Identifier {id} is not unique")));
-    }
-    taken.push(id);
-    Ok(())
-}
-
-/// Tells the user which of their devices is meant; `number` counts those of one flag from 1.
-fn describe(device: &dyn Plug, number: usize) -> String {
-    let flag = device.flag();
-    match (device.common().and_then(|c| c.id.as_ref()), device.naming()) {
-        (Some(id), _) => format!("Invalid --{flag} with id {id:?}"),
-        (None, Naming::Counted(_)) => format!("Invalid --{flag} number {number}"),
-        (None, Naming::Single(_)) => format!("Invalid --{flag}"),
-    }
-}
-
-/// Checks for option groups that are no devices.
-trait Plugless {
-    fn check(&self, facts: &Facts) -> Result<(), Refusal>;
-}
-
-impl<S: spec::Spec> Plugless for S {
-    fn check(&self, facts: &Facts) -> Result<(), Refusal> {
-        if let Some(key) = spec::Part::unsupported(self) {
-            return Err(Refusal::unsupported(format!("--{} {key}", S::FLAG)));
-        }
-        spec::Spec::check(self, facts)
     }
 }

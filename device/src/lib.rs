@@ -20,6 +20,7 @@ pub mod limit;
 pub mod mapping;
 pub mod needs;
 pub mod ram;
+pub mod ready;
 pub mod state;
 pub mod table;
 pub mod threads;
@@ -41,6 +42,7 @@ pub use needs::{
     Span, WindowNeed,
 };
 pub use ram::Ram;
+pub use ready::ready;
 pub use state::{Node, State, StateError};
 pub use table::{TableEntry, TableSink};
 pub use threads::{Meanwhile, Threads};

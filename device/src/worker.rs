@@ -69,6 +69,25 @@ impl Watch<'_> {
         self.epoll.ctl(ControlOperation::Delete, fd, EpollEvent::default())
     }
 
+    /// Waits for `events` on `fd` from now on or no longer, as `wanted`; whether it is waited for is kept in `waits`, and nothing is done where that
+    /// stays so.
+    ///
+    /// # Errors
+    /// What epoll answered; it is as it was then.
+    pub fn want(
+        &mut self,
+        waits: &mut bool,
+        wanted: bool,
+        (fd, token, events): (RawFd, u32, EventSet),
+    ) -> io::Result<()> {
+        if wanted == *waits {
+            return Ok(());
+        }
+        if wanted { self.add(fd, token, events) } else { self.remove(fd) }?;
+        *waits = wanted;
+        Ok(())
+    }
+
     fn data(&self, token: u32) -> u64 {
         u64::from(self.slot) << 32 | u64::from(token)
     }

@@ -244,13 +244,8 @@ impl Work {
     }
 
     fn wait_for_stop(&self) {
-        let mut poll = libc::pollfd { fd: self.stop.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-        loop {
-            // SAFETY: the kernel reads and writes one structure, which lives during the call.
-            match check(unsafe { libc::poll(&mut poll, 1, -1) }) {
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                _ => return,
-            }
+        if let Err(e) = device::ready(self.stop.as_raw_fd(), libc::POLLIN, Duration::MAX) {
+            log::warn!("the pager cannot wait: {e}");
         }
     }
 

@@ -12,6 +12,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 use device::limit::LogLimit;
 use device::{MsiMessage, MsiRoute, MsixNeed, StateError, Vector, guest_warn};
@@ -153,10 +154,7 @@ fn deliver(route: &dyn MsiRoute) {
 
 /// Whether an eventfd's counter is not zero, without changing it.
 fn readable(event: &impl AsRawFd) -> bool {
-    let mut poll = libc::pollfd { fd: event.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-    // SAFETY: `poll` is one valid pollfd for the call, and the descriptor is open while `event` is borrowed.
-    let count = unsafe { libc::poll(&raw mut poll, 1, 0) };
-    count == 1 && poll.revents & libc::POLLIN != 0
+    device::ready(event.as_raw_fd(), libc::POLLIN, Duration::ZERO).is_ok_and(|e| e & libc::POLLIN != 0)
 }
 
 impl Msix {

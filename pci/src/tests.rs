@@ -177,6 +177,24 @@ fn config(slot: u64, register: usize) -> u64 {
     ECAM + (slot << 15) + register as u64
 }
 
+/// Vector 1 with a message, in the table at `base`.
+fn set_vector(m: &Machine, base: u64, vector: u64, data: u32, masked: bool) {
+    let entry = base + TABLE + 16 * vector;
+    m.set(entry, 0xfee0_0000);
+    m.set(entry + 4, 0);
+    m.set(entry + 8, data);
+    m.set(entry + 12, masked.into());
+}
+
+fn msix_control(m: &Machine) -> u64 {
+    let mut at = m.get(config(1, regs::CAPABILITIES)) as usize;
+    while m.get(config(1, at)) as u8 != regs::msix::ID {
+        at = (m.get(config(1, at)) >> 8 & 0xff) as usize;
+        assert_ne!(at, 0);
+    }
+    config(1, at + 2)
+}
+
 #[test]
 fn a_segment_and_its_bus_go_when_nobody_holds_them() {
     let machine = Machine::new(0);
@@ -370,207 +388,6 @@ fn ports_reach_segment_0_at_every_width() {
 }
 
 #[test]
-fn a_bar_moves_is_switched_off_and_goes_with_its_function() {
-    let m = Machine::new(0);
-    let (a, _) = m.plug(false);
-    let boot = LOW.base + LOW.length - SIZE;
-    assert!(m.answers(boot));
-    let bar = config(1, regs::BAR0);
-    // Sizing while decoding: it answers nowhere, and comes back.
-    m.set(bar, u32::MAX);
-    assert_eq!(m.get(bar), 0xfff8_0000);
-    assert!(!m.answers(boot) && !m.answers(0xfff8_0000));
-    m.set(bar, boot as u32);
-    assert!(m.answers(boot));
-    m.set(bar, 0xd000_0000);
-    assert!(m.answers(0xd000_0000) && !m.answers(boot));
-    m.set(config(1, regs::COMMAND), 0);
-    assert!(!m.answers(0xd000_0000));
-    m.set(bar, 0xd100_0000);
-    assert!(!m.answers(0xd100_0000));
-    m.set(config(1, regs::COMMAND), 2);
-    assert!(m.answers(0xd100_0000));
-    // Outside the windows, over the enhanced window, over a neighbour.
-    for base in [0u64, 0x1000_0000, ECAM, 0xfee0_0000, 0xfff8_0000] {
-        m.set(bar, base as u32);
-        assert!(!m.answers(base), "{base:#x}");
-    }
-    let (b, _) = m.plug(false);
-    assert!(m.answers(boot), "the room that the first one left is used");
-    m.set(bar, boot as u32);
-    m.set(bar, 0xd200_0000);
-    assert!(m.answers(0xd200_0000) && m.answers(boot));
-    drop(a);
-    assert!(!m.answers(0xd200_0000));
-    assert_eq!(m.get(config(1, 0)), u32::MAX);
-    drop(b);
-    assert!(!m.answers(boot));
-    assert_eq!(m.plug(false).0.placed().slot, 1);
-}
-
-#[test]
-fn two_bars_may_trade_places() {
-    for off in [false, true] {
-        let m = Machine::new(0);
-        let (_a, _) = m.plug(true);
-        let (_b, _) = m.plug(true);
-        let base = |slot| u64::from(m.get(config(slot, regs::BAR0)) & !0xf) | 1 << 32;
-        let (a, b) = (base(1), base(2));
-        assert!(a > b && m.answers(a) && m.answers(b));
-        let decode = |on: u32| (1..=2).for_each(|slot| m.set(config(slot, regs::COMMAND), on << 1));
-        if off {
-            decode(0);
-        }
-        m.set(config(1, regs::BAR0), b as u32);
-        m.set(config(2, regs::BAR0), a as u32);
-        if off {
-            decode(1);
-        }
-        let bar = |slot| m.segment.function(slot).unwrap().bar(0);
-        assert_eq!((bar(1), bar(2)), (Some(b), Some(a)));
-        assert!(m.answers(a) && m.answers(b));
-        // A 64-bit BAR may go below 4 GiB.
-        m.set(config(1, regs::BAR0 + 4), 0);
-        m.set(config(1, regs::BAR0), 0xc000_0000);
-        assert!(m.answers(0xc000_0000) && !m.answers(b));
-    }
-}
-
-#[test]
-fn a_doorbell_is_placed_when_first_rung_and_follows_its_bar() {
-    let m = Machine::new(0);
-    let (a, _) = m.plug(false);
-    let base = LOW.base + LOW.length - SIZE;
-    assert!(m.bells.addresses().is_empty());
-    m.write(base + BELL, &[0, 0]);
-    assert_eq!(m.bells.addresses(), [base + BELL]);
-    m.set(config(1, regs::BAR0), 0xd000_0000);
-    assert_eq!(m.bells.addresses(), [0xd000_0000 + BELL]);
-    m.set(config(1, regs::COMMAND), 0);
-    assert!(m.bells.addresses().is_empty());
-    m.set(config(1, regs::COMMAND), 2);
-    assert!(m.bells.ring(0xd000_0000 + BELL));
-    drop(a);
-    assert!(m.bells.addresses().is_empty());
-}
-
-/// Vector 1 with a message, in the table at `base`.
-fn set_vector(m: &Machine, base: u64, vector: u64, data: u32, masked: bool) {
-    let entry = base + TABLE + 16 * vector;
-    m.set(entry, 0xfee0_0000);
-    m.set(entry + 4, 0);
-    m.set(entry + 8, data);
-    m.set(entry + 12, masked.into());
-}
-
-fn msix_control(m: &Machine) -> u64 {
-    let mut at = m.get(config(1, regs::CAPABILITIES)) as usize;
-    while m.get(config(1, at)) as u8 != regs::msix::ID {
-        at = (m.get(config(1, at)) >> 8 & 0xff) as usize;
-        assert_ne!(at, 0);
-    }
-    config(1, at + 2)
-}
-
-#[test]
-fn a_masked_vector_stays_pending_and_fires_once_when_unmasked() {
-    let m = Machine::new(0);
-    let (_a, vectors) = m.plug(false);
-    let base = LOW.base + LOW.length - SIZE;
-    let control = msix_control(&m);
-    let message = |data| MsiMessage { address: 0xfee0_0000, data };
-    let pending = || m.get(base + PENDING);
-    // Before anything is set up: pending, and no source exists.
-    vectors[1].signal();
-    assert_eq!((pending(), m.msi.made()), (0b10, 0));
-    m.write(control, &0xc000u16.to_le_bytes());
-    set_vector(&m, base, 1, 0x41, false);
-    assert_eq!((pending(), m.msi.made()), (0b10, 0));
-    // Function unmasked: delivered once.
-    m.write(control, &0x8000u16.to_le_bytes());
-    assert_eq!(m.msi.take(), [message(0x41)]);
-    assert_eq!((pending(), m.msi.made()), (0, 1));
-    vectors[1].signal();
-    assert_eq!(m.msi.take(), [message(0x41)]);
-    // Masked by itself, signalled twice, given another message.
-    m.set(base + TABLE + 16 + 12, 1);
-    vectors[1].signal();
-    vectors[1].signal();
-    assert_eq!((m.msi.take().len(), pending()), (0, 0b10));
-    m.set(base + TABLE + 16 + 8, 0x42);
-    m.set(base + TABLE + 16 + 12, 0);
-    assert_eq!((m.msi.take(), pending()), (vec![message(0x42)], 0));
-    // Switched off.
-    m.write(control, &0u16.to_le_bytes());
-    vectors[1].signal();
-    vectors[2].signal();
-    assert_eq!((m.msi.take().len(), pending()), (0, 0b110));
-    // Pending bits are not the guest's to write.
-    m.set(base + PENDING, 0);
-    assert_eq!(pending(), 0b110);
-}
-
-#[test]
-fn signals_are_not_lost_against_masking_on_another_thread() {
-    let msi = Arc::new(FakeMsi::default());
-    let need = MsixNeed { vectors: 1, bar: 0, table: 0, pending: 0x800 };
-    for _ in 0..50 {
-        let msix = Arc::new(Msix::new(need, msi.clone()));
-        msix.control(0x8000);
-        let vector = msix.vectors().remove(0);
-        let signaller =
-            std::thread::Builder::new().name("signaller".into()).spawn(move || vector.signal()).unwrap();
-        for round in 0..20u8 {
-            msix.write_table(12, &[round & 1, 0, 0, 0]);
-        }
-        signaller.join().unwrap();
-        msix.write_table(12, &[0; 4]);
-        assert_eq!(msi.take().len(), 1);
-    }
-}
-
-#[test]
-fn a_direct_user_of_a_route_is_masked_like_the_device() {
-    let msi = Arc::new(FakeMsi::default());
-    let msix = Msix::new(MsixNeed { vectors: 2, bar: 0, table: 0, pending: 0x800 }, msi.clone());
-    let route = msix.route(1).unwrap();
-    assert!(msix.route(2).is_err());
-    route.signal().unwrap();
-    let mut pending = [0];
-    msix.read_pending(0, &mut pending);
-    assert_eq!((pending, msi.take().len()), ([0b10], 0));
-    msix.write_table(16 + 12, &[0; 4]);
-    msix.control(0x8000);
-    assert_eq!(msi.take().len(), 1);
-    assert_eq!(msi.made(), 1);
-}
-
-#[test]
-fn table_pending_bits_and_registers_survive_every_access() {
-    let m = Machine::new(0);
-    let (_a, _) = m.plug(false);
-    let base = LOW.base + LOW.length - SIZE;
-    let control = msix_control(&m);
-    for state in [0u16, 0x8000, 0xc000] {
-        m.write(control, &state.to_le_bytes());
-        for edge in [0, TABLE, TABLE + 16 * u64::from(VECTORS), PENDING, PENDING + 8, SIZE] {
-            for at in (base + edge).saturating_sub(40).max(base)..base + edge + 40 {
-                for width in 1..=8 {
-                    m.write(at, &[0xa5; 8][..width]);
-                    m.memory.read(at, &mut [0; 8][..width]);
-                }
-            }
-        }
-    }
-    // One access that covers the end of the table and the device behind it.
-    let end = base + TABLE + 16 * u64::from(VECTORS);
-    m.write(end - 4, &[1, 2, 3, 4]);
-    let mut data = [0; 8];
-    m.memory.read(end - 4, &mut data);
-    assert_eq!(data, [1, 2, 3, 4, 0x30, 0x31, 0x32, 0x33]);
-}
-
-#[test]
 fn every_configuration_access_is_safe_and_live_capabilities_reach_the_device() {
     let m = Machine::new(0);
     let (_a, _) = m.plug(true);
@@ -618,4 +435,6 @@ fn impossible_needs_are_refused() {
     assert_eq!(m.reserve(&Toy::default()).placed().slot, 1, "nothing was left behind");
 }
 
+mod bars;
+mod msix;
 mod state;

@@ -5,6 +5,9 @@ use core::arch::x86_64::{_mm_lfence, _rdtsc};
 use crate::acpi::Acpi;
 use crate::{io, trap};
 
+/// Milliseconds that something may take which has to come, on a host that has other things to do.
+pub(crate) const PATIENCE: u64 = 10_000;
+
 /// The TSC now.
 pub(crate) fn ticks() -> u64 {
     // SAFETY: SSE2 and the TSC are part of x86-64; CR4.TSD is clear.

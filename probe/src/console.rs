@@ -1,4 +1,4 @@
-//! Lines out over COM1, the one channel to whoever runs the probe. Polled, byte by byte, and never more than is asked for:
+//! Lines out over COM1, the one channel to whoever runs the probe, and letters in. Polled, byte by byte, and never more than is asked for:
 //! each byte is an exit.
 
 use core::fmt;
@@ -7,6 +7,11 @@ use crate::io;
 
 /// COM1's base port.
 pub(crate) const COM1: u16 = 0x3f8;
+
+/// What somebody typed, if anything.
+pub(crate) fn typed() -> Option<u8> {
+    (io::in8(COM1 + 5) & 1 != 0).then(|| io::in8(COM1))
+}
 
 /// Where `print!` and `println!` go.
 pub(crate) struct Console;

@@ -7,7 +7,7 @@
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 
 use crate::apic::LocalApic;
-use crate::clock::Clock;
+use crate::clock::{Clock, PATIENCE};
 use crate::io::Region;
 
 /// The page that the trampoline is copied to: conventional memory that nothing uses once the probe runs.
@@ -144,7 +144,7 @@ unsafe extern "C" {
     static processor_trampoline_end: u8;
 }
 
-/// Starts the processor with APIC id `id`; what CPUID told it of its (8-bit) id, or `None` if it did not come within a second.
+/// Starts the processor with APIC id `id`; what CPUID told it of its (8-bit) id, or `None` if it did not come.
 pub(crate) fn start(apic: &LocalApic, clock: &Clock, id: u32) -> Option<u64> {
     // SAFETY: conventional memory; the VMM's start-up structures that the probe still uses are below it and above it.
     let page = unsafe { Region::new(TRAMPOLINE, 4096) };
@@ -155,9 +155,9 @@ pub(crate) fn start(apic: &LocalApic, clock: &Clock, id: u32) -> Option<u64> {
     let arrived = || processor_count.load(Relaxed) != before;
     apic.send_init(id);
     clock.sleep(10);
-    for _ in 0..2 {
+    for patience in [500, PATIENCE] {
         apic.send_startup(id, (TRAMPOLINE >> 12) as u8);
-        if clock.wait(500, arrived) {
+        if clock.wait(patience, arrived) {
             return Some(processor_id.load(Relaxed));
         }
     }

@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// What to do with output once the place is gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,24 +74,6 @@ impl Outlet {
 
     /// Waits until something can be written, or an error can be seen.
     pub(crate) fn ready(&self, patience: Duration) -> io::Result<bool> {
-        poll(self.fd.as_raw_fd(), libc::POLLOUT, patience).map(|events| events != 0)
-    }
-}
-
-/// Waits for events of one descriptor and returns those that are there; errors and hang-ups are always looked for.
-pub(crate) fn poll(fd: i32, events: i16, patience: Duration) -> io::Result<i16> {
-    let end = Instant::now() + patience;
-    loop {
-        let mut entry = libc::pollfd { fd, events, revents: 0 };
-        let left = end.saturating_duration_since(Instant::now());
-        let timeout = i32::try_from(left.as_millis()).unwrap_or(i32::MAX);
-        // SAFETY: one valid entry.
-        if unsafe { libc::poll(&mut entry, 1, timeout) } >= 0 {
-            return Ok(entry.revents);
-        }
-        let e = io::Error::last_os_error();
-        if e.kind() != io::ErrorKind::Interrupted {
-            return Err(e);
-        }
+        device::ready(self.fd.as_raw_fd(), libc::POLLOUT, patience).map(|events| events != 0)
     }
 }

@@ -10,7 +10,7 @@ use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::timerfd::TimerFd;
 
 use crate::Input;
-use crate::outlet::{Loss, Manner, Outlet, poll};
+use crate::outlet::{Loss, Manner, Outlet};
 use crate::shared::Shared;
 use crate::socket::Listener;
 
@@ -168,7 +168,7 @@ impl Pump {
         // What somebody wrote who is gone already.
         self.read();
         let Ends::Pty { main, timer, connected } = &mut self.ends else { return Ok(()) };
-        let open = poll(main.as_raw_fd(), 0, Duration::ZERO)? & libc::POLLHUP == 0;
+        let open = device::ready(main.as_raw_fd(), 0, Duration::ZERO)? & libc::POLLHUP == 0;
         match (*connected, open) {
             (false, true) => {
                 *connected = true;

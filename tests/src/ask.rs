@@ -1,6 +1,6 @@
 //! Asking a VMM over its API socket, by HTTP written by hand: what a program that shares no code with the server would send.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -45,6 +45,8 @@ pub fn exchange_on(stream: &mut UnixStream, request: &[u8]) -> Option<(u16, Stri
         }
         match stream.read(&mut part) {
             Ok(len @ 1..) => answer.extend(&part[..len]),
+            // A wait with an end is interrupted by whatever stops the process for a moment (signal(7)).
+            Err(e) if e.kind() == ErrorKind::Interrupted => {}
             _ => return None,
         }
     }

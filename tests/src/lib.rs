@@ -10,6 +10,7 @@ pub mod failing;
 pub mod held;
 pub mod image;
 pub mod innocent;
+pub mod jailed;
 pub mod limits;
 pub mod linux;
 pub mod living;

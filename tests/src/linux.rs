@@ -385,17 +385,23 @@ impl Running {
         self.ends_well();
     }
 
-    /// Waits for the VMM's end, and checks that it is a good one: status 0, no panic, no complaint.
+    /// Waits for the VMM's end, however it comes about.
     #[track_caller]
-    pub fn ends_well(mut self) {
+    pub fn wait_for_end(&mut self) -> ExitStatus {
         let deadline = Instant::now() + PATIENCE;
-        let status = loop {
+        loop {
             match self.status() {
-                Some(status) => break status,
+                Some(status) => return status,
                 None if Instant::now() > deadline => self.fail("the VMM does not end"),
                 None => std::thread::sleep(Duration::from_millis(20)),
             }
-        };
+        }
+    }
+
+    /// Waits for the VMM's end, and checks that it is a good one: status 0, no panic, no complaint.
+    #[track_caller]
+    pub fn ends_well(mut self) {
+        let status = self.wait_for_end();
         let messages = self.messages();
         if !status.success() || messages.contains("panicked at") {
             self.fail(&format!("the VMM ended badly: {status}, signal {:?}", status.signal()));

@@ -15,8 +15,8 @@ use crate::probe::Report;
 use crate::wire::Wire;
 use crate::{ask, programs};
 
-/// How long a sign of life may take.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a sign of life may take, on a machine that is busy with other things.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The VMM at work; killed on drop if it has not ended.
 #[derive(Debug)]
@@ -140,7 +140,7 @@ impl Living {
     /// Checks that the VMM comes to hold no more than `held`, which [`settled`](Living::settled) said before.
     ///
     /// # Panics
-    /// If it still does after ten seconds.
+    /// If it still does after a minute.
     #[track_caller]
     pub fn holds_no_more_than(&self, held: [usize; 2]) {
         let begun = Instant::now();
@@ -149,7 +149,7 @@ impl Living {
             if now[0] <= held[0] && now[1] <= held[1] {
                 return;
             }
-            let late = begun.elapsed() > Duration::from_secs(10);
+            let late = begun.elapsed() > PATIENCE;
             assert!(!late, "{held:?} descriptors and threads have become {now:?}");
         }
     }
@@ -350,6 +350,19 @@ impl Living {
             messages: self.messages(),
             stdout: String::new(),
             console: String::new(),
+        }
+    }
+
+    /// Waits until the VMM has said `text` on its standard error.
+    ///
+    /// # Panics
+    /// If it does not in time.
+    #[track_caller]
+    pub fn wait_for_message(&self, text: &str) {
+        let begun = Instant::now();
+        while !self.messages().contains(text) {
+            assert!(begun.elapsed() < PATIENCE, "{text:?} is not said:\n{}", self.said());
+            std::thread::sleep(Duration::from_millis(5));
         }
     }
 

@@ -17,8 +17,8 @@ use crate::scratch::Scratch;
 use crate::terminal::Terminal;
 use crate::{permissions, programs, remote};
 
-/// How long a guest may take to its end before it counts as hung.
-const PATIENCE: Duration = Duration::from_secs(90);
+/// How long a guest may take to its end before it counts as hung. The longest take seconds where they have a processor to themselves.
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// A machine to be started with the probe in it.
 #[derive(Debug)]
@@ -240,16 +240,31 @@ impl Running {
     /// # Panics
     /// After [`PATIENCE`], or if the VMM ends before.
     pub fn wait_for(&mut self, text: &str, times: usize) {
+        self.wait_until(&format!("{text:?}, {times} times"), |running| {
+            running.serial().matches(text).count() >= times
+        });
+    }
+
+    /// Waits until the VMM has said `text` on its standard error.
+    ///
+    /// # Panics
+    /// As [`wait_for`](Running::wait_for).
+    pub fn wait_for_message(&mut self, text: &str) {
+        self.wait_until(&format!("the message {text:?}"), |running| read(&running.messages).contains(text));
+    }
+
+    /// Waits until something is so.
+    ///
+    /// # Panics
+    /// As [`wait_for`](Running::wait_for).
+    pub fn wait_until(&mut self, what: &str, so: impl Fn(&Running) -> bool) {
         let start = Instant::now();
-        loop {
-            if self.serial().matches(text).count() >= times {
-                return;
-            }
+        while !so(self) {
             let ended = self.child.try_wait().expect("a child can be waited for");
             self.ended |= ended.is_some();
             assert!(
-                ended.is_none() && start.elapsed() < PATIENCE,
-                "{text:?} does not come {times} times ({ended:?}):\n{}\n{}",
+                (ended.is_none() || so(self)) && start.elapsed() < PATIENCE,
+                "{what} does not come ({ended:?}):\n{}\n{}",
                 self.serial(),
                 read(&self.messages)
             );

@@ -118,7 +118,7 @@ pub fn wait_for_lock(image: &Path) {
     let begun = Instant::now();
     // SAFETY: an open descriptor, and a lock to read.
     while unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) } != 0 {
-        assert!(begun.elapsed() < Duration::from_secs(5), "{} stays locked", image.display());
+        assert!(begun.elapsed() < Duration::from_secs(60), "{} stays locked", image.display());
         std::thread::sleep(Duration::from_millis(1));
     }
 }

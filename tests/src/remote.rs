@@ -1,5 +1,6 @@
 //! Asking a VMM with `ch-remote`.
 
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -15,7 +16,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// What it wrote to its standard error.
 pub fn ask(socket: &Path, command: &[&str]) -> Result<String, String> {
     let deadline = Instant::now() + PATIENCE;
-    while !socket.exists() && Instant::now() < deadline {
+    // A socket has its name a moment before somebody listens there.
+    while UnixStream::connect(socket).is_err() && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(20));
     }
     let output = program().arg("--api-socket").arg(socket).args(command).output();

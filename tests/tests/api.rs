@@ -1,6 +1,7 @@
 //! The crate `cloud-hypervisor-client`, generated from the contract's OpenAPI description by others, drives a machine through its
 //! life: what it understands, others do too.
 
+use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -44,7 +45,7 @@ fn a_generated_client_drives_a_machine_through_its_life() {
         .stdin(Stdio::null())
         .spawn()
         .unwrap());
-    until("the socket's appearance", || socket.exists());
+    until("the API socket", || UnixStream::connect(&socket).is_ok());
 
     let path = |p: &std::path::Path| p.to_str().unwrap().to_owned();
     let config = VmConfig {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use device::{Build, Built, Calls, Host, Naming, VirtioKind};
 use sandbox::{HostPath, Use};
 use spec::{Facts, Part, PciCommon, Refusal, Spec};
-use vhost_user::front::{ConfigWish, Knows, Told, Way, Wish};
+use vhost_user::front::{ConfigWish, Knows, Way, Wish};
 
 spec::spec! {
     /// A folder of the host that another process (virtiofsd) shows to the guest by vhost-user. Needs --memory shared=on.
@@ -93,33 +93,22 @@ impl Build for FsSpec {
     }
 
     fn build(&mut self, host: &Host<'_>) -> Result<Built, Refusal> {
+        let way = Way::Connect(self.socket.clone().unwrap_or_default());
+        // One for requests that others must not hold up comes before them.
+        let sizes = vec![self.queue_size; self.num_queues + 1];
         let wish = Wish {
-            id: host.id.to_owned(),
-            way: Way::Connect(self.socket.clone().unwrap_or_default()),
-            number: VirtioKind::Fs as u16,
-            features: 0,
-            required: 0,
-            own: 0,
-            names: &[],
-            // One for requests that others must not hold up comes before them.
-            sizes: vec![self.queue_size; self.num_queues + 1],
             few_queues: 2,
-            binding: 0,
-            in_order: false,
             // Which files the guest has open. Whoever does not know them says so (FUSE has errors for that).
             knows: Knows::Missed,
             parked: Some(crate::remote::parked(host)),
             config: ConfigWish {
-                told: Told::Here,
                 bytes: self.config(),
-                adjust: Box::new(|_| ()),
-                changes: 0..0,
                 fits: |then, now| {
                     (then == now).then_some(()).ok_or_else(|| "another tag or more queues".into())
                 },
-                writable: 0..0,
-                writable_with: 0,
+                ..ConfigWish::default()
             },
+            ..Wish::new(host.id, way, VirtioKind::Fs as u16, sizes)
         };
         let found = crate::remote::find(wish, host);
         let found = found.map_err(|e| e.within(format!("cannot add file system \"{}\"", host.id)))?;

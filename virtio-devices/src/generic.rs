@@ -205,31 +205,17 @@ impl Build for GenericSpec {
         if self.virtio_id.is_some() {
             log::warn!("{}: virtio_id is an old name of device_type", host.id);
         }
+        let way = Way::Connect(self.socket.clone().unwrap_or_default());
+        // Checked before.
+        let number = self.number().unwrap_or_default() as u16;
+        // Whoever does not say how many queues it serves has those of the type, and the user says how many that is.
         let wish = Wish {
-            id: host.id.to_owned(),
-            way: Way::Connect(self.socket.clone().unwrap_or_default()),
-            // Checked before.
-            number: self.number().unwrap_or_default() as u16,
             features: OF_THE_TYPE,
-            required: 0,
-            own: 0,
-            names: &[],
-            sizes: self.queue_sizes.0.clone(),
-            // Whoever does not say how many serves those that the type has, and the user says how many that is.
-            few_queues: self.queue_sizes.0.len(),
             binding: u64::MAX,
-            in_order: false,
             knows: Knows::Vital,
             parked: Some(crate::remote::parked(host)),
-            config: ConfigWish {
-                told: Told::Live,
-                bytes: vec![0; CONFIG_LENGTH],
-                adjust: Box::new(|_| ()),
-                changes: 0..0,
-                fits: |_, _| Ok(()),
-                writable: 0..0,
-                writable_with: 0,
-            },
+            config: ConfigWish { told: Told::Live, bytes: vec![0; CONFIG_LENGTH], ..ConfigWish::default() },
+            ..Wish::new(host.id, way, number, self.queue_sizes.0.clone())
         };
         let found = crate::remote::find(wish, host);
         let found = found.map_err(|e| e.within(format!("cannot add vhost-user device \"{}\"", host.id)))?;

@@ -202,14 +202,9 @@ impl Server {
             End::Dry => self.dry = true,
             End::Idle | End::Waiting => {}
         }
-        let poll = end == End::Waiting;
-        if poll == self.polling {
-            return;
-        }
-        let fd = self.source.as_raw_fd();
-        match if poll { watch.add(fd, SOURCE, EventSet::IN) } else { watch.remove(fd) } {
-            Ok(()) => self.polling = poll,
-            Err(e) => warn!("{}: cannot wait for random numbers: {e}", self.id),
+        let source = (self.source.as_raw_fd(), SOURCE, EventSet::IN);
+        if let Err(e) = watch.want(&mut self.polling, end == End::Waiting, source) {
+            warn!("{}: cannot wait for random numbers: {e}", self.id);
         }
     }
 

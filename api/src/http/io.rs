@@ -222,16 +222,9 @@ impl Driver {
             0 => libc::POLLIN,
             events => events,
         };
-        let mut fd = libc::pollfd { fd: self.stream.as_raw_fd(), events, revents: 0 };
-        let limit = limit.map_or(-1, |p| i32::try_from(p.as_millis()).unwrap_or(i32::MAX));
-        // SAFETY: one valid entry, and the descriptor is open as long as the stream is held.
-        match unsafe { libc::poll(&mut fd, 1, limit) } {
+        match device::ready(self.stream.as_raw_fd(), events, limit.unwrap_or(Duration::MAX))? {
             0 => Err(io::ErrorKind::TimedOut.into()),
-            1.. => Ok(()),
-            _ => match io::Error::last_os_error() {
-                e if e.kind() == io::ErrorKind::Interrupted => Ok(()),
-                e => Err(e),
-            },
+            _ => Ok(()),
         }
     }
 }

@@ -156,8 +156,11 @@ fn admit(stream: UnixStream, shared: &Arc<Shared>, follower: Follower) {
     let take = taken.clone();
     let serve = move || {
         let Some(stream) = take() else { return };
-        let confined = syscalls::CONNECTION.enter().map_err(io::Error::other);
-        if let Err(e) = confined.and_then(|()| serve(stream, &place.0, follower)) {
+        // Of this no client is the cause, and none gets an answer.
+        if let Err(e) = syscalls::CONNECTION.enter() {
+            return log::warn!("API: a connection is not served: {e}: {:?}", e.source());
+        }
+        if let Err(e) = serve(stream, &place.0, follower) {
             log::debug!("API: connection ended: {e}");
         }
     };

@@ -195,7 +195,7 @@ fn a_page_that_cannot_be_read_is_said_and_never_made_up() {
         released.store(true, Ordering::SeqCst);
         let begun = Instant::now();
         drop(pager);
-        assert!(begun.elapsed() < Duration::from_secs(5));
+        assert!(begun.elapsed() < Duration::from_secs(30));
     });
     // Once it is known to be short, it is not even begun with.
     let ram = empty_like(&source, Kind::Private);

@@ -2,6 +2,7 @@
 
 use super::Machine;
 use crate::apic::LocalApic;
+use crate::clock::PATIENCE;
 use crate::processors;
 use crate::text::Text;
 use crate::trap;
@@ -70,13 +71,13 @@ pub(super) fn apic(machine: &mut Machine) -> Outcome {
         let before = trap::hits(VECTOR);
         apic.send_self(VECTOR);
         trap::interrupts_on();
-        let came = machine.clock.wait(200, || trap::hits(VECTOR) > before);
+        let came = machine.clock.wait(PATIENCE, || trap::hits(VECTOR) > before);
         trap::interrupts_off();
         check!(came, "self-IPI {round} was not delivered");
     }
     let before = trap::hits(VECTOR);
     apic.start_timer(VECTOR, 10_000);
-    let came = machine.clock.wait(500, || {
+    let came = machine.clock.wait(PATIENCE, || {
         trap::halt();
         trap::hits(VECTOR) > before
     });

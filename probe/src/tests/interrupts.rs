@@ -2,6 +2,7 @@
 
 use super::Machine;
 use crate::apic::LocalApic;
+use crate::clock::PATIENCE;
 use crate::trap;
 use crate::verdict::{Outcome, Stop};
 use crate::virtio::blk::{self, SECTOR};
@@ -56,7 +57,7 @@ pub(super) fn msix(machine: &mut Machine) -> Outcome {
     trap::interrupts_on();
     let result = (|| {
         for round in 0..10 {
-            let came = request(VECTOR, 500)?;
+            let came = request(VECTOR, PATIENCE)?;
             check!(came == 1, "request {round}: {came} interrupts");
         }
         msix.mask(1, true);
@@ -65,16 +66,19 @@ pub(super) fn msix(machine: &mut Machine) -> Outcome {
         check!(msix.pending(1), "the pending bit is clear after an interrupt that was masked");
         let before = trap::hits(VECTOR);
         msix.mask(1, false);
-        check!(clock.wait(500, || trap::hits(VECTOR) > before), "no interrupt on unmasking");
+        check!(clock.wait(PATIENCE, || trap::hits(VECTOR) > before), "no interrupt on unmasking");
         check!(!msix.pending(1), "the pending bit stays after delivery");
         msix.control(true, true);
         let masked = request(VECTOR, 20)?;
         check!(masked == 0, "{masked} interrupts while the function is masked");
         let before = trap::hits(VECTOR);
         msix.control(true, false);
-        check!(clock.wait(500, || trap::hits(VECTOR) > before), "no interrupt on unmasking the function");
+        check!(
+            clock.wait(PATIENCE, || trap::hits(VECTOR) > before),
+            "no interrupt on unmasking the function"
+        );
         msix.set(1, apic.message(OTHER_VECTOR), false);
-        let came = request(OTHER_VECTOR, 500)?;
+        let came = request(OTHER_VECTOR, PATIENCE)?;
         check!(came == 1, "{came} interrupts on the new vector");
         Ok(text!("vectors={} interrupts={}", msix.vectors, trap::hits(VECTOR) + trap::hits(OTHER_VECTOR)))
     })();
@@ -128,7 +132,7 @@ pub(super) fn event_idx(machine: &mut Machine) -> Outcome {
         for round in 0..20 {
             let quiet = batch(false, 3)?;
             check!(quiet == 0, "round {round}: {quiet} interrupts although none was asked for");
-            let came = batch(true, 500)?;
+            let came = batch(true, PATIENCE)?;
             check!(came == 1, "round {round}: {came} interrupts for {COUNT} completions behind one event");
         }
         Ok(text!("rounds=20"))
@@ -171,7 +175,7 @@ pub(super) fn queues(machine: &mut Machine) -> Outcome {
             queue.kick();
             device.complete(queue, &machine.clock).map_err(Stop::Fail)?;
             check!(status.read8(0) == blk::OK, "queue {index}: status {:#x}", status.read8(0));
-            let came = machine.clock.wait(500, || trap::hits(vector) > before);
+            let came = machine.clock.wait(PATIENCE, || trap::hits(vector) > before);
             check!(came, "queue {index} does not interrupt on its vector");
         }
         Ok(text!("queues={count}"))

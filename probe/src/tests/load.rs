@@ -23,8 +23,7 @@ mod network;
 use super::Machine;
 use super::hotplug::Slots;
 use crate::apic::LocalApic;
-use crate::console::COM1;
-use crate::io;
+use crate::console::typed;
 use crate::msix::Msix;
 use crate::pci::Function;
 use crate::trap;
@@ -109,11 +108,6 @@ fn spin(mut done: impl FnMut() -> bool) -> bool {
         core::hint::spin_loop();
     }
     false
-}
-
-/// What somebody typed, if anything.
-fn typed() -> Option<u8> {
-    (io::in8(COM1 + 5) & 1 != 0).then(|| io::in8(COM1))
 }
 
 /// Whether somebody typed a `q`.

@@ -2,6 +2,7 @@
 //! Which card: `probe.net=N` counts from 0.
 
 use super::Machine;
+use crate::clock::PATIENCE;
 use crate::io::Region;
 use crate::verdict::{Outcome, Stop};
 use crate::virtio::net::{self, Card, HEADER, address, ethernet, get16, ipv4, put16, sum};
@@ -105,7 +106,7 @@ pub(super) fn ping(machine: &mut Machine) -> Outcome {
         (0..len).for_each(|i| icmp.write8(8 + i, (i * 7 + sequence as u64) as u8));
         put16(icmp, 2, !(sum(icmp, 0) as u16));
         card.send((34 + 8 + len).max(60)).map_err(Stop::Fail)?;
-        let echo = card.receive(2000, |frame| {
+        let echo = card.receive(PATIENCE, |frame| {
             let ours = frame.len() >= 42 + len
                 && get16(frame, 12) == IPV4
                 && frame.read8(23) == ICMP
@@ -152,7 +153,7 @@ pub(super) fn checksum(machine: &mut Machine) -> Outcome {
     header.write16(6, 34);
     header.write16(8, 6);
     card.send(34 + 8 + len).map_err(Stop::Fail)?;
-    let answer = card.receive(2000, |frame| {
+    let answer = card.receive(PATIENCE, |frame| {
         (frame.len() >= 62 && get16(frame, 12) == IPV4 && frame.read8(23) == ICMP && frame.read8(34) == 3)
             .then(|| frame.read8(35))
     });

@@ -2,7 +2,7 @@
 
 use super::Machine;
 use crate::apic::{IoApic, LocalApic};
-use crate::clock::ticks;
+use crate::clock::{PATIENCE, ticks};
 use crate::console::COM1;
 use crate::io::{self, Region};
 use crate::trap;
@@ -139,7 +139,7 @@ pub(super) fn serial_interrupt(machine: &mut Machine) -> Outcome {
         }
         let before = trap::hits(VECTOR);
         io::out8(IER, 2);
-        *came = machine.clock.wait(if masked { 30 } else { 500 }, || trap::hits(VECTOR) > before);
+        *came = machine.clock.wait(if masked { 30 } else { PATIENCE }, || trap::hits(VECTOR) > before);
         io::in8(IIR);
     }
     io::out8(IER, 0);

@@ -5,8 +5,8 @@
 //! write that succeeded and was flushed left it, nor as one that came later. `q` ends it.
 
 use super::Machine;
-use crate::console::COM1;
-use crate::io::{self, Region};
+use crate::console::typed;
+use crate::io::Region;
 use crate::verdict::{Outcome, Stop};
 use crate::virtio::blk::{self, Disk, SECTOR, stamp};
 use crate::virtio::queue::Buffer;
@@ -90,11 +90,10 @@ pub(super) fn steps(machine: &mut Machine) -> Outcome {
     }
     println!("# ready for steps");
     loop {
-        if io::in8(COM1 + 5) & 1 == 0 {
+        let Some(letter) = typed() else {
             core::hint::spin_loop();
             continue;
-        }
-        let letter = io::in8(COM1);
+        };
         if letter == b'q' {
             return Ok(text!(""));
         }

@@ -6,8 +6,9 @@
 
 use super::Machine;
 use super::net::{IPV4, addresses, open, resolve};
-use crate::console::COM1;
-use crate::io::{self, Region};
+use crate::clock::PATIENCE;
+use crate::console::typed;
+use crate::io::Region;
 use crate::verdict::{Outcome, Stop};
 use crate::virtio::net::{self, Card, ethernet, get16, ipv4, ipv6, put16, sum};
 
@@ -21,8 +22,6 @@ const SYN: u8 = 2;
 const RST: u8 = 4;
 const PUSH: u8 = 8;
 const ACK: u8 = 16;
-/// Milliseconds that an answer may take.
-const PATIENCE: u64 = 5000;
 /// Bytes of an answer that are kept.
 const ROOM: usize = 2048;
 /// Longest token that is kept.
@@ -270,11 +269,10 @@ pub(super) fn web(machine: &mut Machine) -> Outcome {
     loop {
         // What comes meanwhile is not for anybody.
         card.drain(|_| ());
-        if io::in8(COM1 + 5) & 1 == 0 {
+        let Some(letter) = typed() else {
             core::hint::spin_loop();
             continue;
-        }
-        let letter = io::in8(COM1);
+        };
         if letter == b'q' {
             return Ok(text!(""));
         }

@@ -11,7 +11,7 @@ pub(crate) mod queue;
 pub(crate) mod vsock;
 
 use crate::arena::Arena;
-use crate::clock::Clock;
+use crate::clock::{Clock, PATIENCE};
 use crate::io::Region;
 use crate::msix::Msix;
 use crate::pci::{Bus, CAP_VENDOR, Function};
@@ -251,10 +251,10 @@ impl Device {
         self.config = self.config.map(moved);
     }
 
-    /// Waits until `queue` has a completion, at most five seconds: head and length written.
+    /// Waits until `queue` has a completion: head and length written.
     pub(crate) fn complete(&self, queue: &mut Queue, clock: &Clock) -> Result<(u16, u32), Text> {
         let mut done = None;
-        clock.wait(5000, || {
+        clock.wait(PATIENCE, || {
             done = queue.pop();
             done.is_some()
         });

@@ -3,6 +3,8 @@
 use std::ffi::OsStr;
 use std::process::Command;
 
+use crate::bench::until;
+
 /// `command`, run in a mount namespace of its own that the shell `script` has changed before.
 pub(crate) fn with_mounts(script: &str, command: &Command) -> Command {
     let mut outer = Command::new("unshare");
@@ -38,6 +40,13 @@ pub(crate) fn interfaces() -> Vec<String> {
     let mut names: Vec<_> = names.collect();
     names.sort_unstable();
     names
+}
+
+/// Waits until these are this thread's interfaces. A tap lives as long as anybody has it open, and a program that another test starts has all
+/// that is open here for a moment, between fork(2) and execve(2).
+#[track_caller]
+pub(crate) fn has_interfaces(wanted: &[String]) {
+    until(&format!("the time when there is nothing but {wanted:?}"), || interfaces() == wanted);
 }
 
 /// Runs `ip` with these arguments, in this thread's network namespace.

@@ -115,6 +115,7 @@ fn bad_memory_leaves_a_running_machine_unharmed() {
         &json!({
             "payload": {"kernel": programs::probe(), "cmdline": "probe.run=hang"},
             "pmem": [{"file": path("good"), "id": "p"}],
+            "serial": {"mode": "File", "file": path("serial")},
         }),
     );
     server.does("vm.boot", &Value::Null);

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus};
+use std::time::Duration;
 
 use serde_json::Value;
 use tests::ask;
@@ -79,6 +80,17 @@ impl Server {
         read(&self.bench.path("log"))
     }
 
+    /// How many descriptors and threads it has when the connections of questions that were answered are closed: the server gets to that in
+    /// a moment, and the fewest count.
+    pub(crate) fn settled(&self) -> [usize; 2] {
+        let mut held = self.holdings();
+        for _ in 0..30 {
+            std::thread::sleep(Duration::from_millis(10));
+            held = [0, 1].map(|i| held[i].min(self.holdings()[i]));
+        }
+        held
+    }
+
     /// How many descriptors it has open, and threads, without those that io_uring lends it now and then.
     pub(crate) fn holdings(&self) -> [usize; 2] {
         let list = |what: &str| {
@@ -97,9 +109,18 @@ impl Server {
     }
 
     /// Asks, with a body unless it is empty.
+    #[track_caller]
     pub(crate) fn ask(&self, verb: &str, name: &str, body: &[u8]) -> (u16, String) {
-        ask::ask(&self.bench.path("s"), verb, name, body)
-            .unwrap_or_else(|| panic!("{verb} {name} has no answer\n{}", self.log()))
+        let answer = ask::ask(&self.bench.path("s"), verb, name, body);
+        answer.unwrap_or_else(|| {
+            // Of a process that has ended, and was not waited for, the kernel keeps how (proc(5), exit_code).
+            let stat = read(format!("/proc/{}/stat", self.id()).as_ref());
+            let serial = read(&self.bench.path("serial"));
+            panic!(
+                "{verb} {name} has no answer; the process: {stat}its log: {}its guest: {serial}",
+                self.log()
+            )
+        })
     }
 
     pub(crate) fn put(&self, name: &str) -> (u16, String) {

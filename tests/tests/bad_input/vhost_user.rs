@@ -136,7 +136,7 @@ fn a_machine_that_waits_for_a_daemon_can_be_told_to_end() {
     // SAFETY: a signal to our own child, which has not been waited for.
     assert_eq!(unsafe { libc::kill(child.id() as libc::pid_t, libc::SIGTERM) }, 0);
     assert_eq!(child.wait().unwrap().code(), Some(1));
-    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
 }
 
 #[test]

@@ -10,6 +10,7 @@ mod disks;
 mod ends;
 mod folders;
 mod hotplug;
+mod jail;
 mod lifecycle;
 mod machine;
 mod metadata;

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use tests::living::Living;
 use tests::probe::Guest;
 use tests::programs;
+use tests::scratch::Scratch;
 
 use crate::landlock::without;
 use crate::loaded::{Loaded, MAC};
@@ -48,28 +49,35 @@ fn threads(process: u32) -> Threads {
 /// Looks at threads again and again, so that those are seen which live for moments only.
 struct Watch {
     stop: Arc<AtomicBool>,
-    thread: JoinHandle<Threads>,
+    seen: Arc<Mutex<Threads>>,
+    thread: JoinHandle<()>,
 }
 
 impl Watch {
     fn begin(process: u32) -> Watch {
         let stop = Arc::new(AtomicBool::new(false));
-        let stopped = stop.clone();
+        let seen = Arc::<Mutex<Threads>>::default();
+        let (stopped, all) = (stop.clone(), seen.clone());
         let watch = move || {
-            let mut seen = Threads::new();
             while !stopped.load(Ordering::Relaxed) {
-                seen.extend(threads(process));
+                let now = threads(process);
+                all.lock().expect("nobody panics with this lock held").extend(now);
                 std::thread::sleep(Duration::from_micros(200));
             }
-            seen
         };
         let thread = std::thread::Builder::new().name("watch".into()).spawn(watch);
-        Watch { stop, thread: thread.expect("a thread can be started") }
+        Watch { stop, seen, thread: thread.expect("a thread can be started") }
+    }
+
+    /// Whether a thread of this name has been seen.
+    fn saw(&self, name: &str) -> bool {
+        self.seen.lock().expect("nobody panics with this lock held").contains_key(name)
     }
 
     fn end(self) -> Threads {
         self.stop.store(true, Ordering::Relaxed);
-        self.thread.join().unwrap_or_else(|e| std::panic::resume_unwind(e))
+        self.thread.join().unwrap_or_else(|e| std::panic::resume_unwind(e));
+        std::mem::take(&mut self.seen.lock().expect("nobody panics with this lock held"))
     }
 }
 
@@ -78,7 +86,7 @@ fn wait_for_thread(process: u32, name: &str) {
     let begun = Instant::now();
     while !threads(process).contains_key(name) {
         assert!(
-            begun.elapsed() < Duration::from_secs(20),
+            begun.elapsed() < Duration::from_secs(60),
             "there is no thread {name}: {:?}",
             threads(process)
         );
@@ -88,7 +96,6 @@ fn wait_for_thread(process: u32, name: &str) {
 
 /// Pauses, and takes a snapshot.
 fn snapshot(machine: &Living, directory: &Path) {
-    std::fs::create_dir(directory).expect("the scratch directory takes another");
     machine.put("vm.pause", &Value::Null);
     machine.put("vm.snapshot", &json!({ "destination_url": format!("file://{}", directory.display()) }));
 }
@@ -121,9 +128,17 @@ fn every_thread_of_every_kind_is_confined() {
     wait_for_thread(machine.id(), "http-connection");
     drop(held);
     machine.put("vm.add-disk", &json!({ "path": file("disk1"), "image_type": "Raw", "id": "late" }));
-    let saved = loaded.scratch.file("snapshot");
-    snapshot(&machine, &saved);
-    machine.put("vm.resume", &Value::Null);
+    // It takes a moment only, in which the watch may not get to look.
+    let begun = Instant::now();
+    let saved = loop {
+        let saved = Scratch::within(loaded.scratch.path());
+        snapshot(&machine, saved.path());
+        machine.put("vm.resume", &Value::Null);
+        if watch.saw("snapshot") {
+            break saved;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(60), "no thread writes snapshots");
+    };
     machine.progress(100, 20);
     let seen = watch.end();
     // On top of what they inherit all but the main thread have a filter of their own.
@@ -142,7 +157,8 @@ fn every_thread_of_every_kind_is_confined() {
     // In order, so that the locks of its disks are gone when it is.
     machine.shut_down().ended_well();
 
-    let value = format!("source_url=file://{},memory_restore_mode=ondemand,resume=on", saved.display());
+    let value =
+        format!("source_url=file://{},memory_restore_mode=ondemand,resume=on", saved.path().display());
     let mut machine = Living::restore(loaded.scratch.path(), "restored", &value, &[]);
     let watch = Watch::begin(machine.id());
     // The guest finds its disks changed, which is of no concern here.

@@ -1,7 +1,5 @@
 //! A VMM in a jail (`--jail`): it does all that one outside does, and has nothing that it does not need.
 
-mod look;
-
 use std::collections::BTreeSet;
 use std::ffi::CString;
 use std::fs::{self, File};
@@ -15,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tests::image;
+use tests::jailed::{Jailed, alive, give, no_group_is_left, status};
 use tests::living::Living;
 use tests::probe::Guest;
 use tests::scratch::Scratch;
@@ -23,7 +22,6 @@ use tests::{ask, programs, remote};
 
 use crate::landlock::without;
 use crate::loaded::{Loaded, MAC};
-use look::{Jailed, alive, give, no_group_is_left, status};
 
 /// A user of no importance, for tests.
 const USER: u32 = 12345;
@@ -333,19 +331,44 @@ fn the_processes_of_a_jail_end_together() {
     }
 }
 
+/// Who is to clear away cannot, and nobody waits for the others' ends.
+#[test]
+fn after_a_kill_the_same_arguments_start_the_same_machine() {
+    let scratch = Scratch::new();
+    fs::create_dir(scratch.file("sockets")).expect("the scratch directory takes another");
+    let disk = format!("path={},image_type=raw", image::make(&scratch.file("disk"), 7, 2048).display());
+    let vsock = format!("cid=3,socket={}", scratch.file("sockets/vsock").display());
+    let serial = format!("socket={}", scratch.file("sockets/serial").display());
+    let arguments = ["--jail", "pids=50", "--disk", &disk, "--vsock", &vsock, "--console", &serial];
+    let start = || {
+        let mut machine = Living::boot(scratch.path(), "boot", "probe.run=blk-read,hang", &arguments);
+        machine.wait_for("PASS blk-read");
+        machine.wait_for("# hanging");
+        assert_eq!(machine.info()["state"], "Running");
+        machine
+    };
+    for _ in 0..5 {
+        assert_eq!(start().killed(libc::SIGKILL).status.signal(), Some(libc::SIGKILL));
+        assert!(scratch.file("boot.api").exists() && scratch.file("boot.api.lock").exists());
+    }
+    start().shut_down().ended_well();
+    let left = ["boot.api", "sockets/vsock", "sockets/serial"].map(|name| scratch.file(name).exists());
+    assert_eq!(left, [false; 3], "a socket is left");
+}
+
 #[test]
 fn signals_reach_the_program_and_its_end_is_told() {
     let run = |arguments: &[&str]| {
         let mut running = Guest::new("hello,hang").with(&["--jail", "on"]).with(arguments).start();
         running.wait_for("# hanging", 1);
         let jail = Jailed::find(running.id());
-        running.signal(libc::SIGHUP);
+        running.signal(libc::SIGUSR1);
         let report = running.finish();
         jail.all_end();
         report.status
     };
-    // Nothing handles it, with a jail as without.
-    assert_eq!(run(&[]).signal(), Some(libc::SIGHUP));
+    // Nothing handles it, with a jail as without, nor has whoever started us had it ignored, as nohup(1) has SIGHUP.
+    assert_eq!(run(&[]).signal(), Some(libc::SIGUSR1));
     let report = Guest::new("hello").with(&["--jail", "on"]).run();
     report.all_passed();
     assert_eq!(report.status.code(), Some(0));

@@ -21,7 +21,7 @@ impl Passt {
         let passt = Passt(child.expect("passt starts"));
         let begun = Instant::now();
         while !socket.exists() {
-            assert!(begun.elapsed() < Duration::from_secs(30), "passt does not listen");
+            assert!(begun.elapsed() < Duration::from_secs(60), "passt does not listen");
             std::thread::sleep(Duration::from_millis(5));
         }
         passt

@@ -26,6 +26,8 @@ const LIFE: u64 = 20;
 const LATE: u64 = 3;
 /// Why a machine may not be saved: its guest was asked for a device and did not answer.
 const LEAVING: &str = "The guest was asked to let go of device";
+/// What is answered while the program ends.
+const ENDING: &str = "The VMM is shutting down";
 /// For everything that a machine does beyond its time: to answer, to be restored, to end.
 const PATIENCE: Duration = Duration::from_secs(90);
 
@@ -194,8 +196,14 @@ impl Life {
         let url = format!("file://{}", saved.display());
         let (status, text) = self.ask("PUT", "vm.snapshot", &json!({ "destination_url": url }))?;
         let leaving = status == 409 && text.contains(LEAVING);
-        assert!(status < 300 || leaving, "a machine whose guest lies cannot be saved: {status} {text}");
-        if elsewhere && !leaving {
+        // The guest may have powered the machine off before it was paused.
+        let ending = status == 409 && text.contains(ENDING);
+        let saved_well = status < 300;
+        assert!(
+            saved_well || leaving || ending,
+            "a machine whose guest lies cannot be saved: {status} {text}"
+        );
+        if elsewhere && saved_well {
             self.go_on_elsewhere(&saved);
         } else {
             self.put("vm.resume", &Value::Null);
@@ -218,8 +226,10 @@ impl Life {
         let request = json!({"source_url": url, "resume": true});
         let (status, text) = self.machine.ask("PUT", "vm.restore", &request);
         assert!(status < 300, "a machine whose guest lies cannot be restored: {status} {text}");
-        // All of it is there before its files go.
-        while self.machine.info()["state"] != "Running" {
+        // All of it is there before its files go, unless the guest ends it at once.
+        while let Some((200, text)) = self.ask("GET", "vm.info", &Value::Null)
+            && !text.contains("\"Running\"")
+        {
             std::thread::sleep(Duration::from_millis(5));
         }
     }

@@ -56,9 +56,11 @@ fn a_program_that_is_no_passt_is_quoted_and_what_is_needed_is_said() {
     // It does not answer, and does not end by itself either.
     let guest = Guest::new("hello");
     let sleeper = guest.file("sleeper");
-    std::fs::write(&sleeper, "#!/bin/sh\nexec sleep 1000\n").expect("the scratch directory takes files");
-    let done = std::process::Command::new("chmod").arg("755").arg(&sleeper).status();
-    assert!(done.is_ok_and(|status| status.success()), "chmod runs");
+    // By another process: what somebody has open for writing is not run (ETXTBSY), and programs that other tests start have for a moment
+    // all that is open here.
+    let script = r#"printf '#!/bin/sh\nexec sleep 1000\n' > "$1" && chmod 755 "$1""#;
+    let done = std::process::Command::new("sh").args(["-c", script, "sh"]).arg(&sleeper).status();
+    assert!(done.is_ok_and(|status| status.success()), "a program can be written");
     let silent = refused(guest.with(&["--passt", &sleeper.display().to_string(), "--net", "user=on"]));
     assert!(silent.contains("did not answer"), "{silent}");
 }

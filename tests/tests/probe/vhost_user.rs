@@ -17,6 +17,8 @@ use tests::storage_daemon::StorageDaemon;
 use crate::loaded::SECTORS;
 
 const SHARED: &str = "size=256M,shared=on";
+/// How long the VMM may take to notice something.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A guest with a disk of the pattern 7 behind a daemon; more keys for the daemon.
 fn with_disk(tests: &str, keys: &str) -> (Guest, Daemon, PathBuf) {
@@ -65,12 +67,10 @@ fn requests_of_every_shape_are_answered_by_the_daemon() {
 fn a_machine_waits_for_a_daemon_that_is_started_later() {
     let guest = Guest::new("blk-info,blk-read").memory(SHARED);
     let (path, socket) = (image::make(&guest.file("disk"), 7, SECTORS), guest.file("socket"));
-    let running = guest.with(&["--disk", &disk(&socket, "")]).start();
-    std::thread::sleep(Duration::from_millis(500));
+    let mut running = guest.with(&["--disk", &disk(&socket, "")]).start();
+    running.wait_for_message("no back end at");
     let _daemon = Daemon::start(&path, &socket, "");
-    let report = running.finish();
-    report.all_passed();
-    assert!(report.messages.contains("no back end at"), "{report}");
+    running.finish().all_passed();
 }
 
 /// The surroundings of a machine under load whose disk a daemon serves.
@@ -168,10 +168,17 @@ fn pauses_lose_nothing_and_what_the_daemon_did_not_do_waits_for_the_next_one() {
     machine.put("vm.resume", &Value::Null);
     machine.progress(2000, 0);
     // and before: then the machine is stopped and goes on without it.
+    let lost = || machine.messages().matches("lost the back end").count();
+    let before = lost();
     let dead = daemon.die();
-    std::thread::sleep(Duration::from_millis(50));
+    let begun = Instant::now();
+    while lost() == before {
+        assert!(begun.elapsed() < PATIENCE, "{}", machine.said());
+        std::thread::sleep(Duration::from_millis(5));
+    }
     let (pause, resume) = machine.pause_and_resume(Duration::from_millis(50));
-    assert!(pause + resume < Duration::from_secs(2), "{pause:?} {resume:?}");
+    // Less than an answer is waited for.
+    assert!(pause + resume < Duration::from_secs(5), "{pause:?} {resume:?}");
     let directory = loaded.scratch.file("none");
     machine.put("vm.pause", &Value::Null);
     fs::create_dir(&directory).expect("the scratch directory takes another");
@@ -192,10 +199,9 @@ fn a_daemon_that_dies_while_there_are_no_descriptors_is_found_again_later() {
     machine.progress(2000, 0);
     limits::leave_descriptors(machine.id(), 0);
     daemon = daemon.die_and_rise();
-    std::thread::sleep(Duration::from_millis(1500));
+    machine.wait_for_message("cannot look for a back end: ");
     limits::set(machine.id(), libc::RLIMIT_NOFILE, None);
     machine.progress(2000, 0);
-    assert!(machine.messages().contains("cannot look for a back end: "), "{}", machine.said());
     loaded.end(machine);
     drop(daemon);
 }
@@ -397,12 +403,7 @@ fn a_daemon_that_keeps_no_account_leaves_a_disk_that_needs_a_reset_when_it_dies(
     machine.progress(4000, 0);
     drop(daemon);
     let _daemon = StorageDaemon::start(&loaded.image, &loaded.socket, 2);
-    let messages = || fs::read_to_string(loaded.scratch.file("boot.messages")).unwrap_or_default();
-    let begun = Instant::now();
-    while !messages().contains("what became of them is not known") {
-        assert!(begun.elapsed() < Duration::from_secs(30), "{}", messages());
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    machine.wait_for_message("what became of them is not known");
     assert_eq!(machine.info()["state"], "Running");
     machine.shut_down().ended_well();
 }

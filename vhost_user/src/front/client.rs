@@ -9,9 +9,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::BackError;
 use crate::channel::Channel;
 use crate::wire::{Message, flag, request};
+use crate::{BackError, PeerError};
 
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -112,7 +112,7 @@ impl Client {
             if self.gone.load(Ordering::Relaxed) {
                 return Err(BackError::Gone);
             }
-            ready(self.channel.fd(), libc::POLLIN, left.min(LOOK));
+            device::ready(self.channel.fd(), libc::POLLIN, left.min(LOOK)).map_err(PeerError::Socket)?;
         }
     }
 }
@@ -131,11 +131,4 @@ fn ring_value(index: usize, value: u32) -> [u8; 8] {
     bytes[..4].copy_from_slice(&(index as u32).to_ne_bytes());
     bytes[4..].copy_from_slice(&value.to_ne_bytes());
     bytes
-}
-
-/// Waits until a descriptor is ready, or for so long.
-pub(super) fn ready(fd: RawFd, events: libc::c_short, at_most: Duration) {
-    let mut poll = libc::pollfd { fd, events, revents: 0 };
-    // SAFETY: one valid structure for the call. Whatever comes of it, the caller looks and comes back.
-    unsafe { libc::poll(&raw mut poll, 1, at_most.as_millis() as i32 + 1) };
 }

@@ -59,6 +59,29 @@ pub struct Wish {
     pub config: ConfigWish,
 }
 
+impl Wish {
+    /// A device of this type with queues of these sizes, and nothing else that would have to be said of it: no features of the type and no
+    /// configuration space.
+    pub fn new(id: &str, way: Way, number: u16, sizes: Vec<u16>) -> Wish {
+        Wish {
+            id: id.to_owned(),
+            way,
+            number,
+            features: 0,
+            required: 0,
+            own: 0,
+            binding: 0,
+            names: &[],
+            few_queues: sizes.len(),
+            sizes,
+            in_order: false,
+            knows: Knows::Nothing,
+            parked: None,
+            config: ConfigWish::default(),
+        }
+    }
+}
+
 /// How one comes to a back end.
 pub enum Way {
     /// It listens at this socket.
@@ -139,6 +162,21 @@ pub struct ConfigWish {
     pub writable: Range<usize>,
     /// and the features that it must have accepted for that.
     pub writable_with: u64,
+}
+
+/// No bytes, which are ours, and which nobody changes.
+impl Default for ConfigWish {
+    fn default() -> ConfigWish {
+        ConfigWish {
+            told: Told::Here,
+            bytes: Vec::new(),
+            adjust: Box::new(|_| ()),
+            changes: 0..0,
+            fits: |_, _| Ok(()),
+            writable: 0..0,
+            writable_with: 0,
+        }
+    }
 }
 
 /// A place for a connection between two lives of a machine.

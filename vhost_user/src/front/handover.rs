@@ -8,7 +8,7 @@ use std::io::{ErrorKind, PipeReader, PipeWriter, Read, Write};
 use std::os::fd::{AsRawFd, RawFd};
 use std::time::{Duration, Instant};
 
-use super::client::{Client, ready};
+use super::client::Client;
 use crate::BackError;
 use crate::wire::{NO_DESCRIPTOR, request};
 
@@ -118,6 +118,6 @@ fn wait(source: std::io::Error, fd: RawFd, events: libc::c_short, until: Instant
     if left.is_zero() {
         return Err(BackError::Slow { after: PATIENCE });
     }
-    ready(fd, events, left);
-    Ok(())
+    let waited = device::ready(fd, events, left);
+    waited.map(drop).map_err(|source| BackError::Host { what: "wait for a pipe", source })
 }

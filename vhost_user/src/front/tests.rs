@@ -36,19 +36,9 @@ fn memfd(bytes: u64) -> File {
 
 fn wish(socket: std::path::PathBuf) -> Wish {
     Wish {
-        id: "far".to_owned(),
-        way: Way::Connect(socket),
-        number: VirtioKind::Block as u16,
         features: OWN,
-        required: 0,
-        own: 0,
         names: &[(OWN, "OWN")],
-        sizes: vec![SIZE; QUEUES],
         few_queues: 1,
-        binding: 0,
-        in_order: false,
-        knows: Knows::Nothing,
-        parked: None,
         config: ConfigWish {
             bytes: vec![0; 8],
             told: Told::ByBackEnd,
@@ -58,6 +48,7 @@ fn wish(socket: std::path::PathBuf) -> Wish {
             writable: 4..6,
             writable_with: OWN,
         },
+        ..Wish::new("far", Way::Connect(socket), VirtioKind::Block as u16, vec![SIZE; QUEUES])
     }
 }
 

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use ::spec::Refusal;
 use device::{Host, Virtio, VirtioKind};
-use vhost_user::front::{ConfigWish, Knows, Remote, Told, Way, Wish};
+use vhost_user::front::{ConfigWish, Remote, Told, Way, Wish};
 
 use super::DiskSpec;
 use super::wire::{BLOCK, CAPACITY, CONFIG_LENGTH, QUEUES, SEGMENTS, WRITEBACK, feature, segments};
@@ -27,20 +27,13 @@ impl DiskSpec {
         let queues = u16::try_from(self.num_queues)
             .map_err(|_| Refusal::invalid(format!("Number of queues ({}) of a disk", self.num_queues)))?;
         let size = self.queue_size;
+        let way = Way::Connect(self.vhost_socket.clone().unwrap_or_default());
         let wish = Wish {
-            id: host.id.to_owned(),
-            way: Way::Connect(self.vhost_socket.clone().unwrap_or_default()),
-            number: VirtioKind::Block as u16,
             features: FEATURES,
             required: if queues > 1 { feature::MQ } else { 0 },
-            own: 0,
             names: feature::NAMES,
-            sizes: vec![size; self.num_queues],
             few_queues: 1,
             binding: feature::RO,
-            in_order: false,
-            knows: Knows::Nothing,
-            parked: None,
             config: ConfigWish {
                 bytes: vec![0; CONFIG_LENGTH],
                 told: Told::ByBackEnd,
@@ -50,6 +43,7 @@ impl DiskSpec {
                 writable: WRITEBACK..WRITEBACK + 1,
                 writable_with: feature::CONFIG_WCE,
             },
+            ..Wish::new(host.id, way, VirtioKind::Block as u16, vec![size; self.num_queues])
         };
         let what = || format!("cannot add disk \"{}\"", host.id);
         let disk = crate::remote::find(wish, host).map_err(|e| e.within(what()))?;

@@ -10,7 +10,7 @@ use log::warn;
 use net_util::MacAddr;
 use sandbox::Set;
 use terminal::Listener;
-use vhost_user::front::{ConfigWish, Knows, Remote, Told, Way, Wish};
+use vhost_user::front::{Remote, Way, Wish};
 use virtio_queue::QueueState;
 
 use super::ctrl::{Commanded, Ctrl, refuse};
@@ -68,29 +68,14 @@ impl NetSpec {
         let way = way.map_err(|e| e.within(what()))?;
         let mtu = if self.mtu.is_some() { feature::MTU } else { 0 };
         let wish = Wish {
-            id: host.id.to_owned(),
-            way,
-            number: VirtioKind::Net as u16,
             // Of another choice of offloads the other process would not hear.
             features: self.offloads(true) & !feature::CTRL_GUEST_OFFLOADS | feature::MRG_RXBUF,
             required: if pairs > 1 { feature::MQ } else { 0 },
             own: feature::MAC | feature::STATUS | ANNOUNCES | mtu,
             names: feature::NAMES,
-            sizes: vec![self.queue_size; 2 * pairs],
             few_queues: 2,
-            binding: 0,
             in_order: true,
-            knows: Knows::Nothing,
-            parked: None,
-            config: ConfigWish {
-                bytes: Vec::new(),
-                told: Told::Here,
-                adjust: Box::new(|_| ()),
-                changes: 0..0,
-                fits: |_, _| Ok(()),
-                writable: 0..0,
-                writable_with: 0,
-            },
+            ..Wish::new(host.id, way, VirtioKind::Net as u16, vec![self.queue_size; 2 * pairs])
         };
         let shared = Shared {
             id: host.id.to_owned(),

@@ -94,19 +94,13 @@ impl Rx {
             service.changed();
             service.tell();
         }
-        let poll = end == End::Wait;
         if end == End::Lost && !self.lost {
             self.lost = true;
             error!("tap \"{}\" is gone: nothing will be received from it", self.shared.pairs.name);
         }
-        if poll == self.polling {
-            return;
-        }
-        let fd = self.shared.pairs.list[self.pair].rx.as_raw_fd();
-        let done = if poll { watch.add(fd, TAP, EventSet::IN) } else { watch.remove(fd) };
-        match done {
-            Ok(()) => self.polling = poll,
-            Err(e) => warn!("cannot wait for tap \"{}\": {e}", self.shared.pairs.name),
+        let tap = (self.shared.pairs.list[self.pair].rx.as_raw_fd(), TAP, EventSet::IN);
+        if let Err(e) = watch.want(&mut self.polling, end == End::Wait, tap) {
+            warn!("cannot wait for tap \"{}\": {e}", self.shared.pairs.name);
         }
     }
 

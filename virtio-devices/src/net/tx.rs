@@ -61,15 +61,9 @@ impl Tx {
         if end == End::More {
             kick_again(&self.queue.kick);
         }
-        let poll = end == End::Full;
-        if poll == self.polling {
-            return;
-        }
-        let fd = self.shared.pairs.list[self.pair].tx.as_raw_fd();
-        let done = if poll { watch.add(fd, TAP, EventSet::OUT) } else { watch.remove(fd) };
-        match done {
-            Ok(()) => self.polling = poll,
-            Err(e) => warn!("cannot wait for tap \"{}\": {e}", self.shared.pairs.name),
+        let tap = (self.shared.pairs.list[self.pair].tx.as_raw_fd(), TAP, EventSet::OUT);
+        if let Err(e) = watch.want(&mut self.polling, end == End::Full, tap) {
+            warn!("cannot wait for tap \"{}\": {e}", self.shared.pairs.name);
         }
     }
 

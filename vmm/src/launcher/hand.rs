@@ -69,22 +69,15 @@ impl Talk {
         let until = Instant::now() + PATIENCE;
         loop {
             let left = until.saturating_duration_since(Instant::now());
-            let mut poll = libc::pollfd { fd: self.socket.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-            // SAFETY: one valid structure for the call.
-            let ready = unsafe { libc::poll(&raw mut poll, 1, left.as_millis() as i32 + 1) };
-            if ready < 0 && io::Error::last_os_error().kind() != io::ErrorKind::Interrupted {
-                return Err(io::Error::last_os_error());
-            }
-            if ready > 0 {
-                let heard = hear::<Answer>(&self.socket)?;
-                let (answer, with) =
-                    heard.ok_or_else(|| io::Error::new(io::ErrorKind::UnexpectedEof, "it is gone"))?;
-                // Others are to questions that nobody waited for any more.
-                if answer.number == number {
-                    return Ok(answer.said.map(|said| (said, with)));
-                }
-            } else if left.is_zero() {
+            if device::ready(self.socket.as_raw_fd(), libc::POLLIN, left)? == 0 {
                 return Err(io::ErrorKind::TimedOut.into());
+            }
+            let heard = hear::<Answer>(&self.socket)?;
+            let (answer, with) =
+                heard.ok_or_else(|| io::Error::new(io::ErrorKind::UnexpectedEof, "it is gone"))?;
+            // Others are to questions that nobody waited for any more.
+            if answer.number == number {
+                return Ok(answer.said.map(|said| (said, with)));
             }
         }
     }

@@ -154,11 +154,11 @@ impl Passt {
         let until = Instant::now() + within;
         loop {
             let left = until.saturating_duration_since(Instant::now());
-            let mut wait = libc::pollfd { fd: self.messages(), events: libc::POLLIN, revents: 0 };
-            // SAFETY: one valid structure for the call.
-            let ready = unsafe { libc::poll(&raw mut wait, 1, left.as_millis() as i32) };
-            if ready > 0 && !self.listen() {
-                return true;
+            // What cannot be waited for has said its last.
+            match device::ready(self.messages(), libc::POLLIN, left) {
+                Ok(0) => {}
+                Ok(_) if self.listen() => {}
+                _ => return true,
             }
             if left.is_zero() {
                 return false;

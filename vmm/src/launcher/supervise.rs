@@ -9,6 +9,7 @@ use std::io;
 use std::mem::{size_of, zeroed};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::time::Duration;
 
 use super::policy::Policy;
 
@@ -92,10 +93,8 @@ impl Supervisor {
 
     /// Whether nobody is left who could ask.
     fn is_over(&self) -> bool {
-        let mut poll = libc::pollfd { fd: self.fd(), events: libc::POLLIN, revents: 0 };
-        // SAFETY: one valid structure for the call.
-        unsafe { libc::poll(&raw mut poll, 1, 0) };
-        poll.revents & (libc::POLLHUP | libc::POLLERR | libc::POLLNVAL) != 0
+        let events = device::ready(self.fd(), libc::POLLIN, Duration::ZERO).unwrap_or(libc::POLLERR);
+        events & (libc::POLLHUP | libc::POLLERR | libc::POLLNVAL) != 0
     }
 
     /// Makes the call in the place of who asked.

@@ -8,17 +8,17 @@ use std::time::{Duration, Instant};
 
 /// The three processes of a program in a jail.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Jailed {
+pub struct Jailed {
     /// The one that was started.
-    pub(crate) outer: u32,
+    pub outer: u32,
     /// The first of the process namespace.
-    pub(crate) first: u32,
+    pub first: u32,
     /// The program.
-    pub(crate) inner: u32,
+    pub inner: u32,
 }
 
 /// A line of `/proc/PID/status`, in words.
-pub(crate) fn status(process: &str, key: &str) -> Vec<String> {
+pub fn status(process: &str, key: &str) -> Vec<String> {
     let text = fs::read_to_string(format!("/proc/{process}/status")).expect("the process is there");
     let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(":"));
     let line = line.unwrap_or_else(|| panic!("no {key} in {text}"));
@@ -39,7 +39,7 @@ fn children(parent: u32) -> Vec<u32> {
 
 impl Jailed {
     /// Finds the processes of a program that is there already.
-    pub(crate) fn find(outer: u32) -> Jailed {
+    pub fn find(outer: u32) -> Jailed {
         let all = children(outer);
         let numbered = |number: &str| {
             let is =
@@ -50,17 +50,17 @@ impl Jailed {
     }
 
     /// Waits until none of them is left, but for the outer one, which is its parent's to wait for.
-    pub(crate) fn all_end(self) {
+    pub fn all_end(self) {
         let begun = Instant::now();
         while [self.first, self.inner].iter().any(|process| alive(*process)) {
-            assert!(begun.elapsed() < Duration::from_secs(20), "of {self:?} something lives");
+            assert!(begun.elapsed() < Duration::from_secs(60), "of {self:?} something lives");
             std::thread::sleep(Duration::from_millis(2));
         }
     }
 
     /// Checks that no process of the jail may do anything, or shares more than it must with those outside.
     #[track_caller]
-    pub(crate) fn is_confined(self) {
+    pub fn is_confined(self) {
         let ours = namespaces(std::process::id());
         for process in [self.first, self.inner] {
             let theirs = namespaces(process);
@@ -89,7 +89,7 @@ impl Jailed {
     }
 
     /// What the descriptors of a process are, without those of the kernel that have no name in any file system.
-    pub(crate) fn files(process: u32) -> BTreeSet<String> {
+    pub fn files(process: u32) -> BTreeSet<String> {
         let list = fs::read_dir(format!("/proc/{process}/fd")).expect("the process is there").flatten();
         let names = list.filter_map(|entry| Some(fs::read_link(entry.path()).ok()?.display().to_string()));
         let named = |name: &String| {
@@ -99,7 +99,7 @@ impl Jailed {
     }
 
     /// What is in the root of the jail: paths that are mounted, with their options, and device nodes. Everything else is directories.
-    pub(crate) fn root(self) -> BTreeMap<PathBuf, String> {
+    pub fn root(self) -> BTreeMap<PathBuf, String> {
         let text =
             fs::read_to_string(format!("/proc/{}/mountinfo", self.inner)).expect("the process is there");
         let mount = |line: &str| {
@@ -135,8 +135,23 @@ impl Jailed {
         all
     }
 
-    /// A file of the control group that the jail has with this controller.
-    pub(crate) fn limit(self, controller: &str, files: [&str; 2]) -> String {
+    /// A file of the control group that the jail has with this controller: its name in version 2, and in version 1.
+    ///
+    /// # Panics
+    /// If there is none.
+    #[track_caller]
+    pub fn limit(self, controller: &str, files: [&str; 2]) -> String {
+        let (old, group) = self.group(controller);
+        let file = group.join(files[usize::from(old)]);
+        fs::read_to_string(&file).unwrap_or_else(|e| panic!("{}: {e}", file.display())).trim().to_owned()
+    }
+
+    /// The control group that the jail has with this controller, and whether it is of version 1.
+    ///
+    /// # Panics
+    /// If there is none.
+    #[track_caller]
+    pub fn group(self, controller: &str) -> (bool, PathBuf) {
         let groups =
             fs::read_to_string(format!("/proc/{}/cgroup", self.inner)).expect("the process is there");
         let group = groups.lines().find_map(|line| {
@@ -158,16 +173,16 @@ impl Jailed {
             };
             fits.then(|| before.split(' ').nth(4).map(PathBuf::from))?
         });
-        let file =
-            root.expect("it is mounted").join(path.trim_start_matches('/')).join(files[usize::from(old)]);
-        fs::read_to_string(&file).unwrap_or_else(|e| panic!("{}: {e}", file.display())).trim().to_owned()
+        (old, root.expect("it is mounted").join(path.trim_start_matches('/')))
     }
 }
 
-/// Whether a process runs.
-pub(crate) fn alive(process: u32) -> bool {
-    fs::read_to_string(format!("/proc/{process}/stat"))
-        .is_ok_and(|stat| !stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('Z')))
+/// Whether a thread of a process runs, be it that the first one has ended.
+pub fn alive(process: u32) -> bool {
+    let threads = fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten().flatten();
+    let stats = threads.filter_map(|thread| fs::read_to_string(thread.path().join("stat")).ok());
+    let state = |stat: &str| stat.rsplit(") ").next().and_then(|rest| rest.chars().next());
+    stats.map(|stat| state(&stat)).any(|state| !matches!(state, Some('Z' | 'X')))
 }
 
 /// The namespaces of a process.
@@ -182,7 +197,7 @@ fn namespaces(process: u32) -> BTreeMap<String, PathBuf> {
 
 /// Checks that no control group of this process's jail is left, in any hierarchy.
 #[track_caller]
-pub(crate) fn no_group_is_left(outer: u32) {
+pub fn no_group_is_left(outer: u32) {
     let name = format!("virga-{outer}");
     let mut left = vec![PathBuf::from("/sys/fs/cgroup")];
     while let Some(directory) = left.pop() {
@@ -193,7 +208,7 @@ pub(crate) fn no_group_is_left(outer: u32) {
 }
 
 /// The scratch directory with everything in it belongs to this user from now on.
-pub(crate) fn give(directory: &Path, user: u32) {
+pub fn give(directory: &Path, user: u32) {
     std::os::unix::fs::chown(directory, Some(user), Some(user)).expect("root may give files away");
     for entry in fs::read_dir(directory).expect("it is there").flatten() {
         if entry.path().is_dir() {
