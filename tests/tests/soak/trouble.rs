@@ -248,6 +248,10 @@ impl Walk<'_> {
             net = net.map(|daemon| daemon.and_then(|daemon: tests::daemon::Daemon| Err(daemon.die())));
         }
         std::thread::sleep(away);
+        if dead[1] {
+            // Frames that it had taken are lost: the guest is to give them up before it sees later ones come back.
+            self.site.new_partner();
+        }
         let risen = |daemon: Option<Result<_, tests::daemon::Dead>>| {
             daemon.map(|daemon| daemon.unwrap_or_else(tests::daemon::Dead::rise))
         };
