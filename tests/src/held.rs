@@ -1,5 +1,6 @@
 //! What a process holds of its host: descriptors, threads, memory.
 
+use std::collections::BTreeMap;
 use std::fs::{self, DirEntry};
 use std::path::Path;
 use std::time::Duration;
@@ -51,12 +52,18 @@ impl Held {
     }
 
     /// What kinds of descriptors there are: sockets have numbers of their own; how many of each kind there are is what matters.
-    pub fn kinds(&self) -> Vec<&str> {
-        self.descriptors.iter().map(|d| d.split('[').next().unwrap_or_default()).collect()
+    fn kinds(&self) -> BTreeMap<&str, usize> {
+        let mut kinds = BTreeMap::new();
+        for descriptor in &self.descriptors {
+            *kinds.entry(descriptor.split('[').next().unwrap_or_default()).or_default() += 1;
+        }
+        kinds
     }
 
-    /// Whether it is the same but for memory.
-    pub fn is_like(&self, other: &Held) -> bool {
-        self.kinds() == other.kinds() && self.threads == other.threads
+    /// Whether it is no more than at another time, but for memory. It may be less: on a busy host something may have been on its way out then.
+    pub fn is_within(&self, other: &Held) -> bool {
+        let most = other.kinds();
+        let within = |(kind, count): (&str, usize)| most.get(kind).is_some_and(|most| count <= *most);
+        self.kinds().into_iter().all(within) && self.threads <= other.threads
     }
 }

@@ -62,7 +62,7 @@ fn holds_again(running: &Running, before: &Held) -> Held {
     let begun = Instant::now();
     loop {
         let now = Held::at_rest(running.id());
-        if now.is_like(before) {
+        if now.is_within(before) {
             return now;
         }
         assert!(begun.elapsed() < PATIENCE, "{before:#?}\n{now:#?}");

@@ -315,12 +315,14 @@ impl Walk<'_> {
         }
         self.save_and_go_on();
         self.course.step("look for leaks");
-        let (begun, life) = (Instant::now(), self.life());
-        let rest = life.rest.as_ref().expect("it was taken");
+        let (begun, life) = (Instant::now(), self.life_mut());
+        let rest = life.rest.as_mut().expect("it was taken");
         loop {
             let now = Held::at_rest(life.living.id());
             let more = life.plan.shared && now.memory > rest.memory + SLACK;
-            if now.is_like(rest) && !more {
+            if now.is_within(rest) && !more {
+                // If it was more before, it is not to be so much again. What memory is kept is settled by the first time.
+                *rest = Held { memory: rest.memory, ..now };
                 break;
             }
             let patient = begun.elapsed() < PATIENCE;

@@ -18,7 +18,7 @@ impl Traces {
     pub(crate) fn left_behind(&self) -> Option<String> {
         let now = Held::at_rest(std::process::id());
         let children = children();
-        let same = now.is_like(&self.0) && children.is_empty();
+        let same = now.is_within(&self.0) && children.is_empty();
         (!same).then(|| format!("left behind: processes {children:?}, {:?} was {:?}", now, self.0))
     }
 }
