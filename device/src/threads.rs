@@ -78,11 +78,11 @@ enum State<T> {
 }
 
 impl<T> Meanwhile<T> {
-    /// Waits until it is done.
+    /// Waits until it is done, and takes what came of it.
     ///
     /// # Errors
-    /// The thread that was to do it has ended.
-    pub fn get(mut self) -> io::Result<T> {
+    /// The thread that was to do it has ended, or it was taken before.
+    pub fn get(&mut self) -> io::Result<T> {
         match std::mem::replace(&mut self.0, State::Taken) {
             State::Done(result) => Ok(result),
             State::UnderWay(receiver) => receiver.recv().map_err(|_| gone()),
@@ -177,8 +177,9 @@ mod tests {
     #[test]
     fn something_is_done_meanwhile_and_waited_for() {
         for threads in [Threads::direct(), Threads(Some(Arc::new(Spawner::start(Vec::new()).unwrap())))] {
-            let (first, second) = (threads.meanwhile(|| 6), threads.meanwhile(|| 7));
+            let (mut first, mut second) = (threads.meanwhile(|| 6), threads.meanwhile(|| 7));
             assert_eq!((second.get().unwrap(), first.get().unwrap()), (7, 6));
+            assert!(first.get().is_err());
             // Whoever gives up before it is done waits all the same.
             let done = Arc::new(AtomicBool::new(false));
             let (told, begun) = (done.clone(), channel::<()>());

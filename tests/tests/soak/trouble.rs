@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use tests::daemon::Daemon;
 use tests::limits::{self, Resource};
 
 use crate::asked::{Client, Reasons};
@@ -237,25 +238,22 @@ impl Walk<'_> {
     fn daemon_dies(&mut self) {
         let away = Duration::from_millis(self.random.below(4) * 100);
         let before = DAEMONS.map(|device| self.life().lost_and_back(device));
-        let (disk, net) = (self.site.disk_daemon.take(), self.site.net_daemon.take());
-        let [mut disk, mut net] = [disk.map(Ok), net.map(Ok)];
         let which = self.random.below(3);
-        let dead = [disk.is_some() && which != 0, net.is_some() && which != 1];
-        if dead[0] {
-            disk = disk.map(|daemon| daemon.and_then(|daemon: tests::daemon::Daemon| Err(daemon.die())));
-        }
-        if dead[1] {
-            net = net.map(|daemon| daemon.and_then(|daemon: tests::daemon::Daemon| Err(daemon.die())));
-        }
+        let site = &mut self.site;
+        let disk = site.disk_daemon.take_if(|_| which != 0).map(Daemon::die);
+        let net = site.net_daemon.take_if(|_| which != 1).map(Daemon::die);
+        let dead = [disk.is_some(), net.is_some()];
         std::thread::sleep(away);
         if dead[1] {
             // Frames that it had taken are lost: the guest is to give them up before it sees later ones come back.
             self.site.new_partner();
         }
-        let risen = |daemon: Option<Result<_, tests::daemon::Dead>>| {
-            daemon.map(|daemon| daemon.unwrap_or_else(tests::daemon::Dead::rise))
-        };
-        (self.site.disk_daemon, self.site.net_daemon) = (risen(disk), risen(net));
+        if let Some(disk) = disk {
+            self.site.disk_daemon = Some(disk.rise());
+        }
+        if let Some(net) = net {
+            self.site.net_daemon = Some(net.rise());
+        }
         for ((device, before), _) in DAEMONS.iter().zip(before).zip(dead).filter(|(_, dead)| *dead) {
             self.until_back(device, before);
         }

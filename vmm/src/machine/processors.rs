@@ -117,7 +117,7 @@ impl Processors {
     pub(super) fn create(
         mut self,
         vm: &dyn Vm,
-        host: Meanwhile<HostCpu>,
+        mut host: Meanwhile<HostCpu>,
         entry: Entry,
         spec: &CpusSpec,
     ) -> Result<Vec<Ready>, Refusal> {

@@ -21,7 +21,7 @@ pub struct Site<'a> {
     pub(super) threads: Threads,
     pub(super) events: Arc<dyn Events>,
     pub(super) kept: &'a Kept,
-    leaves: Option<Meanwhile<hypervisor::Result<Arc<[CpuidEntry]>>>>,
+    leaves: Meanwhile<hypervisor::Result<Arc<[CpuidEntry]>>>,
 }
 
 impl<'a> Site<'a> {
@@ -36,16 +36,13 @@ impl<'a> Site<'a> {
     ) -> Result<Self, Refusal> {
         let threads = confined::threads()?;
         let asked = hypervisor.clone();
-        let leaves = Some(threads.meanwhile(move || asked.supported_cpuid()));
+        let leaves = threads.meanwhile(move || asked.supported_cpuid());
         Ok(Site { hypervisor: hypervisor.clone(), threads, events, kept, leaves })
     }
 
-    /// The CPUID leaves that a guest can have here.
+    /// The CPUID leaves that a guest can have here; for one machine.
     pub(super) fn supported_cpuid(&mut self) -> Result<Arc<[CpuidEntry]>, Refusal> {
-        let leaves = match self.leaves.take() {
-            Some(leaves) => leaves.get().map_err(not_done)?,
-            None => self.hypervisor.supported_cpuid(),
-        };
+        let leaves = self.leaves.get().map_err(not_done)?;
         leaves.map_err(|e| Refusal::host("Cannot ask the hypervisor for CPUID", e))
     }
 
@@ -66,7 +63,7 @@ pub(super) struct Giving(Meanwhile<Result<Slots, RamError>>);
 
 impl Giving {
     /// Waits until the guest has it.
-    pub(super) fn got(self) -> Result<Slots, Refusal> {
+    pub(super) fn got(mut self) -> Result<Slots, Refusal> {
         self.0.get().map_err(not_done)?.map_err(no_memory)
     }
 }
