@@ -42,13 +42,11 @@ pub(super) struct KvmVm {
 impl KvmVm {
     /// Sets up an empty VM.
     pub(super) fn new(fd: VmFd, capabilities: Capabilities, options: &VmOptions) -> Result<Self> {
-        // Both must precede the first vCPU. KVM ignores them where the processor has no use for them, in which case they
-        // cost a microsecond; nothing tells beforehand.
-        if super::host::vendor() != super::host::Vendor::Amd {
-            fd.set_identity_map_address(IDENTITY_MAP_ADDRESS)
-                .map_err(refused("set KVM's identity map address"))?;
-            fd.set_tss_address(TSS_ADDRESS).map_err(refused("set KVM's TSS address"))?;
-        }
+        // Both must precede the first vCPU. KVM ignores them where the processor has no use for them; asking that first would take
+        // longer.
+        fd.set_identity_map_address(IDENTITY_MAP_ADDRESS)
+            .map_err(refused("set KVM's identity map address"))?;
+        fd.set_tss_address(TSS_ADDRESS).map_err(refused("set KVM's TSS address"))?;
         let mut enable = kvm_enable_cap { cap: KVM_CAP_SPLIT_IRQCHIP, ..Default::default() };
         enable.args[0] = IOAPIC_PINS.into();
         fd.enable_cap(&enable).map_err(refused("create the split interrupt controller"))?;

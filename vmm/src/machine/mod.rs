@@ -111,7 +111,8 @@ impl Machine {
 
         let base = Base::new(spec, &mut site, None)?;
         let memory = ram::map(&spec.memory, &base.spans()).map_err(no_memory)?;
-        let (slots, host) = (site.give(&base.vm, &memory), site.ask_processor());
+        let host = site.ask_processor(base.processors.supported());
+        let slots = site.give(&base.vm, &memory);
 
         let clock = Clock::new(base.vm.clone(), site.hypervisor.capabilities());
         let mut board = Board::new(&site, &base, &spec.segment_weights(), memory.clone(), None)?;

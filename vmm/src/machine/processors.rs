@@ -99,6 +99,11 @@ impl Processors {
         self.ids.iter().map(|id| Cpu { apic_id: *id, enabled: true }).collect()
     }
 
+    /// What the hypervisor can show a guest.
+    pub(super) fn supported(&self) -> Arc<[CpuidEntry]> {
+        self.supported.clone()
+    }
+
     /// Their APIC ids.
     pub(super) fn ids(&self) -> &[u32] {
         &self.ids

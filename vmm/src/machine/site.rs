@@ -46,9 +46,9 @@ impl<'a> Site<'a> {
         leaves.map_err(|e| Refusal::host("Cannot ask the hypervisor for CPUID", e))
     }
 
-    /// Begins to ask the processor itself.
-    pub(super) fn ask_processor(&self) -> Meanwhile<HostCpu> {
-        self.threads.meanwhile(HostCpu::read)
+    /// Begins to ask the processor itself for what is not in this list.
+    pub(super) fn ask_processor(&self, supported: Arc<[CpuidEntry]>) -> Meanwhile<HostCpu> {
+        self.threads.meanwhile(move || HostCpu::read(&supported))
     }
 
     /// Begins to give memory to the guest; no vCPU may run before that is done.

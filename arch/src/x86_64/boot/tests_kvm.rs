@@ -63,7 +63,8 @@ fn cpuid(kvm: &Kvm, topology: Topology) -> Cpuid {
         nested: false,
         amx: false,
     };
-    Cpuid::new(&kvm.supported_cpuid().unwrap(), &HostCpu::read(), &config)
+    let supported = kvm.supported_cpuid().unwrap();
+    Cpuid::new(&supported, &HostCpu::read(&supported), &config)
 }
 
 fn set_up(vcpu: &dyn Vcpu, cpuid: &Cpuid, index: u32, entry: Option<Entry>) {

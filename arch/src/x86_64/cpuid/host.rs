@@ -2,6 +2,8 @@
 
 use std::arch::x86_64::__cpuid;
 
+use hypervisor::x86_64::CpuidEntry;
+
 /// Who made the processor: leaves 4 and 0x8000001d are laid out by vendor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Vendor {
@@ -25,16 +27,25 @@ pub struct HostCpu {
 }
 
 impl HostCpu {
-    /// Asks the processor on which it runs. In a virtual machine each question is an exit, so ask once.
-    pub fn read() -> Self {
-        let [_, b, c, d] = ask(0);
+    /// Takes what the hypervisor's list says, and asks the processor on which it runs for the rest. In a virtual machine each question is
+    /// an exit, so ask once.
+    pub fn read(supported: &[CpuidEntry]) -> Self {
+        let listed = |leaf| {
+            let entry = supported.iter().find(|e| e.function == leaf);
+            entry.map(|e| [e.eax, e.ebx, e.ecx, e.edx]).filter(|registers| *registers != [0; 4])
+        };
+        let [_, b, c, d] = listed(0).unwrap_or_else(|| ask(0));
         let vendor = match (&b.to_le_bytes(), &d.to_le_bytes(), &c.to_le_bytes()) {
             (b"Genu", b"ineI", b"ntel") => Vendor::Intel,
             (b"Auth", b"enti", b"cAMD") | (b"Hygo", b"nGen", b"uine") => Vendor::Amd,
             _ => Vendor::Other,
         };
-        let [max, ..] = ask(0x8000_0000);
-        let extended = |leaf| if leaf <= max { ask(leaf) } else { [0; 4] };
+        // What a hypervisor lists ends where the processor does, or before.
+        let [max, ..] = listed(0x8000_0000).unwrap_or_else(|| ask(0x8000_0000));
+        let extended = |leaf| {
+            let known = listed(leaf).or_else(|| (leaf <= max).then(|| ask(leaf)));
+            known.unwrap_or_default()
+        };
         HostCpu {
             vendor,
             brand: [0x8000_0002, 0x8000_0003, 0x8000_0004].map(extended),

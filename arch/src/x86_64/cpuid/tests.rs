@@ -189,7 +189,22 @@ fn caches_are_shared_by_core_and_die() {
 
 #[test]
 fn the_host_has_a_name() {
-    let host = HostCpu::read();
+    let host = HostCpu::read(&[]);
     assert_ne!(host.brand, [[0; 4]; 3]);
-    assert_eq!(host, HostCpu::read());
+    assert_eq!(host, HostCpu::read(&[]));
+}
+
+#[test]
+fn the_processor_is_asked_only_for_what_the_hypervisor_does_not_tell() {
+    let word = |text: &[u8; 4]| u32::from_le_bytes(*text);
+    let list = [
+        leaf(0, [7, word(b"Genu"), word(b"ntel"), word(b"ineI")]),
+        leaf(0x8000_0002, [0x41; 4]),
+        leaf(0x8000_0005, [5; 4]),
+        leaf(0x8000_0006, [0; 4]),
+    ];
+    let (host, asked) = (HostCpu::read(&list), HostCpu::read(&[]));
+    assert_eq!(host.vendor, Vendor::Intel);
+    assert_eq!(host.brand, [[0x41; 4], asked.brand[1], asked.brand[2]]);
+    assert_eq!(host.cache, [[5; 4], asked.cache[1]]);
 }
