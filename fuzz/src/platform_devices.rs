@@ -36,7 +36,7 @@ impl MsiRoute for Route {
 
 pub fn ioapic() -> Ioapic {
     let route = || Arc::new(Route(EventFd::new(EFD_NONBLOCK).unwrap())) as Arc<dyn MsiRoute>;
-    Ioapic::new((0..platform::ioapic::PINS).map(|_| route()).collect())
+    Ioapic::new(Box::new(move |_| Ok(route())))
 }
 
 fn built<S: Build>(text: &str, id: &str) -> Box<dyn Device> {
@@ -168,7 +168,7 @@ fn run_ioapic(input: &mut Input<'_>) {
             }
             3 => {
                 let pin = input.u8() % platform::ioapic::PINS;
-                let line = device.line(pin);
+                let line = device.line(pin).unwrap();
                 if input.flag() { line.pulse() } else { line.set(input.flag()) }
             }
             4 => device.end_of_interrupt(input.u8()),

@@ -8,6 +8,7 @@
 //!                                   ^── end_of_interrupt(vector) ──────────────┘
 //! ```
 
+use std::error::Error;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -81,9 +82,13 @@ pub struct Ioapic {
 
 struct Core {
     state: Mutex<State>,
-    routes: Vec<Arc<dyn MsiRoute>>,
+    source: Source,
     limit: LogLimit,
 }
+
+/// Where the route of a pin comes from. That of pin n must be GSI n, which is where the hypervisor looks for vectors whose end-of-interrupt
+/// it reports.
+pub type Source = Box<dyn Fn(u8) -> Result<Arc<dyn MsiRoute>, Box<dyn Error + Send + Sync>> + Send + Sync>;
 
 struct State {
     select: u8,
@@ -91,12 +96,14 @@ struct State {
     pins: Vec<Pin>,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Default)]
 struct Pin {
     entry: u64,
     asserted: bool,
-    /// What the route delivers at present.
+    /// What the route delivers at present, or would if a line led here.
     routed: Option<MsiMessage>,
+    /// Only a pin to which a line leads has one.
+    route: Option<Arc<dyn MsiRoute>>,
 }
 
 impl Pin {
@@ -170,18 +177,30 @@ fn message_of(entry: u64) -> MsiMessage {
 }
 
 impl Ioapic {
-    /// A controller whose pins deliver through these routes, one per pin and at most [`PINS`]; route n must be GSI n, which is where
-    /// the hypervisor looks for vectors whose end-of-interrupt it reports. A pin without a route does not exist.
-    pub fn new(mut routes: Vec<Arc<dyn MsiRoute>>) -> Self {
-        routes.truncate(usize::from(PINS));
-        let pin = Pin { entry: entry::MASKED, asserted: false, routed: None };
-        let state = State { select: 0, id: 0, pins: vec![pin; routes.len()] };
-        Ioapic { core: Arc::new(Core { state: Mutex::new(state), routes, limit: LogLimit::new() }) }
+    /// A controller with [`PINS`] pins, which deliver through routes of this source.
+    pub fn new(source: Source) -> Self {
+        let pin = Pin { entry: entry::MASKED, ..Pin::default() };
+        let state = State { select: 0, id: 0, pins: vec![pin; usize::from(PINS)] };
+        Ioapic { core: Arc::new(Core { state: Mutex::new(state), source, limit: LogLimit::new() }) }
     }
 
     /// An input. One that does not exist leads nowhere.
-    pub fn line(&self, pin: u8) -> Arc<dyn Line> {
-        Arc::new(Input { core: self.core.clone(), pin: usize::from(pin) })
+    ///
+    /// # Errors
+    /// No route could be had for the pin.
+    pub fn line(&self, pin: u8) -> Result<Arc<dyn Line>, Box<dyn Error + Send + Sync>> {
+        let mut state = self.core.lock();
+        if let Some(at) = state.pins.get_mut(usize::from(pin))
+            && at.route.is_none()
+        {
+            let route = (self.core.source)(pin)?;
+            // What software said before, or a saved state.
+            if at.routed.is_some() {
+                route.update(at.routed)?;
+            }
+            at.route = Some(route);
+        }
+        Ok(Arc::new(Input { core: self.core.clone(), pin: usize::from(pin) }))
     }
 
     /// A processor has ended a level-triggered interrupt of this vector.
@@ -209,19 +228,22 @@ impl Core {
         if pin.is(entry::MASKED) || pin.routed == Some(message) {
             return;
         }
-        if let Err(e) = self.tell(at, pin, message) {
+        if let Err(e) = Core::tell(pin, message) {
             guest_warn!(self.limit, "IOAPIC pin {at}: cannot set the route: {e}");
         }
     }
 
-    fn tell(&self, at: usize, pin: &mut Pin, message: MsiMessage) -> io::Result<()> {
-        self.routes[at].update(Some(message))?;
+    fn tell(pin: &mut Pin, message: MsiMessage) -> io::Result<()> {
+        if let Some(route) = &pin.route {
+            route.update(Some(message))?;
+        }
         pin.routed = Some(message);
         Ok(())
     }
 
-    fn signal(&self, at: usize) {
-        if let Err(e) = self.routes[at].signal() {
+    fn signal(&self, at: usize, pin: &Pin) {
+        let signalled = pin.route.as_ref().map_or(Ok(()), |route| route.signal());
+        if let Err(e) = signalled {
             guest_warn!(self.limit, "IOAPIC pin {at}: cannot deliver: {e}");
         }
     }
@@ -230,7 +252,7 @@ impl Core {
     fn deliver_level(&self, at: usize, pin: &mut Pin) {
         if pin.asserted && pin.is(entry::LEVEL) && !pin.is(entry::MASKED) && !pin.is(entry::REMOTE_IRR) {
             pin.entry |= entry::REMOTE_IRR;
-            self.signal(at);
+            self.signal(at, pin);
         }
     }
 
@@ -243,7 +265,7 @@ impl Core {
             self.deliver_level(at, pin);
         } else if rises && !pin.is(entry::MASKED) {
             // An edge at a masked pin is lost (82093AA §3.2.4).
-            self.signal(at);
+            self.signal(at, pin);
         }
     }
 
@@ -375,10 +397,10 @@ impl Device for Ioapic {
         (state.select, state.id) = (saved.select, saved.id);
         for (at, (pin, saved)) in state.pins.iter_mut().zip(&saved.pins).enumerate() {
             // Nothing is delivered: what was due is with the processors already, and lines keep their levels.
-            *pin = Pin { entry: saved.entry, asserted: saved.asserted, routed: None };
+            (pin.entry, pin.asserted, pin.routed) = (saved.entry, saved.asserted, None);
             let routed = saved.routed.as_ref().map(|r| MsiMessage { address: r.address, data: r.data });
             let message = if pin.is(entry::MASKED) { routed } else { Some(message_of(pin.entry)) };
-            if let Some(Err(e)) = message.map(|message| self.core.tell(at, pin, message)) {
+            if let Some(Err(e)) = message.map(|message| Core::tell(pin, message)) {
                 return refuse(format!("pin {at} cannot have its route again: {e}"));
             }
         }

@@ -46,8 +46,16 @@ impl Bench {
                 Arc::new(Route { gsi, event, message: Mutex::default(), updates: AtomicU32::default() })
             })
             .collect();
-        let given = routes.iter().map(|r| r.clone() as Arc<dyn MsiRoute>).collect();
-        Bench { ioapic: Ioapic::new(given), routes }
+        let given: Vec<_> = routes.iter().map(|r| r.clone() as Arc<dyn MsiRoute>).collect();
+        let ioapic = Ioapic::new(Box::new(move |pin| Ok(given[usize::from(pin)].clone())));
+        for pin in 0..24 {
+            ioapic.line(pin).unwrap();
+        }
+        Bench { ioapic, routes }
+    }
+
+    fn line(&self, pin: u8) -> Arc<dyn Line> {
+        self.ioapic.line(pin).unwrap()
     }
 
     fn read(&self, register: u8) -> u32 {
@@ -97,7 +105,7 @@ fn a_driver_finds_24_masked_pins_of_version_0x11() {
         assert_eq!(bench.entry(pin), MASKED);
     }
     assert_eq!(bench.read(0x40), u32::MAX);
-    bench.ioapic.line(24).pulse();
+    bench.line(24).pulse();
     let mut data = [0; 1];
     bench.ioapic.read(Region::Window(0), 0, &mut data);
     assert_eq!(data, [0x40]);
@@ -106,7 +114,7 @@ fn a_driver_finds_24_masked_pins_of_version_0x11() {
 #[test]
 fn each_rising_edge_is_delivered_unless_the_pin_is_masked() {
     let bench = Bench::new();
-    let line = bench.ioapic.line(4);
+    let line = bench.line(4);
     line.pulse();
     assert_eq!(bench.deliveries(4), 0);
     bench.program(4, 0x24);
@@ -130,7 +138,7 @@ fn each_rising_edge_is_delivered_unless_the_pin_is_masked() {
 #[test]
 fn a_level_is_delivered_again_only_after_its_end_of_interrupt() {
     let bench = Bench::new();
-    let line = bench.ioapic.line(9);
+    let line = bench.line(9);
     bench.program(9, 0x51 | LEVEL);
     line.set(true);
     line.set(true);
@@ -149,7 +157,7 @@ fn a_level_is_delivered_again_only_after_its_end_of_interrupt() {
 #[test]
 fn a_level_that_rose_behind_the_mask_is_delivered_when_the_mask_goes() {
     let bench = Bench::new();
-    let line = bench.ioapic.line(5);
+    let line = bench.line(5);
     bench.program(5, 0x60 | LEVEL | MASKED);
     line.set(true);
     assert_eq!((bench.deliveries(5), bench.entry(5) & IRR), (0, 0));
@@ -168,7 +176,7 @@ fn a_level_that_rose_behind_the_mask_is_delivered_when_the_mask_goes() {
 #[test]
 fn software_ends_an_interrupt_by_turning_the_pin_to_edge_and_back() {
     let bench = Bench::new();
-    let line = bench.ioapic.line(5);
+    let line = bench.line(5);
     bench.program(5, 0x60 | LEVEL);
     line.set(true);
     assert_eq!(bench.deliveries(5), 1);
@@ -185,7 +193,7 @@ fn software_ends_an_interrupt_by_turning_the_pin_to_edge_and_back() {
 #[test]
 fn two_pins_of_one_vector_end_together() {
     let bench = Bench::new();
-    let lines = [7, 8].map(|pin| bench.ioapic.line(pin));
+    let lines = [7, 8].map(|pin| bench.line(pin));
     for (pin, line) in (7..).zip(&lines) {
         bench.program(pin, 0x70 | LEVEL);
         line.set(true);
@@ -219,7 +227,7 @@ fn an_entry_becomes_the_message_that_a_local_apic_understands() {
 #[test]
 fn every_register_survives_every_value() {
     let bench = Bench::new();
-    let lines: Vec<_> = (0..24).map(|pin| bench.ioapic.line(pin)).collect();
+    let lines: Vec<_> = (0..24).map(|pin| bench.line(pin)).collect();
     for select in 0..=255 {
         for value in [0, u32::MAX, 0x8000, 0x1_8000, 0x4000] {
             bench.write(select, value);
@@ -229,8 +237,28 @@ fn every_register_survives_every_value() {
         }
     }
     sweep(&bench.ioapic, LENGTH);
-    assert_eq!(Ioapic::new(Vec::new()).core.routes.len(), 0);
-    sweep(&Ioapic::new(Vec::new()), LENGTH);
+}
+
+#[test]
+fn only_pins_with_lines_have_routes_and_a_line_that_comes_late_finds_what_was_said() {
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let bench = Bench::new();
+    let (routes, told) = (bench.routes.clone(), asked.clone());
+    let ioapic = Ioapic::new(Box::new(move |pin| {
+        told.lock().unwrap().push(pin);
+        if pin == 7 { Err("no more".into()) } else { Ok(routes[usize::from(pin)].clone()) }
+    }));
+    let bench = Bench { ioapic, ..bench };
+    sweep(&bench.ioapic, LENGTH);
+    bench.program(9, 0x51);
+    assert!(asked.lock().unwrap().is_empty() && bench.routes[9].message.lock().unwrap().is_none());
+    let (line, again) = (bench.line(9), bench.line(9));
+    assert!(bench.routes[9].message.lock().unwrap().is_some());
+    line.pulse();
+    again.pulse();
+    assert_eq!(bench.routes[9].event.read().unwrap(), 2);
+    assert!(bench.ioapic.line(7).is_err());
+    assert_eq!(*asked.lock().unwrap(), [9, 7]);
 }
 
 #[test]
@@ -265,7 +293,7 @@ impl Bench {
         bench.program(9, LEVEL | 0x29);
         bench.program(10, LEVEL | 0x2a);
         for pin in [4, 9, 10] {
-            bench.ioapic.line(pin).set(true);
+            bench.line(pin).set(true);
         }
         bench.program(10, LEVEL | MASKED | 0x2b);
         bench.read(0x22);
@@ -290,16 +318,16 @@ fn pins_go_on_with_their_routes_lines_and_unended_interrupts() {
         "what was due is with the processors"
     );
     // A device that finds its line as it left it makes no edge; the next one is delivered.
-    bench.ioapic.line(4).set(true);
+    bench.line(4).set(true);
     assert_eq!(bench.deliveries(4), 0);
-    bench.ioapic.line(4).set(false);
-    bench.ioapic.line(4).set(true);
+    bench.line(4).set(false);
+    bench.line(4).set(true);
     assert_eq!(bench.deliveries(4), 1);
     // The level is still there when the interrupt ends.
     assert_eq!(bench.entry(9), LEVEL | IRR | 0x29);
     bench.ioapic.end_of_interrupt(0x29);
     assert_eq!(bench.deliveries(9), 1);
-    bench.ioapic.line(9).set(false);
+    bench.line(9).set(false);
     bench.ioapic.end_of_interrupt(0x29);
     assert_eq!((bench.deliveries(9), bench.entry(9)), (0, LEVEL | 0x29));
 }

@@ -21,7 +21,7 @@ use pci::{
     CONFIG_PORTS, CONFIG_PORTS_LENGTH, ConfigPorts, Ecam, PciError, Plugged, Reservation, Segment,
     SegmentGrant,
 };
-use platform::ioapic::{self, Ioapic};
+use platform::ioapic::Ioapic;
 use spec::{Facts, Kind, Refusal};
 use virtio_devices::transport::pci::{VirtioPci, bar_kind};
 
@@ -140,11 +140,9 @@ impl Board {
         let (vm, map, capabilities) = (base.vm.clone(), &base.map, site.hypervisor.capabilities());
         let events = site.events.clone();
         let (ports, memory) = (Arc::new(Bus::new(Space::Port)), Arc::new(Bus::new(Space::Memory)));
-        let routes = (0..u32::from(ioapic::PINS)).map(|pin| vm.ioapic_route(pin));
-        let routes: Vec<_> = routes
-            .collect::<Result<_, _>>()
-            .map_err(|e| Refusal::host("Cannot set up the interrupt controller", e))?;
-        let ioapic = Arc::new(Ioapic::new(routes));
+        let routes = vm.clone();
+        let ioapic = Ioapic::new(Box::new(move |pin| Ok(routes.ioapic_route(pin.into())?)));
+        let ioapic = Arc::new(ioapic);
 
         let windows = segment_windows(map, weights)?;
         let mut segments = Vec::with_capacity(windows.len());
@@ -337,7 +335,9 @@ impl Board {
             Some(place) => (place.vectors(), place.doorbells().map_err(|e| failed(e.into()))?),
             None => (Vec::new(), Vec::new()),
         };
-        let lines = needs.lines.iter().map(|l| -> Arc<dyn Line> { self.ioapic.line(l.pin) }).collect();
+        let lines: Result<Vec<Arc<dyn Line>>, _> =
+            needs.lines.iter().map(|l| self.ioapic.line(l.pin)).collect();
+        let lines = lines.map_err(failed)?;
         let apertures = placed.pci.iter().flat_map(|pci| &pci.apertures);
         let apertures = apertures.map(|span| self.apertures.open(*span)).collect();
         let grant = Grant {
