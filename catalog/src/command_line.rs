@@ -21,7 +21,7 @@ const HEADING: &str = "The machine";
 
 impl VmSpec {
     /// Adds the flags that describe a machine to a command.
-    pub fn add_flags(command: Command, purpose: Purpose) -> Command {
+    pub fn add_flags(command: Command, purpose: Purpose<'_>) -> Command {
         let text = |name: &'static str, value: &'static str, help: &'static str| {
             Arg::new(name).long(name).value_name(value).help(help).num_args(1)
         };
@@ -36,23 +36,17 @@ impl VmSpec {
         ];
         groups.extend(VmSpec::device_flags());
         groups.push(Flag::of::<RestoreSpec>(false));
-        command
-            .next_help_heading(HEADING)
-            .arg(text(
-                "kernel",
-                "path",
-                "Kernel to boot: an uncompressed vmlinux with a PVH note, or a bzImage",
-            ))
-            .arg(text("cmdline", "text", "Kernel command line").allow_hyphen_values(true))
-            .arg(text("initramfs", "path", "Initial RAM file system"))
-            .args(groups.iter().map(|flag| flag.arg(purpose)))
-            .arg(
-                Arg::new(LANDLOCK)
-                    .long(LANDLOCK)
-                    .action(ArgAction::SetTrue)
-                    .help("Keeps the process to the paths of its machine (Landlock); a host that cannot do it is an error"),
-            )
-            .args(flags::UNSUPPORTED.iter().map(flags::unsupported_arg))
+        let boot = [
+            text("kernel", "path", "Kernel to boot: an uncompressed vmlinux with a PVH note, or a bzImage"),
+            text("cmdline", "text", "Kernel command line").allow_hyphen_values(true),
+            text("initramfs", "path", "Initial RAM file system"),
+        ];
+        let landlock = Arg::new(LANDLOCK).long(LANDLOCK).action(ArgAction::SetTrue).help(
+            "Keeps the process to the paths of its machine (Landlock); a host that cannot do it is an error",
+        );
+        let flags = boot.into_iter().chain(groups.iter().map(|flag| flag.arg(purpose))).chain([landlock]);
+        let flags = flags.chain(flags::UNSUPPORTED.iter().map(flags::unsupported_arg));
+        command.next_help_heading(HEADING).args(purpose.only(flags))
     }
 
     /// Adds the flags by which devices of a saved machine are changed.
@@ -67,7 +61,7 @@ impl VmSpec {
     /// A flag that is not supported yet or does not parse, or flags of a machine without a kernel.
     pub fn from_matches(matches: &ArgMatches) -> Result<Option<VmSpec>, Refusal> {
         flags::refuse_unsupported(matches)?;
-        let text = |name| matches.get_one::<String>(name).cloned();
+        let text = |name| flags::text(matches, name).map(str::to_owned);
         let mut spec = VmSpec::default();
         let payload = PayloadSpec {
             kernel: text("kernel").map(PathBuf::from),
@@ -86,7 +80,7 @@ impl VmSpec {
         spec.metadata = flags::one(matches)?;
         spec.pci_segments = flags::many(matches)?;
         spec.rate_limit_groups = flags::many(matches)?;
-        spec.landlock_enable = matches.get_flag(LANDLOCK);
+        spec.landlock_enable = flags::is_on(matches, LANDLOCK);
         spec.landlock_rules = flags::many(matches)?;
         spec.take_devices(matches)?;
         spec.complete();
@@ -104,8 +98,8 @@ impl VmSpec {
         let mut flags = VmSpec::fixed_flags().into_iter().chain(["kernel"]);
         // In a jail they say what else is in it.
         let new =
-            flags.find(|flag| matches.contains_id(flag) && !(jailed && *flag == LandlockRuleSpec::FLAG));
-        let new = new.or(matches.get_flag(LANDLOCK).then_some(LANDLOCK));
+            flags.find(|flag| flags::is_there(matches, flag) && !(jailed && *flag == LandlockRuleSpec::FLAG));
+        let new = new.or(flags::is_on(matches, LANDLOCK).then_some(LANDLOCK));
         if let Some(flag) = new {
             return Err(Refusal::invalid(format!(
                 "--{flag} describes a new machine and cannot be given with --restore, which goes on with a saved one"
@@ -128,7 +122,7 @@ impl VmSpec {
 
     /// Without a machine rules mean something only if there is a jail.
     fn refuse_idle_rules(matches: &ArgMatches) -> Result<(), Refusal> {
-        let given = |flag| matches.try_contains_id(flag).is_ok_and(|given| given);
+        let given = |flag| flags::is_there(matches, flag);
         if given(LandlockRuleSpec::FLAG)
             && !given(RestoreSpec::FLAG)
             && JailSpec::from_matches(matches)?.is_none()

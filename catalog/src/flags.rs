@@ -1,18 +1,64 @@
 //! The command line, derived from the specifications: what clap parses, what `--help`, the manual page and completions show.
 
+use std::ffi::OsString;
 use std::fmt::Write;
+use std::os::unix::ffi::OsStrExt;
 use std::process::ExitCode;
 
+use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use spec::{Key, Part, Refusal, Spec};
 
 /// What a command is built for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Purpose {
+#[derive(Clone, Copy, Debug)]
+pub enum Purpose<'a> {
     /// To be read: help, manual page, completions.
     Help,
-    /// To parse with. Help texts take longer to write than everything else on a command line takes to read.
-    Parsing,
+    /// To parse these words with. Most flags of a machine are not among them, and then the command need not have them; nor are there help
+    /// texts, which take longer to write than everything else on a command line takes to read.
+    Parsing(&'a [OsString]),
+}
+
+impl Purpose<'_> {
+    /// Whether the command must have the flag of this name.
+    pub fn wants(self, name: &str) -> bool {
+        let Purpose::Parsing(words) = self else { return true };
+        let named = |word: &OsString| {
+            let rest =
+                word.as_bytes().strip_prefix(b"--").and_then(|word| word.strip_prefix(name.as_bytes()));
+            rest.is_some_and(|rest| matches!(rest, [] | [b'=', ..]))
+        };
+        words.iter().any(named)
+    }
+
+    /// Those of these flags that the command must have: one with a default says something even if it is not given, and one letter may
+    /// stand among others.
+    pub fn only(self, flags: impl IntoIterator<Item = Arg>) -> impl Iterator<Item = Arg> {
+        flags.into_iter().filter(move |arg| {
+            let silent = arg.get_short().is_none() && arg.get_default_values().is_empty();
+            !silent || arg.get_long().is_none_or(|name| self.wants(name))
+        })
+    }
+}
+
+/// What follows a flag that is given at most once. Nothing follows one that the command was not built with.
+pub fn text<'a>(matches: &'a ArgMatches, name: &str) -> Option<&'a str> {
+    matches.try_get_one::<String>(name).ok().flatten().map(String::as_str)
+}
+
+/// What follows a flag that may be repeated, likewise.
+pub fn texts<'a>(matches: &'a ArgMatches, name: &str) -> Option<impl Iterator<Item = &'a str>> {
+    Some(matches.try_get_many::<String>(name).ok()??.map(String::as_str))
+}
+
+/// Whether a switch was given.
+pub fn is_on(matches: &ArgMatches, name: &str) -> bool {
+    matches.try_get_one::<bool>(name).is_ok_and(|on| on.is_some_and(|on| *on))
+}
+
+/// Whether a flag was given or has a default.
+pub fn is_there(matches: &ArgMatches, name: &str) -> bool {
+    matches.try_contains_id(name).is_ok_and(|there| there)
 }
 
 /// A flag whose value is an option group.
@@ -35,10 +81,10 @@ impl Flag {
     }
 
     /// The flag as clap knows it.
-    pub fn arg(&self, purpose: Purpose) -> Arg {
+    pub fn arg(&self, purpose: Purpose<'_>) -> Arg {
         let arg = Arg::new(self.name).long(self.name).value_name("key=value,…");
         let arg = if self.many { arg.num_args(1..).action(ArgAction::Append) } else { arg.num_args(1) };
-        if purpose == Purpose::Parsing {
+        if let Purpose::Parsing(_) = purpose {
             return arg;
         }
         let about = sentence(self.about);
@@ -117,7 +163,7 @@ pub fn matches(command: Command) -> Result<ArgMatches, ExitCode> {
 /// # Errors
 /// What the grammar refused.
 pub fn one<S: Spec>(matches: &ArgMatches) -> Result<Option<S>, Refusal> {
-    matches.get_one::<String>(S::FLAG).map(|text| S::parse(text)).transpose()
+    text(matches, S::FLAG).map(S::parse).transpose()
 }
 
 /// The specifications after a flag that may be repeated.
@@ -125,8 +171,8 @@ pub fn one<S: Spec>(matches: &ArgMatches) -> Result<Option<S>, Refusal> {
 /// # Errors
 /// What the grammar refused.
 pub fn many<S: Spec>(matches: &ArgMatches) -> Result<Option<Vec<S>>, Refusal> {
-    let Some(texts) = matches.get_many::<String>(S::FLAG) else { return Ok(None) };
-    texts.map(|text| S::parse(text)).collect::<Result<_, _>>().map(Some)
+    let Some(texts) = texts(matches, S::FLAG) else { return Ok(None) };
+    texts.map(S::parse).collect::<Result<_, _>>().map(Some)
 }
 
 /// Flags of the contract that this version does not offer: name, and whether a value follows.
@@ -160,7 +206,7 @@ pub fn seccomp() -> Arg {
 
 /// What [`seccomp`] was given.
 pub fn seccomp_of(matches: &ArgMatches) -> &str {
-    matches.get_one::<String>("seccomp").map_or("true", String::as_str)
+    text(matches, "seccomp").unwrap_or("true")
 }
 
 /// A flag of the contract that is refused when used; it does not show in the help.
@@ -178,7 +224,8 @@ pub fn unsupported_arg((name, value): &(&'static str, bool)) -> Arg {
 /// # Errors
 /// `--flag is not supported yet`.
 pub fn refuse_unsupported(matches: &ArgMatches) -> Result<(), Refusal> {
-    let used = |name: &str| matches.value_source(name) == Some(clap::parser::ValueSource::CommandLine);
+    let used =
+        |name: &str| is_there(matches, name) && matches.value_source(name) == Some(ValueSource::CommandLine);
     match UNSUPPORTED.iter().find(|(name, _)| used(name)) {
         Some((name, _)) => Err(Refusal::unsupported(format!("--{name}"))),
         None => Ok(()),

@@ -8,7 +8,7 @@ use sandbox::jail::{Limits, Owner, Plan};
 use spec::value::Bytes;
 use spec::{Facts, Refusal, Spec, Value};
 
-use crate::flags::{Flag, Purpose};
+use crate::flags::{self, Flag, Purpose};
 
 spec::choice! {
     /// The network that a jail is in.
@@ -93,7 +93,7 @@ impl Spec for JailSpec {
 
 impl JailSpec {
     /// The flag.
-    pub fn arg(purpose: Purpose) -> Arg {
+    pub fn arg(purpose: Purpose<'_>) -> Arg {
         Flag::of::<JailSpec>(false).arg(purpose).value_name("on|off|key=value,…")
     }
 
@@ -102,9 +102,7 @@ impl JailSpec {
     /// # Errors
     /// What the grammar refused.
     pub fn from_matches(matches: &ArgMatches) -> Result<Option<JailSpec>, Refusal> {
-        // Not every program's command has the flag.
-        let text = matches.try_get_one::<String>(JailSpec::FLAG).ok().flatten();
-        let spec = match text.map(String::as_str) {
+        let spec = match flags::text(matches, JailSpec::FLAG) {
             None | Some("off") => return Ok(None),
             Some("") => return Err(Refusal::invalid("--jail is empty: say on, off, or key=value,…")),
             Some("on") => JailSpec::default(),
@@ -138,7 +136,7 @@ mod tests {
     use super::*;
 
     fn parse(text: &str) -> Result<Option<JailSpec>, Refusal> {
-        let command = Command::new("x").arg(JailSpec::arg(Purpose::Parsing));
+        let command = Command::new("x").arg(JailSpec::arg(Purpose::Parsing(&[])));
         JailSpec::from_matches(&command.try_get_matches_from(["x", "--jail", text]).unwrap())
     }
 

@@ -235,12 +235,12 @@ macro_rules! machine {
         }
     };
     (@overrides hot $field:ident: $spec:ty, $matches:ident, $overrides:ident) => {
-        for text in $matches.get_many::<String>(<$spec as spec::Spec>::FLAG).into_iter().flatten() {
+        for text in flags::texts($matches, <$spec as spec::Spec>::FLAG).into_iter().flatten() {
             $overrides.push(stringify!($field), overrides::patch_of::<$spec>(text)?);
         }
     };
     (@overrides $arity:ident $field:ident: $spec:ty, $matches:ident, $overrides:ident) => {
-        if let Some(text) = $matches.get_one::<String>(<$spec as spec::Spec>::FLAG) {
+        if let Some(text) = flags::text($matches, <$spec as spec::Spec>::FLAG) {
             $overrides.set(stringify!($field), overrides::patch_of::<$spec>(text)?);
         }
     };

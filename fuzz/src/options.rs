@@ -8,7 +8,7 @@ use spec::{Part, Spec};
 use crate::Target;
 
 fn command() -> Command {
-    VmSpec::add_flags(Command::new("fuzz").no_binary_name(true), Purpose::Parsing)
+    VmSpec::add_flags(Command::new("fuzz").no_binary_name(true), Purpose::Help)
 }
 
 fn run(bytes: &[u8]) {

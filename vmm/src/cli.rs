@@ -3,12 +3,13 @@
 //! Flags of devices come from the catalog; those of the process itself are here. Man page and completions are generated from
 //! [`command`] by the crate `docs-gen`.
 
+use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::os::fd::{FromRawFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::PathBuf;
 
-use catalog::flags::Purpose;
+use catalog::flags::{self, Purpose};
 use catalog::{JailSpec, LandlockRuleSpec, VmSpec};
 use clap::{Arg, ArgAction, ArgGroup, ArgMatches, Command};
 use spec::{Options, Refusal};
@@ -53,11 +54,17 @@ pub fn command() -> Command {
 /// # Errors
 /// A request for help, or a line that does not parse, with all that there is to say about it.
 pub fn parse() -> Result<ArgMatches, clap::Error> {
-    // Whoever needs no help does not wait until it is written.
-    command_for(Purpose::Parsing).try_get_matches().or_else(|_| command().try_get_matches())
+    let words: Vec<OsString> = std::env::args_os().collect();
+    parse_from(&words)
 }
 
-fn command_for(purpose: Purpose) -> Command {
+fn parse_from(words: &[OsString]) -> Result<ArgMatches, clap::Error> {
+    // Whoever needs no help does not wait until it is written, nor for flags that were not given.
+    let lean = command_for(Purpose::Parsing(words)).try_get_matches_from(words);
+    lean.or_else(|_| command().try_get_matches_from(words))
+}
+
+fn command_for(purpose: Purpose<'_>) -> Command {
     let command = Command::new("cloud-hypervisor")
         .about("Runs a virtual machine")
         .long_about(ABOUT)
@@ -65,47 +72,43 @@ fn command_for(purpose: Purpose) -> Command {
         .disable_version_flag(true)
         .arg_required_else_help(true)
         .next_line_help(false);
-    let process = "The process";
-    let command = VmSpec::add_flags(command, purpose)
-        .next_help_heading(process)
-        .arg(value(
+    let of_process = [
+        value(
             "api-socket",
             "path=<path>|fd=<number>",
             "UNIX socket for requests (see ch-remote); a bare path works too",
-        ))
-        .arg(value(
-            "event-monitor",
-            "path=<path>|fd=<number>",
-            "Writes a JSON record of each event to this file",
-        ))
-        .arg(switch(
-            "no-shutdown",
-            "Keeps the process when the guest powers itself off; needs the API to go on",
-        ))
-        .arg(value(
+        ),
+        value("event-monitor", "path=<path>|fd=<number>", "Writes a JSON record of each event to this file"),
+        switch("no-shutdown", "Keeps the process when the guest powers itself off; needs the API to go on"),
+        value(
             "passt",
             "program",
             "The passt that serves network cards with user=on, found on the PATH if it is not said; given at start so that such cards may come over \
              the API later",
-        ))
-        .arg(catalog::flags::seccomp())
-        .arg(JailSpec::arg(purpose))
-        .arg(switch(
-            "check-host",
-            "Says whether this host can run guests, what is missing and how to mend it",
-        ))
-        .arg(switch("version", "Prints the version; with -v also the compiled-in features").short('V'))
+        ),
+        flags::seccomp(),
+        JailSpec::arg(purpose),
+        switch("check-host", "Says whether this host can run guests, what is missing and how to mend it"),
+        switch("version", "Prints the version; with -v also the compiled-in features").short('V'),
+    ];
+    let of_logging = [
+        value("log-file", "path", "Logs to this file instead of standard error"),
+        value("log-format", "template", "Format of log records").default_value(logger::DEFAULT_FORMAT),
+        Arg::new("v")
+            .short('v')
+            .action(ArgAction::Count)
+            .help("Logs more: once for information, twice for debugging, three times for everything"),
+    ];
+    let command = VmSpec::add_flags(command, purpose)
+        .next_help_heading("The process")
+        .args(purpose.only(of_process))
         .next_help_heading("Logging")
-        .arg(value("log-file", "path", "Logs to this file instead of standard error"))
-        .arg(value("log-format", "template", "Format of log records").default_value(logger::DEFAULT_FORMAT))
-        .arg(
-            Arg::new("v")
-                .short('v')
-                .action(ArgAction::Count)
-                .help("Logs more: once for information, twice for debugging, three times for everything"),
-        );
+        .args(purpose.only(of_logging));
     let dependent = VmSpec::dependent_flags();
-    let sources = ["kernel", "firmware", "igvm", "fw-cfg-config", "restore"];
+    let group = |name: &'static str, flags: &[&'static str]| {
+        let flags = flags.iter().copied().filter(|flag| purpose.wants(flag));
+        ArgGroup::new(name).args(flags).multiple(true)
+    };
     command
         .mut_args(|a| match a.get_id().as_str() {
             // A jail has rules before it has a machine.
@@ -113,9 +116,12 @@ fn command_for(purpose: Purpose) -> Command {
             flag if dependent.contains(&flag) => a.requires("vm-source"),
             _ => a,
         })
-        .group(ArgGroup::new("vm-source").args(sources).multiple(true))
-        .group(ArgGroup::new("ruled").args(sources).arg(JailSpec::FLAG).multiple(true))
+        .group(group("vm-source", &SOURCES))
+        .group(group("ruled", &[&SOURCES[..], &[JailSpec::FLAG]].concat()))
 }
+
+/// Flags that say what runs in the machine.
+const SOURCES: [&str; 5] = ["kernel", "firmware", "igvm", "fw-cfg-config", "restore"];
 
 fn value(name: &'static str, value: &'static str, help: &'static str) -> Arg {
     Arg::new(name).long(name).value_name(value).num_args(1).help(help)
@@ -150,7 +156,7 @@ fn place(text: &str) -> Option<Place> {
 /// # Errors
 /// `fd=` without a number.
 pub fn api_socket(matches: &ArgMatches) -> Result<Option<Place>, Refusal> {
-    let Some(text) = matches.get_one::<String>("api-socket") else { return Ok(None) };
+    let Some(text) = flags::text(matches, "api-socket") else { return Ok(None) };
     match place(text) {
         Some(place) => Ok(Some(place)),
         // Nobody means a file of such a name.
@@ -166,7 +172,7 @@ pub fn api_socket(matches: &ArgMatches) -> Result<Option<Place>, Refusal> {
 /// The numbers of descriptors that the process's own flags speak of.
 pub fn descriptors(matches: &ArgMatches) -> Vec<RawFd> {
     let named = ["api-socket", "event-monitor"].into_iter();
-    let places = named.filter_map(|flag| place(matches.get_one::<String>(flag)?));
+    let places = named.filter_map(|flag| place(flags::text(matches, flag)?));
     places.filter_map(|place| if let Place::Fd(fd) = place { Some(fd) } else { None }).collect()
 }
 
@@ -175,8 +181,7 @@ pub fn descriptors(matches: &ArgMatches) -> Vec<RawFd> {
 /// # Errors
 /// Another word.
 pub fn seccomp(matches: &ArgMatches) -> Result<sandbox::Mode, Refusal> {
-    let text = matches.get_one::<String>("seccomp").map_or("true", String::as_str);
-    text.parse().map_err(|e| Refusal::invalid(format!("Error parsing --seccomp: {e}")))
+    flags::seccomp_of(matches).parse().map_err(|e| Refusal::invalid(format!("Error parsing --seccomp: {e}")))
 }
 
 /// The file that `--event-monitor` names.
@@ -184,7 +189,7 @@ pub fn seccomp(matches: &ArgMatches) -> Result<sandbox::Mode, Refusal> {
 /// # Errors
 /// Neither `path=` nor `fd=`, or a file that cannot be created.
 pub fn event_monitor(matches: &ArgMatches) -> Result<Option<File>, Refusal> {
-    let Some(text) = matches.get_one::<String>("event-monitor") else { return Ok(None) };
+    let Some(text) = flags::text(matches, "event-monitor") else { return Ok(None) };
     match place(text) {
         Some(Place::Path(path)) => {
             let mut how = OpenOptions::new();
@@ -242,14 +247,56 @@ mod tests {
         command().debug_assert();
     }
 
+    /// What came of a line: each flag with what it was given, or what is wrong.
+    fn outcome(matches: Result<ArgMatches, clap::Error>) -> Result<Vec<String>, String> {
+        let matches = matches.map_err(|e| e.to_string())?;
+        let given = matches.ids().map(|id| {
+            let raw = matches.get_raw(id.as_str()).map(Iterator::collect::<Vec<_>>);
+            format!("{id}: {raw:?}")
+        });
+        let mut given: Vec<_> = given.filter(|text| !text.ends_with(r#"Some(["false"])"#)).collect();
+        given.sort();
+        Ok(given)
+    }
+
     #[test]
-    fn what_is_parsed_with_is_what_the_help_shows() {
-        let flags = |purpose| -> Vec<String> {
-            let command = command_for(purpose);
-            let show = |a: &Arg| format!("{:?} {:?} {:?}", a.get_id(), a.get_num_args(), a.get_action());
-            command.get_arguments().map(show).collect()
-        };
-        assert_eq!(flags(Purpose::Parsing), flags(Purpose::Help));
+    fn a_line_means_the_same_to_a_command_that_has_no_more_flags_than_that() {
+        for line in [
+            "",
+            "--help",
+            "-V",
+            "-vvv --kernel k",
+            "--kernel k --disk path=a path=b --disk=path=c --net tap=t",
+            "--kernel=k --cpus boot=2 --memory=size=1G --landlock --landlock-rules path=/x,access=r",
+            "--kernel k --cmdline --disk",
+            "--kernel k --cmdline=--disk",
+            "--kernel k --rtc --watchdog",
+            "--api-socket s --jail on --landlock-rules path=/x,access=r",
+            "--restore source_url=x --net id=n,tap=t",
+            "--firmware f --disk path=a",
+            "--disk path=a",
+            "--landlock-rules path=/x",
+            "--kernel k --nonsense",
+            "--kernel k --kerne x",
+            "--kernel",
+            "--kernel k --kernel l",
+            "--kernel k -- --disk",
+            "stray",
+        ] {
+            let words: Vec<OsString> =
+                ["x"].into_iter().chain(line.split_whitespace()).map(OsString::from).collect();
+            let whole = outcome(command().try_get_matches_from(&words));
+            assert_eq!(outcome(parse_from(&words)), whole, "{line}");
+        }
+    }
+
+    #[test]
+    fn a_command_to_parse_with_has_no_flags_that_were_not_given() {
+        let words = ["x", "--kernel", "k", "--disk", "path=a"].map(OsString::from);
+        let lean = command_for(Purpose::Parsing(&words));
+        let has = |name: &str| lean.get_arguments().any(|arg| arg.get_id() == name);
+        assert!(has("disk") && !has("net") && !has("rtc"));
+        lean.debug_assert();
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use api::Monitor;
 use api::server::Server;
-use catalog::{JailSpec, VmSpec};
+use catalog::{JailSpec, VmSpec, flags};
 use clap::ArgMatches;
 use clap::error::ErrorKind;
 use hypervisor::kvm::Kvm;
@@ -37,7 +37,7 @@ fn main() -> ExitCode {
     if matches.get_flag("version") {
         return print(&cli::version(matches.get_count("v") > 0), ExitCode::SUCCESS);
     }
-    if matches.get_flag("check-host") {
+    if flags::is_on(&matches, "check-host") {
         return check_host();
     }
     let result = run(&matches);
@@ -56,7 +56,7 @@ const LAST_ANSWER: Duration = Duration::from_secs(1);
 
 /// Runs until the machine or the process is asked to end.
 fn run(matches: &ArgMatches) -> Result<ExitCode, Refusal> {
-    let text = |name| matches.get_one::<String>(name).map(String::as_str);
+    let text = |name| flags::text(matches, name);
     let parsing = |e: Refusal| e.within("Error parsing config");
     let cell = JailSpec::from_matches(matches).map_err(parsing)?.map(Cell::begin).transpose()?;
     logger::init(
@@ -140,7 +140,7 @@ fn run(matches: &ArgMatches) -> Result<ExitCode, Refusal> {
         inbox,
         signals,
         launcher,
-        no_shutdown: matches.get_flag("no-shutdown"),
+        no_shutdown: flags::is_on(matches, "no-shutdown"),
         paths: socket.iter().flat_map(ApiSocket::paths).collect(),
         trail: trail.clone(),
         jail,
