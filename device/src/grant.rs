@@ -147,11 +147,20 @@ pub trait Device: Registers {
     /// What could not be set up.
     fn wire(&mut self, grant: Grant) -> Result<(), DeviceError>;
 
-    /// Begins or continues I/O: at boot and on resume. A second call does nothing.
+    /// Begins or continues I/O: at boot and on resume. A second call does nothing. What is begun on another thread may still be on its way;
+    /// [`Device::settle`] waits for that.
     ///
     /// # Errors
     /// What could not be started.
     fn start(&self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    /// Waits for what [`Device::start`] began, so that the guest need not wait for a thread that it has no use of yet.
+    ///
+    /// # Errors
+    /// What could not be started; the device is as good as stopped.
+    fn settle(&self) -> Result<(), DeviceError> {
         Ok(())
     }
 

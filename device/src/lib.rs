@@ -45,6 +45,6 @@ pub use ram::Ram;
 pub use ready::ready;
 pub use state::{Node, State, StateError};
 pub use table::{TableEntry, TableSink};
-pub use threads::{Meanwhile, Threads};
+pub use threads::Threads;
 pub use virtio::{DriverLink, Ledger, LiveQueue, Virtio, VirtioGrant, VirtioKind};
 pub use worker::{Attached, Task, Watch, Worker, Workers};

@@ -2,20 +2,23 @@
 //!
 //! A thread inherits the filter of the thread that starts it. Queues are started by vCPUs, whose filter is to hold nothing that only the
 //! devices' threads need. So in a confined program one thread does little but start those of devices: the guest's data never reach it.
-//! While a machine is put together it has nothing to start, and does what can be done beside the rest.
+//!
+//! That thread is started late, so that a guest need not wait for it: [`Threads::begin`]. What is asked of it before waits.
 
 use std::io;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::{Builder, JoinHandle};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{Builder, JoinHandle, ThreadId};
 
 use sandbox::{Mode, Role, Set, common};
 
 type Body = Box<dyn FnOnce() + Send>;
 
-enum Order {
-    Start { name: String, body: Body, answer: Sender<io::Result<JoinHandle<()>>> },
-    Do(Body),
+/// A thread to be started, and who is told what came of it.
+struct Order {
+    name: String,
+    body: Body,
+    answer: Sender<io::Result<JoinHandle<()>>>,
 }
 
 /// A way to start threads.
@@ -28,127 +31,159 @@ impl Threads {
         Threads(None)
     }
 
-    /// A thread starts them which may do what they do: `sets`. Without filters whoever asks does it.
-    ///
-    /// # Errors
-    /// No thread could be had.
-    pub fn by_spawner(sets: Vec<Set>) -> io::Result<Self> {
+    /// A thread starts them which may do what they do: `sets`. Without filters whoever asks does it. It is started by the calling thread,
+    /// when that asks for it or has to wait for it.
+    pub fn by_spawner(sets: Vec<Set>) -> Self {
         match sandbox::mode() {
-            Mode::Off => Ok(Threads::direct()),
-            _ => Ok(Threads(Some(Arc::new(Spawner::start(sets)?)))),
+            Mode::Off => Threads::direct(),
+            _ => Threads(Some(Arc::new(Spawner::new(sets)))),
         }
     }
 
-    /// Starts a thread.
+    /// Starts the thread that starts others, unless it was started before. Without effect on any thread but that which made this one:
+    /// another may not have such a thread inherit what it may do.
     ///
     /// # Errors
-    /// No thread could be had.
-    pub(crate) fn start(
-        &self,
-        name: &str,
-        body: impl FnOnce() + Send + 'static,
-    ) -> io::Result<JoinHandle<()>> {
-        match &self.0 {
-            None => Builder::new().name(name.to_owned()).spawn(body),
-            Some(spawner) => spawner.start_thread(name, Box::new(body)),
-        }
+    /// No thread could be had; whoever has asked for one is told.
+    pub fn begin(&self) -> io::Result<()> {
+        self.0.as_ref().map_or(Ok(()), |spawner| spawner.begin())
     }
 
-    /// Has something done meanwhile by the thread that starts others, which must be allowed to do it; where there is none, at once.
-    pub fn meanwhile<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Meanwhile<T> {
-        let Some(spawner) = &self.0 else { return Meanwhile(State::Done(work())) };
-        let (sender, receiver) = channel();
-        let body = Box::new(move || {
-            // Whoever asked may want to know no more.
-            let _ = sender.send(work());
-        });
-        // If the thread has ended, the work is dropped with its order, and whoever waits for it learns that.
-        let _ = spawner.order(Order::Do(body));
-        Meanwhile(State::UnderWay(receiver))
+    /// Has a thread started. Whether there is one will be known later: see [`Starting`].
+    pub(crate) fn start(&self, name: &str, body: impl FnOnce() + Send + 'static) -> Starting {
+        let name = name.to_owned();
+        let Some(spawner) = &self.0 else {
+            return Builder::new().name(name).spawn(body).map_or_else(Starting::Failed, Starting::Runs);
+        };
+        let (answer, wait) = channel();
+        spawner.order(Order { name, body: Box::new(body), answer });
+        Starting::Asked(wait)
+    }
+
+    /// No thread can be had.
+    #[cfg(test)]
+    pub(crate) fn none() -> Self {
+        let spawner = Spawner::new(Vec::new());
+        *spawner.state() = State::Gone;
+        Threads(Some(Arc::new(spawner)))
+    }
+
+    /// A thread starts them although there are no filters.
+    #[cfg(test)]
+    pub(crate) fn apart() -> Self {
+        Threads(Some(Arc::new(Spawner::new(Vec::new()))))
     }
 }
 
-/// What comes of something that is done meanwhile. Dropping it waits for that.
-pub struct Meanwhile<T>(State<T>);
-
-enum State<T> {
-    Done(T),
-    UnderWay(Receiver<T>),
-    Taken,
+/// A thread that is being started.
+pub(crate) enum Starting {
+    /// Whoever starts it has not said yet.
+    Asked(Receiver<io::Result<JoinHandle<()>>>),
+    /// It runs, or has ended since.
+    Runs(JoinHandle<()>),
+    /// It could not be had.
+    Failed(io::Error),
 }
 
-impl<T> Meanwhile<T> {
-    /// Waits until it is done, and takes what came of it.
+impl Starting {
+    /// Waits until it runs.
     ///
     /// # Errors
-    /// The thread that was to do it has ended, or it was taken before.
-    pub fn get(&mut self) -> io::Result<T> {
-        match std::mem::replace(&mut self.0, State::Taken) {
-            State::Done(result) => Ok(result),
-            State::UnderWay(receiver) => receiver.recv().map_err(|_| gone()),
-            State::Taken => Err(gone()),
+    /// It could not be had.
+    pub(crate) fn wait(&mut self) -> io::Result<&JoinHandle<()>> {
+        if let Starting::Asked(answer) = self {
+            let answer = answer.recv().unwrap_or_else(|_| Err(gone()));
+            *self = answer.map_or_else(Starting::Failed, Starting::Runs);
+        }
+        match self {
+            Starting::Runs(thread) => Ok(thread),
+            Starting::Failed(e) => Err(io::Error::new(e.kind(), format!("no thread can be had: {e}"))),
+            Starting::Asked(_) => Err(gone()),
         }
     }
-}
 
-impl<T> Drop for Meanwhile<T> {
-    fn drop(&mut self) {
-        if let State::UnderWay(receiver) = &self.0 {
-            drop(receiver.recv());
+    /// Waits until it has ended; false if it ended by a panic. The thread itself does not wait, nor does anybody for one that never was.
+    pub(crate) fn join(mut self) -> bool {
+        let _ = self.wait();
+        match self {
+            Starting::Runs(thread) if thread.thread().id() != std::thread::current().id() => {
+                thread.join().is_ok()
+            }
+            _ => true,
         }
     }
 }
 
 fn gone() -> io::Error {
-    io::Error::other("the thread that starts threads has ended")
+    io::Error::other("the thread that starts threads is not there")
 }
 
 /// The thread. It ends when nobody can ask it for threads any more.
 struct Spawner {
+    /// Who starts it.
+    owner: ThreadId,
+    sets: Vec<Set>,
     orders: Mutex<Option<Sender<Order>>>,
-    thread: Option<JoinHandle<()>>,
+    state: Mutex<State>,
+}
+
+enum State {
+    /// Its orders until it begins.
+    Waits(Receiver<Order>),
+    Runs(JoinHandle<()>),
+    /// It could not be started, or has ended.
+    Gone,
 }
 
 /// It keeps little on its stack.
 const STACK: usize = 64 << 10;
 
 impl Spawner {
-    fn start(mut sets: Vec<Set>) -> io::Result<Spawner> {
-        let (orders, inbox) = channel::<Order>();
+    fn new(mut sets: Vec<Set>) -> Spawner {
         sets.extend([common::EVERYWHERE, common::STARTS_THREADS]);
+        let (orders, inbox) = channel();
+        let (orders, state) = (Mutex::new(Some(orders)), Mutex::new(State::Waits(inbox)));
+        Spawner { owner: std::thread::current().id(), sets, orders, state }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn begin(&self) -> io::Result<()> {
+        if std::thread::current().id() != self.owner {
+            return Ok(());
+        }
+        let mut state = self.state();
+        if !matches!(*state, State::Waits(_)) {
+            return Ok(());
+        }
+        let State::Waits(inbox) = std::mem::replace(&mut *state, State::Gone) else { return Ok(()) };
+        let sets = self.sets.clone();
         let thread = Builder::new().name("spawner".into()).stack_size(STACK).spawn(move || {
             if let Err(e) = (Role { asked_by: "the starter of threads", sets: &sets }).enter() {
                 return log::error!("{e}: {:?}", std::error::Error::source(&e));
             }
-            for order in inbox {
-                match order {
-                    // Whoever asked waits for the answer.
-                    Order::Start { name, body, answer } => {
-                        let _ = answer.send(Builder::new().name(name).spawn(body));
-                    }
-                    Order::Do(body) => body(),
-                }
+            for Order { name, body, answer } in inbox {
+                // Whoever asked may want to know no more.
+                let _ = answer.send(Builder::new().name(name).spawn(body));
             }
         })?;
-        Ok(Spawner { orders: Mutex::new(Some(orders)), thread: Some(thread) })
+        *state = State::Runs(thread);
+        Ok(())
     }
 
-    fn order(&self, order: Order) -> io::Result<()> {
+    /// Gives an order. If there is no thread any more, it is dropped, and whoever waits for an answer learns that.
+    fn order(&self, order: Order) {
         let orders = self.orders.lock().unwrap_or_else(PoisonError::into_inner);
-        orders.as_ref().and_then(|orders| orders.send(order).ok()).ok_or_else(gone)
-    }
-
-    fn start_thread(&self, name: &str, body: Body) -> io::Result<JoinHandle<()>> {
-        let (answer, wait) = channel();
-        self.order(Order::Start { name: name.to_owned(), body, answer })?;
-        wait.recv().map_err(|_| gone())?
+        let _ = orders.as_ref().map(|orders| orders.send(order));
     }
 }
 
 impl Drop for Spawner {
     fn drop(&mut self) {
         *self.orders.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        if let Some(thread) = self.thread.take()
+        if let State::Runs(thread) = std::mem::replace(&mut *self.state(), State::Gone)
             && thread.join().is_err()
         {
             log::error!("the thread that starts threads panicked");
@@ -158,37 +193,36 @@ impl Drop for Spawner {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicBool, Ordering};
-    use std::time::Duration;
-
     use super::*;
 
     #[test]
     fn a_thread_is_started_by_whoever_asks_or_by_the_spawner() {
         let name = || std::thread::current().name().map(str::to_owned);
-        for threads in [Threads::direct(), Threads(Some(Arc::new(Spawner::start(Vec::new()).unwrap())))] {
+        for threads in [Threads::direct(), Threads::apart()] {
             let (said, wait) = channel();
-            let thread = threads.start("worker", move || said.send(name()).unwrap()).unwrap();
+            let mut thread = threads.start("worker", move || said.send(name()).unwrap());
+            threads.begin().unwrap();
             assert_eq!(wait.recv().unwrap().as_deref(), Some("worker"));
-            thread.join().unwrap();
+            assert!(thread.wait().is_ok() && thread.join());
+            threads.begin().unwrap();
         }
     }
 
     #[test]
-    fn something_is_done_meanwhile_and_waited_for() {
-        for threads in [Threads::direct(), Threads(Some(Arc::new(Spawner::start(Vec::new()).unwrap())))] {
-            let (mut first, mut second) = (threads.meanwhile(|| 6), threads.meanwhile(|| 7));
-            assert_eq!((second.get().unwrap(), first.get().unwrap()), (7, 6));
-            assert!(first.get().is_err());
-            // Whoever gives up before it is done waits all the same.
-            let done = Arc::new(AtomicBool::new(false));
-            let (told, begun) = (done.clone(), channel::<()>());
-            let work = threads.meanwhile(move || {
-                let _ = begun.1.recv_timeout(Duration::from_millis(20));
-                told.store(true, Ordering::SeqCst);
-            });
-            drop(work);
-            assert!(done.load(Ordering::SeqCst));
-        }
+    fn only_whoever_made_it_begins_and_orders_from_before_are_kept() {
+        let threads = Threads::apart();
+        let (other, (said, wait)) = (threads.clone(), channel());
+        let mut thread = std::thread::spawn(move || {
+            other.begin().unwrap();
+            other.start("worker", move || said.send(()).unwrap())
+        });
+        let mut asked = thread.join().unwrap();
+        assert!(wait.try_recv().is_err());
+        threads.begin().unwrap();
+        wait.recv().unwrap();
+        assert!(asked.wait().is_ok() && asked.join());
+        thread = std::thread::spawn(move || Threads::apart().start("never", || panic!("nobody starts it")));
+        let error = thread.join().unwrap().wait().map(|_| ()).unwrap_err();
+        assert!(error.to_string().starts_with("no thread can be had: "), "{error}");
     }
 }

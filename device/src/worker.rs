@@ -9,14 +9,15 @@ use std::io;
 use std::marker::PhantomData;
 use std::os::fd::RawFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::thread::JoinHandle;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use sandbox::{Role, Set, common};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use crate::threads::Starting;
 use crate::{DeviceError, Events, Request, Threads};
 
 /// Something that runs on a worker: it waits for file descriptors and never blocks for long.
@@ -116,7 +117,6 @@ struct Running {
 struct Loop {
     epoll: Epoll,
     tasks: HashMap<u32, Running>,
-    next_slot: u32,
     /// What the thread is for, until it is confined to that.
     open: Option<Use>,
 }
@@ -129,11 +129,14 @@ const WAKE: u64 = u64::MAX;
 pub struct Worker {
     commands: Mutex<Sender<Command>>,
     wake: EventFd,
-    thread: Option<JoinHandle<()>>,
+    thread: Mutex<Option<Starting>>,
+    threads: Threads,
+    next_slot: AtomicU32,
 }
 
 impl Worker {
-    /// Starts a thread of this name (at most 15 bytes are shown by the kernel), allowed on these CPUs if any are given.
+    /// Has a thread of this name started (at most 15 bytes are shown by the kernel), allowed on these CPUs if any are given. Whether there
+    /// is one shows when it is asked for something.
     fn spawn(name: &str, cpus: &[usize], source: &Workers, use_of: &Use) -> io::Result<Self> {
         let epoll = Epoll::new()?;
         let wake = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
@@ -147,7 +150,7 @@ impl Worker {
                 log::warn!("cannot bind thread {label} to CPUs {cpus:?}: {e}");
             }
             sandbox::note(&use_of.asked_by);
-            let mut state = Loop { epoll, tasks: HashMap::new(), next_slot: 0, open: Some(use_of) };
+            let mut state = Loop { epoll, tasks: HashMap::new(), open: Some(use_of) };
             let run = AssertUnwindSafe(|| state.run(&inbox, &waker));
             let ended = catch_unwind(run);
             match ended {
@@ -156,8 +159,9 @@ impl Worker {
                 Err(_) => log::error!("thread {label} panicked"),
             }
             events.request(Request::Fault);
-        })?;
-        Ok(Worker { commands: Mutex::new(commands), wake, thread: Some(thread) })
+        });
+        let (commands, thread) = (Mutex::new(commands), Mutex::new(Some(thread)));
+        Ok(Worker { commands, wake, thread, threads: source.threads.clone(), next_slot: AtomicU32::new(0) })
     }
 
     /// Moves a task into the worker and starts it.
@@ -177,39 +181,79 @@ impl Worker {
         self: &Arc<Self>,
         make: impl FnOnce() -> T + Send + 'static,
     ) -> io::Result<Attached<T>> {
-        let slot = self.call(move |state| {
+        let attached = self.begin_made(make)?;
+        attached.settle().map(|()| attached)
+    }
+
+    /// As [`Worker::attach`], without waiting for the thread: [`Attached::settle`] tells what came of it.
+    ///
+    /// # Errors
+    /// The thread has ended.
+    pub fn begin<T: Task>(self: &Arc<Self>, task: T) -> io::Result<Attached<T>> {
+        self.begin_made(move || task)
+    }
+
+    fn begin_made<T: Task>(
+        self: &Arc<Self>,
+        make: impl FnOnce() -> T + Send + 'static,
+    ) -> io::Result<Attached<T>> {
+        let slot = self.next_slot.fetch_add(1, Ordering::Relaxed);
+        let begun = self.send(move |state| {
             let task = make();
             state.confine()?;
-            let slot = state.next_slot;
-            state.next_slot = state.next_slot.wrapping_add(1);
             let mut running = Running { task: Box::new(task), fds: Vec::new() };
             let mut watch = Watch { epoll: &state.epoll, slot, fds: &mut running.fds };
             let started = running.task.start(&mut watch);
             match started {
-                Ok(()) => {
-                    state.tasks.insert(slot, running);
-                    Ok(slot)
-                }
-                Err(e) => {
-                    state.forget(&running.fds);
-                    Err(e)
-                }
+                Ok(()) => drop(state.tasks.insert(slot, running)),
+                Err(_) => state.forget(&running.fds),
             }
-        })??;
-        Ok(Attached { worker: self.clone(), slot, live: true, kind: PhantomData })
+            started
+        })?;
+        let begun = Mutex::new(Some(begun));
+        Ok(Attached { worker: self.clone(), slot, live: true, begun, kind: PhantomData })
     }
 
     /// Runs a closure on the worker's thread and waits for its answer.
     fn call<R: Send + 'static>(&self, work: impl FnOnce(&mut Loop) -> R + Send + 'static) -> io::Result<R> {
+        self.answer(self.send(work)?)
+    }
+
+    /// Waits for an answer.
+    fn answer<R>(&self, wait: Receiver<R>) -> io::Result<R> {
+        self.threads.begin()?;
+        wait.recv().map_err(|_| self.gone())
+    }
+
+    /// Runs a closure on the worker's thread, whose answer comes later.
+    fn send<R: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Loop) -> R + Send + 'static,
+    ) -> io::Result<Receiver<R>> {
         let (answer, wait) = channel();
         let command: Command = Box::new(move |state| {
-            // The caller waits for the answer, so it is there to take it.
+            // Who asked may have gone.
             let _ = answer.send(work(state));
         });
-        let gone = || io::Error::other("the worker thread has ended");
-        self.commands.lock().unwrap_or_else(PoisonError::into_inner).send(command).map_err(|_| gone())?;
+        let sent = self.commands.lock().unwrap_or_else(PoisonError::into_inner).send(command);
+        sent.map_err(|_| self.gone())?;
         self.wake.write(1)?;
-        wait.recv().map_err(|_| gone())
+        Ok(wait)
+    }
+
+    /// Why nothing comes of what it is asked.
+    fn gone(&self) -> io::Error {
+        let started = self.thread().as_mut().map(|thread| thread.wait().map(drop));
+        started.and_then(Result::err).unwrap_or_else(|| io::Error::other("the worker thread has ended"))
+    }
+
+    fn thread(&self) -> MutexGuard<'_, Option<Starting>> {
+        self.thread.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether it is known that the thread could not be had.
+    fn failed(&self) -> bool {
+        matches!(*self.thread(), Some(Starting::Failed(_)))
     }
 }
 
@@ -220,10 +264,10 @@ impl Drop for Worker {
         if let Err(e) = self.wake.write(1) {
             log::error!("cannot wake a worker: {e}");
         }
-        if let Some(thread) = self.thread.take()
-            && thread.thread().id() != std::thread::current().id()
-            && thread.join().is_err()
-        {
+        // The thread may not have been started yet; if it cannot be any more, there is nothing to wait for.
+        let _ = self.threads.begin();
+        let thread = self.thread().take();
+        if thread.is_some_and(|thread| !thread.join()) {
             log::error!("a worker thread panicked");
         }
     }
@@ -295,10 +339,21 @@ pub struct Attached<T: Task> {
     worker: Arc<Worker>,
     slot: u32,
     live: bool,
+    /// What comes of its start, until somebody has waited for that.
+    begun: Mutex<Option<Receiver<io::Result<()>>>>,
     kind: PhantomData<fn() -> T>,
 }
 
 impl<T: Task> Attached<T> {
+    /// Waits until the task runs. Whoever began it does this once; afterwards it says nothing new.
+    ///
+    /// # Errors
+    /// The task's own, or that there is no thread; the task is gone then.
+    pub fn settle(&self) -> io::Result<()> {
+        let begun = self.begun.lock().unwrap_or_else(PoisonError::into_inner).take();
+        begun.map_or(Ok(()), |begun| self.worker.answer(begun)?)
+    }
+
     /// Stops the task and takes it back; `None` if the worker's thread ended before.
     pub fn stop(mut self) -> Option<T> {
         self.live = false;
@@ -387,6 +442,14 @@ impl Workers {
         self.spawn(name, cpus, &self.own)
     }
 
+    /// Has the thread started that starts others, which the guest did not wait for: see [`Threads::begin`].
+    ///
+    /// # Errors
+    /// No thread could be had.
+    pub fn settle(&self) -> io::Result<()> {
+        self.threads.begin()
+    }
+
     fn spawn(&self, name: &str, cpus: &[usize], use_of: &Use) -> Result<Arc<Worker>, DeviceError> {
         Worker::spawn(name, cpus, self, use_of)
             .map(Arc::new)
@@ -399,7 +462,7 @@ impl Workers {
     /// No thread could be had.
     pub fn shared(&self) -> Result<Arc<Worker>, DeviceError> {
         let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(worker) = shared.upgrade() {
+        if let Some(worker) = shared.upgrade().filter(|worker| !worker.failed()) {
             return Ok(worker);
         }
         let worker = self.spawn("devices", &[], &self.quiet)?;

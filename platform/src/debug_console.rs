@@ -165,9 +165,18 @@ impl Device for DebugConsole {
         if session.is_none()
             && let Some(workers) = &self.workers
         {
-            *session = Some(self.terminal.serve(workers, Arc::new(Deaf))?);
+            *session = Some(self.terminal.begin(workers, Arc::new(Deaf))?);
         }
         Ok(())
+    }
+
+    fn settle(&self) -> Result<(), DeviceError> {
+        let mut session = self.session();
+        let settled = session.as_ref().map_or(Ok(()), Session::settle);
+        if settled.is_err() {
+            *session = None;
+        }
+        settled
     }
 
     fn stop(&self) -> Result<(), DeviceError> {

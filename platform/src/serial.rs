@@ -227,9 +227,18 @@ impl Device for Serial {
         if session.is_none()
             && let Some(workers) = &self.workers
         {
-            *session = Some(self.core.terminal.serve(workers, self.core.clone())?);
+            *session = Some(self.core.terminal.begin(workers, self.core.clone())?);
         }
         Ok(())
+    }
+
+    fn settle(&self) -> Result<(), DeviceError> {
+        let mut session = self.session();
+        let settled = session.as_ref().map_or(Ok(()), Session::settle);
+        if settled.is_err() {
+            *session = None;
+        }
+        settled
     }
 
     fn stop(&self) -> Result<(), DeviceError> {

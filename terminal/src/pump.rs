@@ -47,13 +47,20 @@ impl Ends {
     }
 }
 
+impl Default for Ends {
+    /// None.
+    fn default() -> Self {
+        Ends::Tty { input: None, output: None }
+    }
+}
+
 const KICK: u32 = 0;
 const INPUT: u32 = 1;
 const OUTPUT: u32 = 2;
 const CLIENT: u32 = 3;
 const TIMER: u32 = 4;
 
-/// The task that serves one terminal.
+/// The task that serves one terminal. When it goes, whether it ever ran or not, its ends are the terminal's again.
 pub(crate) struct Pump {
     ends: Ends,
     shared: Arc<Shared>,
@@ -67,10 +74,6 @@ impl Pump {
     pub(crate) fn new(ends: Ends, shared: Arc<Shared>, input: Arc<dyn Input>) -> Self {
         let size = shared.size();
         Pump { ends, shared, input, size, watched: [None, None] }
-    }
-
-    pub(crate) fn into_ends(self) -> Ends {
-        self.ends
     }
 
     /// Waits for what is needed now and for nothing else, so that an end nobody reads does not wake the thread for ever.
@@ -263,6 +266,12 @@ impl Pump {
             self.shared.resume_output();
         }
         self.settle(watch)
+    }
+}
+
+impl Drop for Pump {
+    fn drop(&mut self) {
+        *self.shared.ends() = Some(std::mem::take(&mut self.ends));
     }
 }
 

@@ -144,29 +144,31 @@ impl Terminal {
         self.0.size()
     }
 
-    /// Begins to serve the other end, on the thread that quiet devices share: input goes to `input`, and kept output is written
-    /// when the other end takes it. Ends with the [`Session`]; another may follow.
+    /// Serves the other end, on the thread that quiet devices share: input goes to `input`, and kept output is written when the other end
+    /// takes it. Ends with the [`Session`]; another may follow.
     ///
     /// # Errors
     /// A session is there already, or no thread could be had.
     pub fn serve(&self, workers: &Workers, input: Arc<dyn Input>) -> Result<Session, DeviceError> {
+        let session = self.begin(workers, input)?;
+        session.settle().map(|()| session)
+    }
+
+    /// The same without waiting for the thread: [`Session::settle`] does.
+    ///
+    /// # Errors
+    /// A session is there already, or no descriptor could be had.
+    pub fn begin(&self, workers: &Workers, input: Arc<dyn Input>) -> Result<Session, DeviceError> {
         let shared = self.0.clone();
         if !shared.served {
-            return Ok(Session { pump: None, shared });
+            return Ok(Session { pump: None });
         }
         let taken = || DeviceError { what: "the terminal is in use".into(), source: None };
         let ends = shared.ends().take().ok_or_else(taken)?;
-        let worker = match workers.shared() {
-            Ok(worker) => worker,
-            Err(e) => {
-                *shared.ends() = Some(ends);
-                return Err(e);
-            }
-        };
-        let pump = worker
-            .attach(Pump::new(ends, shared.clone(), input))
-            .map_err(|e| DeviceError::new("cannot serve a terminal", e))?;
-        Ok(Session { pump: Some(pump), shared })
+        // From here on the pump gives them back.
+        let pump = Pump::new(ends, shared, input);
+        let pump = workers.shared()?.begin(pump).map_err(unserved)?;
+        Ok(Session { pump: Some(pump) })
     }
 
     /// Goes on reading input after [`Input::room`] was 0. Cheap when it was not.
@@ -181,15 +183,27 @@ impl Terminal {
 /// Serving one terminal for one device. Dropping it stops input; output goes on as far as it needs no waiting.
 pub struct Session {
     pump: Option<Attached<Pump>>,
-    shared: Arc<Shared>,
+}
+
+impl Session {
+    /// Waits until the other end is served.
+    ///
+    /// # Errors
+    /// No thread could be had, or it cannot wait for the other end.
+    pub fn settle(&self) -> Result<(), DeviceError> {
+        self.pump.as_ref().map_or(Ok(()), Attached::settle).map_err(unserved)
+    }
 }
 
 impl Drop for Session {
     fn drop(&mut self) {
-        if let Some(pump) = self.pump.take().and_then(Attached::stop) {
-            *self.shared.ends() = Some(pump.into_ends());
-        }
+        // What is left of it is dropped here, and its ends are there for another.
+        drop(self.pump.take().and_then(Attached::stop));
     }
+}
+
+fn unserved(e: io::Error) -> DeviceError {
+    DeviceError::new("cannot serve a terminal", e)
 }
 
 impl Shared {
@@ -213,7 +227,7 @@ impl Shared {
         self.out.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn ends(&self) -> MutexGuard<'_, Option<Ends>> {
+    pub(crate) fn ends(&self) -> MutexGuard<'_, Option<Ends>> {
         self.ends.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -62,9 +62,9 @@ fn vcpu_sets() -> Vec<Set> {
     sets
 }
 
-/// The thread that starts those of devices, and before that does what can be done beside the rest.
+/// The thread that starts those of devices.
 fn spawner_sets() -> Vec<Set> {
-    let mut sets = vec![common::EVERYWHERE, common::STARTS_THREADS, kvm::BESIDE];
+    let mut sets = vec![common::EVERYWHERE, common::STARTS_THREADS];
     sets.extend(of_devices(|calls| calls.own));
     sets.extend(of_devices(|calls| calls.shared));
     sets
@@ -92,12 +92,8 @@ pub fn vcpu(index: u32) -> Result<(), sandbox::Refused> {
 }
 
 /// Where devices' threads come from.
-///
-/// # Errors
-/// The host has no thread left.
-pub fn threads() -> Result<Threads, Refusal> {
+pub fn threads() -> Threads {
     Threads::by_spawner(spawner_sets())
-        .map_err(|e| Refusal::host("Cannot start the thread that starts threads", e))
 }
 
 /// What the thread that quiet devices share does.

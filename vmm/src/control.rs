@@ -154,7 +154,7 @@ impl Control {
         self.generation += 1;
         let reporter = self.reports.reporter(self.generation);
         metadata::keep(self.metadata.as_ref(), &self.kept);
-        let site = Site::new(&self.setup.hypervisor, reporter, &self.kept)?;
+        let site = Site::new(&self.setup.hypervisor, reporter, &self.kept);
         let built = Machine::build(spec, site, &mut self.names);
         let machine = match built.and_then(|machine| machine.resume().map(|()| machine)) {
             Ok(machine) => machine,

@@ -60,3 +60,40 @@ fn a_panic_on_a_worker_is_reported_and_calls_fail_instead_of_hanging() {
     assert!(attached.stop().is_none());
     assert_eq!(events.requests(), [Request::Fault]);
 }
+
+#[test]
+fn a_task_is_begun_before_there_is_a_thread_and_settled_when_there_is() {
+    let workers = Workers::with(Arc::new(FakeEvents::default()), Threads::apart(), Vec::new());
+    let kick = EventFd::new(EFD_NONBLOCK).unwrap();
+    let (done, served) = channel();
+    let task = Count { kick: kick.try_clone().unwrap(), seen: 0, done };
+    let begun = workers.shared().unwrap().begin(task).unwrap();
+    kick.write(3).unwrap();
+    std::thread::yield_now();
+    assert!(served.try_recv().is_err());
+    begun.settle().unwrap();
+    begun.settle().unwrap();
+    assert_eq!(served.recv().unwrap(), 3);
+    assert_eq!(begun.stop().unwrap().seen, 3);
+    // What was never waited for ends as well.
+    drop(workers.own("unused", &[]).unwrap());
+    drop(Workers::with(Arc::new(FakeEvents::default()), Threads::apart(), Vec::new()).own("unused", &[]));
+}
+
+#[test]
+fn a_thread_that_cannot_be_had_is_told_to_whoever_asks_and_another_is_tried() {
+    struct Never;
+    impl Task for Never {
+        fn start(&mut self, _: &mut Watch<'_>) -> io::Result<()> {
+            panic!("there is no thread to do it")
+        }
+        fn ready(&mut self, _: u32, _: EventSet, _: &mut Watch<'_>) {}
+    }
+    let workers = Workers::with(Arc::new(FakeEvents::default()), Threads::none(), Vec::new());
+    let first = workers.shared().unwrap();
+    for failed in [first.attach(Never).err(), first.begin(Never).err(), first.attach_made(|| Never).err()] {
+        let text = failed.unwrap().to_string();
+        assert!(text.starts_with("no thread can be had: "), "{text}");
+    }
+    assert!(!Arc::ptr_eq(&first, &workers.shared().unwrap()));
+}

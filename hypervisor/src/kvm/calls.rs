@@ -52,39 +52,35 @@ pub const VCPU: Set = &[
     Call::any(libc::SYS_rt_sigprocmask),
 ];
 
-/// Whoever does beside that what takes time and no other's result.
-pub const BESIDE: Set = &[call::ioctl(&[
-    iowr::<kvm_cpuid2>(0x05),                 // KVM_GET_SUPPORTED_CPUID
-    iow::<kvm_userspace_memory_region>(0x46), // KVM_SET_USER_MEMORY_REGION
-])];
-
-/// Whoever creates machines and vCPUs and gives them their memory and state; the calls of [`VCPU`] and [`BESIDE`] come on top.
+/// Whoever creates machines and vCPUs and gives them their memory and state; the calls of [`VCPU`] come on top.
 pub const MACHINE: Set = &[
     call::ioctl(&[
-        io(0x00),                     // KVM_GET_API_VERSION
-        io(0x01),                     // KVM_CREATE_VM
-        iowr::<kvm_msr_list>(0x02),   // KVM_GET_MSR_INDEX_LIST
-        io(0x03),                     // KVM_CHECK_EXTENSION
-        io(0x04),                     // KVM_GET_VCPU_MMAP_SIZE
-        io(0x41),                     // KVM_CREATE_VCPU
-        iow::<kvm_dirty_log>(0x42),   // KVM_GET_DIRTY_LOG
-        io(0x47),                     // KVM_SET_TSS_ADDR
-        iow::<u64>(0x48),             // KVM_SET_IDENTITY_MAP_ADDR
-        iow::<kvm_clock_data>(0x7b),  // KVM_SET_CLOCK
-        ior::<kvm_clock_data>(0x7c),  // KVM_GET_CLOCK
-        iow::<kvm_regs>(0x82),        // KVM_SET_REGS
-        iow::<kvm_sregs>(0x84),       // KVM_SET_SREGS
-        iow::<kvm_msrs>(0x89),        // KVM_SET_MSRS
-        iow::<kvm_fpu>(0x8d),         // KVM_SET_FPU
-        iow::<kvm_lapic_state>(0x8f), // KVM_SET_LAPIC
-        iow::<kvm_cpuid2>(0x90),      // KVM_SET_CPUID2
-        iow::<kvm_mp_state>(0x99),    // KVM_SET_MP_STATE
-        iow::<kvm_vcpu_events>(0xa0), // KVM_SET_VCPU_EVENTS
-        iow::<kvm_debugregs>(0xa2),   // KVM_SET_DEBUGREGS
-        io(0xa2),                     // KVM_SET_TSC_KHZ
-        iow::<kvm_enable_cap>(0xa3),  // KVM_ENABLE_CAP
-        iow::<kvm_xsave>(0xa5),       // KVM_SET_XSAVE
-        iow::<kvm_xcrs>(0xa7),        // KVM_SET_XCRS
+        io(0x00),                                 // KVM_GET_API_VERSION
+        io(0x01),                                 // KVM_CREATE_VM
+        iowr::<kvm_msr_list>(0x02),               // KVM_GET_MSR_INDEX_LIST
+        io(0x03),                                 // KVM_CHECK_EXTENSION
+        io(0x04),                                 // KVM_GET_VCPU_MMAP_SIZE
+        iowr::<kvm_cpuid2>(0x05),                 // KVM_GET_SUPPORTED_CPUID
+        io(0x41),                                 // KVM_CREATE_VCPU
+        iow::<kvm_dirty_log>(0x42),               // KVM_GET_DIRTY_LOG
+        iow::<kvm_userspace_memory_region>(0x46), // KVM_SET_USER_MEMORY_REGION
+        io(0x47),                                 // KVM_SET_TSS_ADDR
+        iow::<u64>(0x48),                         // KVM_SET_IDENTITY_MAP_ADDR
+        iow::<kvm_clock_data>(0x7b),              // KVM_SET_CLOCK
+        ior::<kvm_clock_data>(0x7c),              // KVM_GET_CLOCK
+        iow::<kvm_regs>(0x82),                    // KVM_SET_REGS
+        iow::<kvm_sregs>(0x84),                   // KVM_SET_SREGS
+        iow::<kvm_msrs>(0x89),                    // KVM_SET_MSRS
+        iow::<kvm_fpu>(0x8d),                     // KVM_SET_FPU
+        iow::<kvm_lapic_state>(0x8f),             // KVM_SET_LAPIC
+        iow::<kvm_cpuid2>(0x90),                  // KVM_SET_CPUID2
+        iow::<kvm_mp_state>(0x99),                // KVM_SET_MP_STATE
+        iow::<kvm_vcpu_events>(0xa0),             // KVM_SET_VCPU_EVENTS
+        iow::<kvm_debugregs>(0xa2),               // KVM_SET_DEBUGREGS
+        io(0xa2),                                 // KVM_SET_TSC_KHZ
+        iow::<kvm_enable_cap>(0xa3),              // KVM_ENABLE_CAP
+        iow::<kvm_xsave>(0xa5),                   // KVM_SET_XSAVE
+        iow::<kvm_xcrs>(0xa7),                    // KVM_SET_XCRS
     ]),
     // The handler of the signal by which vCPUs are kicked: the first real-time signal that the C library leaves to programs.
     Call::one_of(libc::SYS_rt_sigaction, 0, &[34]),

@@ -180,7 +180,7 @@ impl Control {
 
         self.generation += 1;
         let reporter = self.reports.reporter(self.generation);
-        let site = Site::new(&self.setup.hypervisor, reporter.clone(), &self.kept)?;
+        let site = Site::new(&self.setup.hypervisor, reporter.clone(), &self.kept);
         let memory = ram_restore::restore(restore, &spec.memory, &source, reporter)?;
         drop(source);
         let machine = Machine::restore(&mut spec, node, memory.ram, site, &mut self.names)?;

@@ -496,6 +496,15 @@ impl Board {
         Ok(())
     }
 
+    /// Waits for what [`Board::start`] began. From then on devices can have threads while the guest runs.
+    pub(super) fn settle(&self) -> Result<(), Refusal> {
+        self.workers.settle().map_err(|e| Refusal::host("Cannot start the thread that starts threads", e))?;
+        self.attached.iter().try_for_each(|attached| {
+            let settled = attached.device.settle();
+            settled.map_err(|e| Refusal::host(format!("Cannot start device {:?}", attached.id), e))
+        })
+    }
+
     pub(super) fn stop(&self) -> Result<(), Refusal> {
         for attached in &self.attached {
             attached

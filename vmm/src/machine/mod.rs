@@ -31,7 +31,7 @@ use hypervisor::{Vm, VmOptions};
 use spec::{Kind, Refusal};
 
 use crate::core_scheduling::Cookie;
-use crate::ram;
+use crate::ram::{self, Slots};
 use crate::vcpus::Vcpus;
 use board::Board;
 use clock::Clock;
@@ -50,7 +50,7 @@ pub struct Machine {
     /// It goes on from a saved state, and the guest was not told yet.
     renewed: AtomicBool,
     phys_bits: u8,
-    slots: ram::Slots,
+    slots: Slots,
 }
 
 /// What stands before memory and devices.
@@ -63,12 +63,14 @@ struct Base {
 impl Base {
     /// Lays out the address space and the vCPUs, and creates the VM. `phys_bits` is the width of the guest's addresses where that is
     /// settled.
-    fn new(spec: &VmSpec, site: &mut Site<'_>, phys_bits: Option<u8>) -> Result<Base, Refusal> {
+    fn new(spec: &VmSpec, site: &Site<'_>, phys_bits: Option<u8>) -> Result<Base, Refusal> {
         let hypervisor = site.hypervisor.clone();
         let layout = Layout::new(&spec.cpus, hypervisor.capabilities())?;
         let options = VmOptions { x2apic_32bit_ids: layout.wide_ids() };
         let vm = hypervisor.create_vm(&options).map_err(|e| Refusal::host("Cannot create the VM", e))?;
-        let supported = site.supported_cpuid()?;
+        let supported = hypervisor
+            .supported_cpuid()
+            .map_err(|e| Refusal::host("Cannot ask the hypervisor for CPUID", e))?;
         let host_bits = hypervisor
             .physical_address_bits()
             .map_err(|e| Refusal::host("Cannot ask the hypervisor for its address width", e))?;
@@ -98,7 +100,7 @@ impl Machine {
     ///
     /// # Errors
     /// The first thing that could not be had; what was built before is gone again.
-    pub fn build(spec: &mut VmSpec, mut site: Site<'_>, names: &mut Names) -> Result<Machine, Refusal> {
+    pub fn build(spec: &mut VmSpec, site: Site<'_>, names: &mut Names) -> Result<Machine, Refusal> {
         let payload = spec.payload.clone().unwrap_or_default();
         let kernel = payload.kernel.as_deref().ok_or_else(catalog::payload::nothing_to_boot)?;
         let kernel = Kernel::open(kernel).map_err(|e| boot_error("Cannot load the kernel", e))?;
@@ -109,10 +111,9 @@ impl Machine {
             .transpose()
             .map_err(|e| boot_error("Cannot load the initramfs", e))?;
 
-        let base = Base::new(spec, &mut site, None)?;
+        let base = Base::new(spec, &site, None)?;
         let memory = ram::map(&spec.memory, &base.spans()).map_err(no_memory)?;
-        let host = site.ask_processor(base.processors.supported());
-        let slots = site.give(&base.vm, &memory);
+        let slots = Slots::map(base.vm.clone(), &memory).map_err(no_memory)?;
 
         let clock = Clock::new(base.vm.clone(), site.hypervisor.capabilities());
         let mut board = Board::new(&site, &base, &spec.segment_weights(), memory.clone(), None)?;
@@ -134,8 +135,7 @@ impl Machine {
             plan.load(&*memory.map(), backing).map_err(|e| boot_error("Cannot load the kernel", e))?;
         log::debug!("boot files: {} bytes mapped, {} bytes copied", loaded.mapped, loaded.copied);
 
-        let ready = processors.create(&*vm, host, plan.entry, &spec.cpus)?;
-        let slots = slots.got()?;
+        let ready = processors.create(&*vm, plan.entry, &spec.cpus)?;
         let exits = Arc::new(GuestExits::new(&board, site.events.clone()));
         let vcpus = Vcpus::start(ready, exits, site.events, Cookie::new(spec.cpus.core_scheduling))
             .map_err(|e| Refusal::host("Cannot start the vCPUs", e))?;
@@ -157,7 +157,17 @@ impl Machine {
             self.board.ring(Ring::Generation)?;
         }
         self.vcpus.resume();
-        Ok(())
+        // What devices began meanwhile is nothing that the guest waits for.
+        let settled = self.board.settle();
+        if settled.is_err() {
+            self.stand_still()?;
+        }
+        settled
+    }
+
+    fn stand_still(&self) -> Result<(), Refusal> {
+        self.vcpus.pause();
+        self.clock.stop().and_then(|()| self.board.stop())
     }
 
     /// Stops vCPUs, the clock and devices; when it returns, nothing changes guest memory any more.
@@ -165,8 +175,7 @@ impl Machine {
     /// # Errors
     /// A device could not be stopped, or the clock not be read; the machine runs on.
     pub fn pause(&self) -> Result<(), Refusal> {
-        self.vcpus.pause();
-        let stopped = self.clock.stop().and_then(|()| self.board.stop());
+        let stopped = self.stand_still();
         if stopped.is_err() {
             self.resume()?;
         }

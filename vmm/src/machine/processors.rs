@@ -9,12 +9,12 @@ use arch::x86_64::registers;
 use arch::x86_64::topology::Topology;
 use arch::x86_64::vcpu_state::VcpuState;
 use catalog::CpusSpec;
-use device::{Meanwhile, Node};
+use device::Node;
 use hypervisor::x86_64::CpuidEntry;
 use hypervisor::{Capabilities, Hypervisor, Vm};
 use spec::{Kind, Refusal};
 
-use super::{saved, site};
+use super::saved;
 use crate::vcpus::{Ready, Vcpus};
 
 /// Ids above this need 32-bit x2APIC ids in interrupt messages; 255 is the broadcast id.
@@ -99,11 +99,6 @@ impl Processors {
         self.ids.iter().map(|id| Cpu { apic_id: *id, enabled: true }).collect()
     }
 
-    /// What the hypervisor can show a guest.
-    pub(super) fn supported(&self) -> Arc<[CpuidEntry]> {
-        self.supported.clone()
-    }
-
     /// Their APIC ids.
     pub(super) fn ids(&self) -> &[u32] {
         &self.ids
@@ -122,7 +117,6 @@ impl Processors {
     pub(super) fn create(
         mut self,
         vm: &dyn Vm,
-        mut host: Meanwhile<HostCpu>,
         entry: Entry,
         spec: &CpusSpec,
     ) -> Result<Vec<Ready>, Refusal> {
@@ -130,8 +124,7 @@ impl Processors {
         if let Some(first) = ready.first() {
             self.config.tsc_khz = first.vcpu.x86_64().tsc_khz().map_err(|e| failed(0, e))?;
         }
-        let host = host.get().map_err(site::not_done)?;
-        let cpuid = Cpuid::new(&self.supported, &host, &self.config);
+        let cpuid = Cpuid::new(&self.supported, &HostCpu::read(&self.supported), &self.config);
         let msrs = registers::msrs();
         for (index, Ready { vcpu, .. }) in (0..).zip(&ready) {
             let prepare = || -> hypervisor::Result<()> {

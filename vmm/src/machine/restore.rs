@@ -18,8 +18,9 @@ use super::board::Board;
 use super::clock::Clock;
 use super::exits::GuestExits;
 use super::saved::{self, SavedMachine};
-use super::{Base, Machine, Names, Site, processors};
+use super::{Base, Machine, Names, Site, no_memory, processors};
 use crate::core_scheduling::Cookie;
+use crate::ram::Slots;
 use crate::vcpus::Vcpus;
 
 /// Where the moment of a snapshot is written in guest memory: in the page of the generation ID.
@@ -69,13 +70,13 @@ impl Machine {
         spec: &mut VmSpec,
         node: Node,
         ram: Ram,
-        mut site: Site<'_>,
+        site: Site<'_>,
         names: &mut Names,
     ) -> Result<Machine, Refusal> {
         let machine: SavedMachine =
             node.read().map_err(|e| Refusal::invalid("The saved machine cannot be understood").because(e))?;
         let SavedMachine { phys_bits, taken, clock: time, cpus, board: saved, next_name } = machine;
-        let base = Base::new(spec, &mut site, Some(phys_bits))?;
+        let base = Base::new(spec, &site, Some(phys_bits))?;
         let found: Vec<Span> =
             ram.map().iter().map(|r| Span { base: r.start_addr().0, length: r.len() }).collect();
         if found != base.spans() {
@@ -84,7 +85,7 @@ impl Machine {
                 base.spans()
             )));
         }
-        let slots = site.give(&base.vm, &ram);
+        let slots = Slots::map(base.vm.clone(), &ram).map_err(no_memory)?;
 
         let clock = Clock::new(base.vm.clone(), site.hypervisor.capabilities());
         clock.load(time);
@@ -95,7 +96,6 @@ impl Machine {
         board.built()?;
 
         let ready = base.processors.restore(&*base.vm, cpus, taken, &spec.cpus)?;
-        let slots = slots.got()?;
         let exits = Arc::new(GuestExits::new(&board, site.events.clone()));
         let vcpus = Vcpus::start(ready, exits, site.events, Cookie::new(spec.cpus.core_scheduling))
             .map_err(|e| Refusal::host("Cannot start the vCPUs", e))?;
