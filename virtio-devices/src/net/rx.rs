@@ -38,7 +38,7 @@ pub const BUDGET: usize = 64;
 /// Least bytes of buffers to have at hand: more than most frames of an Ethernet have, and so what a small frame has at most.
 const LEAST_WANTED: usize = 2048;
 
-/// Most buffers taken at once for small frames.
+/// Most buffers taken at once for small frames, and frames that the driver is shown at once.
 const AHEAD: usize = 16;
 
 /// The least time after which the service is looked at again: a timer set to nothing never goes off.
@@ -157,9 +157,7 @@ impl Rx {
             }
             let wants = match (merges, held.length()) {
                 // As many again as this round has had: the next frame may be the last.
-                (true, 0) => {
-                    Wanted { bytes: *wanted, least: VNET_HDR_LEN, ahead: AHEAD.min(frames as usize) }
-                }
+                (true, 0) => Wanted { bytes: *wanted, least: VNET_HDR_LEN, ahead: frames.min(AHEAD) },
                 (true, length) => Wanted { bytes: length, least: VNET_HDR_LEN, ahead: 0 },
                 // Each frame has a buffer of its own.
                 (false, _) => Wanted { bytes: 1, least: VNET_HDR_LEN + ETHERNET_HEADER, ahead: 0 },
@@ -234,6 +232,10 @@ impl Rx {
             window.all().write(NUM_BUFFERS_OFFSET, &(count as u16).to_le_bytes());
             window.hand_over(queue, count, length);
             (used, frames) = (used + 1, frames + 1);
+            // The first at once, and of those that follow as many as came before.
+            if 2 * usize::from(queue.unseen()) > frames.min(2 * AHEAD) {
+                queue.show(&map);
+            }
             let length = length.saturating_sub(VNET_HDR_LEN) as u64;
             bytes += length;
             if let Some(throttle) = throttle {
@@ -244,7 +246,7 @@ impl Rx {
         if used > 0 {
             queue.signal(&map);
         }
-        shared.stats.received(frames, bytes, dropped);
+        shared.stats.received(frames as u64, bytes, dropped);
         end
     }
 }

@@ -156,7 +156,8 @@ impl Window<'_> {
         (full.count() + 1).min(self.buffers.len())
     }
 
-    /// Gives the first `count` buffers to the driver, with `length` bytes in them.
+    /// Gives the first `count` buffers to the driver, with `length` bytes in them. It sees all of them at once, and later:
+    /// [`LiveQueue::put`].
     pub(super) fn hand_over(&mut self, queue: &mut LiveQueue, count: usize, length: usize) {
         let (mut left, mut pieces) = (length, 0);
         for buffer in self.buffers.drain(..count) {
@@ -165,7 +166,7 @@ impl Window<'_> {
             self.length -= buffer.length;
             pieces += buffer.pieces;
             // At most what one frame has.
-            queue.push(self.map, buffer.head, written as u32);
+            queue.put(self.map, buffer.head, written as u32);
         }
         self.pieces.forget(pieces);
     }
