@@ -293,14 +293,8 @@ impl<V: Virtio> Bench<V> {
         queue.set_next_avail(next);
         queue.set_next_used(next);
         queue.set_ready(true);
-        let live = LiveQueue {
-            queue,
-            ram: self.ram.clone(),
-            kick: q.kick.try_clone().expect("an eventfd"),
-            link: self.link.clone(),
-            index: i as u16,
-            ledger: None,
-        };
+        let kick = q.kick.try_clone().expect("an eventfd");
+        let live = LiveQueue::new(queue, self.ram.clone(), kick, self.link.clone(), i as u16);
         self.device.start_queue(i, live).expect("start queue");
     }
 

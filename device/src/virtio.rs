@@ -7,18 +7,16 @@
 //!   built ── connect ── [ activate ── start_queue × n ── (stop_queue ⇄ start_queue) ── stop_queue × n ── reset ] …
 //! ```
 
-use std::fmt;
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
+mod live;
 
-use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueState, QueueT};
-use vm_memory::{Bytes, GuestAddress, GuestMemory};
+use std::sync::Arc;
+
+use virtio_queue::QueueState;
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::limit::LogLimit;
-use crate::ram::RamMap;
+pub use self::live::{Chain, LiveQueue, RingError};
 use crate::state::{self, Node, StateError};
-use crate::{Aperture, ApertureNeed, Counters, DeviceError, Events, Ram, Workers, guest_warn};
+use crate::{Aperture, ApertureNeed, Counters, DeviceError, Events, Ram, Workers};
 
 /// Device types (virtio 1.3 §5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -228,137 +226,4 @@ pub trait Ledger: Send {
 
     /// It was marked as used, and the used ring's index is this now.
     fn given_back(&mut self, head: u16, index: u16);
-}
-
-/// A queue that a driver has made ready. It moves into the thread that serves it.
-pub struct LiveQueue {
-    /// The ring, with EVENT_IDX set as negotiated.
-    pub queue: Queue,
-    /// Guest memory.
-    pub ram: Ram,
-    /// Readable when the driver has kicked.
-    pub kick: EventFd,
-    /// The way back to the driver.
-    pub link: Arc<dyn DriverLink>,
-    /// The queue's number.
-    pub index: u16,
-    /// Where it is written down which chains are under way, if it is.
-    pub ledger: Option<Box<dyn Ledger>>,
-}
-
-/// What is wrong with a ring.
-#[derive(Debug, thiserror::Error)]
-pub enum RingError {
-    /// It cannot be read or written, or its index jumped.
-    #[error(transparent)]
-    Ring(#[from] virtio_queue::Error),
-    /// A chain begins outside of the table.
-    #[error("chain {head} of {size}")]
-    Head {
-        /// Where it begins.
-        head: u16,
-        /// Descriptors in the table.
-        size: u16,
-    },
-}
-
-/// A chain of descriptors over one state of the memory map.
-pub type Chain<'a> = DescriptorChain<&'a RamMap>;
-
-/// Set by a driver that polls for used buffers (virtio 1.3 §2.7.6); of no meaning with EVENT_IDX.
-const AVAIL_F_NO_INTERRUPT: u16 = 1;
-
-static BROKEN: LogLimit = LogLimit::new();
-
-impl LiveQueue {
-    /// Takes the next available chain; `None` when there is none, or when the rings are broken, which is reported to the driver.
-    pub fn pop<'a>(&mut self, map: &'a RamMap) -> Option<Chain<'a>> {
-        match self.take(map) {
-            Ok(next) => next,
-            Err(e) => {
-                self.broken(e);
-                None
-            }
-        }
-    }
-
-    /// Takes the next available chain, if there is one.
-    ///
-    /// # Errors
-    /// The ring is broken; whoever took from it decides what becomes of the queue.
-    pub fn take<'a>(&mut self, map: &'a RamMap) -> Result<Option<Chain<'a>>, RingError> {
-        let next = self.queue.iter(map)?.next();
-        if let Some(chain) = &next {
-            let (head, size) = (chain.head_index(), self.queue.size());
-            // It could not even be given back.
-            if head >= size {
-                return Err(RingError::Head { head, size });
-            }
-            if let Some(ledger) = &mut self.ledger {
-                ledger.taken(head);
-            }
-        }
-        Ok(next)
-    }
-
-    /// Marks a chain as used, with the number of bytes written to it.
-    pub fn push(&mut self, map: &RamMap, head: u16, written: u32) {
-        if let Err(e) = self.give_back(map, head, written) {
-            self.broken(e);
-        }
-    }
-
-    /// Marks a chain as used, as [`LiveQueue::push`] does.
-    ///
-    /// # Errors
-    /// The ring is broken.
-    pub fn give_back(&mut self, map: &RamMap, head: u16, written: u32) -> Result<(), RingError> {
-        if let Some(ledger) = &mut self.ledger {
-            ledger.giving_back(head);
-        }
-        self.queue.add_used(map, head, written)?;
-        if let Some(ledger) = &mut self.ledger {
-            ledger.given_back(head, self.queue.next_used());
-        }
-        Ok(())
-    }
-
-    /// Interrupts if the driver asked to be told of what was marked as used; once a batch.
-    pub fn signal(&mut self, map: &RamMap) {
-        match self.queue.needs_notification(map) {
-            // Without EVENT_IDX the answer is always yes, and what the driver wants is in the available ring's flags.
-            Ok(true) if !self.queue.event_idx_enabled() => {
-                match map.load(GuestAddress(self.queue.avail_ring()), Ordering::Relaxed).map(u16::from_le) {
-                    Ok(flags) if flags & AVAIL_F_NO_INTERRUPT != 0 => {}
-                    Ok(_) => self.link.queue_used(self.index),
-                    Err(e) => self.broken(e),
-                }
-            }
-            Ok(true) => self.link.queue_used(self.index),
-            Ok(false) => {}
-            Err(e) => self.broken(e),
-        }
-    }
-
-    fn broken(&self, why: impl fmt::Display) {
-        guest_warn!(BROKEN, "queue {}: {why}", self.index);
-        self.link.needs_reset();
-    }
-
-    /// Asks the driver not to kick while the queue is being served.
-    pub fn quiet<M: GuestMemory>(&mut self, map: &M) {
-        if let Err(e) = self.queue.disable_notification(map) {
-            log::debug!("queue {}: {e}", self.index);
-        }
-    }
-
-    /// Asks the driver to kick again; `true` if something became available meanwhile and the queue must be served once more.
-    pub fn listen<M: GuestMemory>(&mut self, map: &M) -> bool {
-        self.queue.enable_notification(map).unwrap_or(false)
-    }
-
-    /// The state to give back from [`Virtio::stop_queue`].
-    pub fn state(&self) -> QueueState {
-        self.queue.state()
-    }
 }

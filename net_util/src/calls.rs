@@ -31,4 +31,4 @@ pub const OPEN: Set = &[
 pub const SET: Set = &[call::ioctl(&[libc::TUNSETOFFLOAD as u32, libc::TUNSETQUEUE as u32]), MOVE[0]];
 
 /// Moving frames.
-pub const MOVE: Set = &[Call::any(libc::SYS_readv)];
+pub const MOVE: Set = &[Call::any(libc::SYS_readv), Call::any(libc::SYS_read)];

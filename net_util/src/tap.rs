@@ -1,7 +1,7 @@
 //! One queue pair of a tap: an open `/dev/net/tun` that was attached to an interface.
 
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 
@@ -226,6 +226,16 @@ impl Tap {
     }
 
     /// Reads one frame with its header. A frame that does not fit is cut off; `WouldBlock` if there is none.
+    pub fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            match (&self.file).read(buffer) {
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                done => return done,
+            }
+        }
+    }
+
+    /// The same into several buffers, which takes the kernel longer.
     ///
     /// # Safety
     ///

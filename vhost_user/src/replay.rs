@@ -49,14 +49,9 @@ impl Replay<'_> {
         let queue = Queue::try_from(state).map_err(|e| self.failed(e))?;
         let end = state.next_used.wrapping_add(heads.len() as u16);
         let ram = Ram::new(map);
-        let live = LiveQueue {
-            queue,
-            ram: ram.clone(),
-            kick: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(|e| self.failed(e))?,
-            link: self.link.clone(),
-            index: self.index as u16,
-            ledger: Some(ledger),
-        };
+        let kick = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(|e| self.failed(e))?;
+        let mut live = LiveQueue::new(queue, ram.clone(), kick, self.link.clone(), self.index as u16);
+        live.ledger = Some(ledger);
         self.link.set_whole();
         self.device.start_queue(self.index, live)?;
         let done = self.wait(&ram, state.next_used, end);

@@ -95,8 +95,7 @@ fn main() -> anyhow::Result<()> {
             map.write_obj(index as u16 + 1, GuestAddress(at + 14))?;
         }
     }
-    let live =
-        LiveQueue { queue, ram, kick: kick.try_clone()?, link: nobody.clone(), index: 0, ledger: None };
+    let live = LiveQueue::new(queue, ram, kick.try_clone()?, nobody.clone(), 0);
     disk.start_queue(0, live)?;
 
     let base = map.get_host_address(GuestAddress(0))?;

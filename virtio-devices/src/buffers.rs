@@ -10,7 +10,7 @@ use std::os::fd::AsRawFd;
 use device::LiveQueue;
 use device::ram::RamMap;
 use device::virtio::Chain;
-use vm_memory::{GuestMemory, Permissions};
+use vm_memory::{GuestMemory, Permissions, VolatileSlice};
 use vmm_sys_util::eventfd::EventFd;
 
 /// Most pieces of one chain: the kernel takes no more in one call (`UIO_MAXIOV`).
@@ -214,10 +214,13 @@ impl Gathered<'_> {
         for piece in self.pieces.iter() {
             let start = skip.min(piece.iov_len);
             skip -= start;
-            for i in start..piece.iov_len.min(start.saturating_add(bytes.len() - done)) {
-                // SAFETY: `i` is within the piece, which is mapped guest memory for the device to write; volatile as above.
-                unsafe { piece.iov_base.cast::<u8>().add(i).write_volatile(bytes[done]) };
-                done += 1;
+            let part = &bytes[done..done + (piece.iov_len - start).min(bytes.len() - done)];
+            // SAFETY: the bytes are within the piece, which is mapped guest memory for the device to write.
+            let memory = unsafe { VolatileSlice::new(piece.iov_base.cast::<u8>().add(start), part.len()) };
+            memory.copy_from(part);
+            done += part.len();
+            if done == bytes.len() {
+                break;
             }
         }
         done

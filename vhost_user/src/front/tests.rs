@@ -260,14 +260,9 @@ impl Machine {
             next_used: 0,
             event_idx_enabled: false,
         };
-        LiveQueue {
-            queue: Queue::try_from(state).unwrap(),
-            ram: self.ram.clone(),
-            kick: EventFd::new(EFD_NONBLOCK).unwrap(),
-            link: self.link.clone(),
-            index: index as u16,
-            ledger: None,
-        }
+        let kick = EventFd::new(EFD_NONBLOCK).unwrap();
+        let queue = Queue::try_from(state).unwrap();
+        LiveQueue::new(queue, self.ram.clone(), kick, self.link.clone(), index as u16)
     }
 
     /// A driver's life, from the first feature to the reset; whether it could begin.

@@ -99,7 +99,8 @@ impl Session<'_> {
     ) -> Result<(), PeerError> {
         let Served { device, ram, link, .. } = self.served;
         let (ram, number) = (ram.clone(), index as u16);
-        let live = LiveQueue { queue, ram, kick, link: link.clone(), index: number, ledger };
+        let mut live = LiveQueue::new(queue, ram, kick, link.clone(), number);
+        live.ledger = ledger;
         device.start_queue(index, live)?;
         self.rings[index].live = true;
         device.use_queue(index, true);

@@ -1,6 +1,9 @@
-//! A frame that came from the tap and found too few buffers, or from the card's own service. It is kept while its queue is stopped, and goes with its driver.
+//! A frame in memory of ours: a small one, which is read there and copied at once, one that found too few buffers, or one of the card's own
+//! service. It is kept while its queue is stopped, and goes with its driver.
 
-use net_util::VNET_HDR_LEN;
+use std::io;
+
+use net_util::{Tap, VNET_HDR_LEN};
 
 use super::wire::MAX_FRAME;
 use crate::buffers::Gathered;
@@ -32,6 +35,15 @@ impl Held {
     pub(super) fn room(&mut self) -> &mut [u8] {
         self.bytes.resize(MAX_FRAME, 0);
         &mut self.bytes
+    }
+
+    /// Takes the next frame of the tap, while there is none. Each fits.
+    ///
+    /// # Errors
+    /// What the tap answered; `WouldBlock` if it has none.
+    pub(super) fn read(&mut self, tap: &Tap) -> io::Result<()> {
+        self.length = tap.read(self.room())?;
+        Ok(())
     }
 
     /// Takes a frame that comes with no header of the device's.

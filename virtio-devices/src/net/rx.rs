@@ -1,9 +1,10 @@
 //! From the tap to the driver. While the driver has no buffers the tap is not looked at: frames wait in the kernel, which
 //! drops what is too much.
 //!
-//! The tap does not tell how large the next frame is. A driver that takes frames in several buffers (MRG_RXBUF) is given each in as few as
-//! it needs: enough for one like the last are at hand, and what does not fit is caught in memory of ours ([`super::held`]), so that a larger
-//! frame is not lost but copied, when there are buffers for it.
+//! The tap does not tell how large the next frame is. After a small one the next is read into memory of ours ([`super::held`]) and copied, which
+//! costs less than it takes the kernel to look at a list of buffers. After a large one it goes where it belongs: enough buffers for one like
+//! the last are at hand, and what does not fit is caught in memory of ours, so that a larger frame is not lost but copied, when there are
+//! buffers for it. A driver that takes frames in several buffers (MRG_RXBUF) is given each in as few as it needs.
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -19,7 +20,7 @@ use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::timerfd::TimerFd;
 
 use super::Shared;
-use super::window::{Filled, Room};
+use super::window::{Filled, Room, Wanted};
 use super::wire::{ETHERNET_HEADER, MAX_FRAME, NUM_BUFFERS_OFFSET, feature};
 use crate::buffers::drain_event;
 use crate::rate::Throttle;
@@ -34,8 +35,11 @@ const DUE: u32 = 5;
 /// Most frames received before other events of the thread are looked at.
 pub const BUDGET: usize = 64;
 
-/// Least bytes of buffers to have at hand: more than most frames of an Ethernet have.
+/// Least bytes of buffers to have at hand: more than most frames of an Ethernet have, and so what a small frame has at most.
 const LEAST_WANTED: usize = 2048;
+
+/// Most buffers taken at once for small frames, and frames that the driver is shown at once.
+const AHEAD: usize = 16;
 
 /// The least time after which the service is looked at again: a timer set to nothing never goes off.
 const LEAST_WAIT: Duration = Duration::from_millis(1);
@@ -136,25 +140,29 @@ impl Rx {
         // Kicks are wanted only when buffers have run out.
         queue.quiet(&*map);
         let now = Instant::now();
-        for _ in 0..BUDGET {
+        let mut left = BUDGET;
+        // A frame at hand is seen to: nothing would tell of it later.
+        while left > 0 || held.length() > 0 {
             if let Some(throttle) = throttle
                 && !throttle.may_go(now)
             {
                 end = End::Limited;
                 break;
             }
-            if held.length() == 0
-                && let Some(service) = service
-            {
-                service.give(&mut held, now);
+            if held.length() == 0 {
+                left -= 1;
+                if let Some(service) = service {
+                    service.give(&mut held, now);
+                }
             }
-            let want = match (merges, held.length()) {
-                (true, 0) => (*wanted, VNET_HDR_LEN),
-                (true, length) => (length, VNET_HDR_LEN),
+            let wants = match (merges, held.length()) {
+                // As many again as this round has had: the next frame may be the last.
+                (true, 0) => Wanted { bytes: *wanted, least: VNET_HDR_LEN, ahead: frames.min(AHEAD) },
+                (true, length) => Wanted { bytes: length, least: VNET_HDR_LEN, ahead: 0 },
                 // Each frame has a buffer of its own.
-                (false, _) => (1, VNET_HDR_LEN + ETHERNET_HEADER),
+                (false, _) => Wanted { bytes: 1, least: VNET_HDR_LEN + ETHERNET_HEADER, ahead: 0 },
             };
-            let filled = window.fill(queue, want, |bad| {
+            let filled = window.fill(queue, wants, |bad| {
                 guest_warn!(BAD_BUFFER, "{}: {bad}", shared.id);
                 (used, dropped) = (used + 1, dropped + 1);
             });
@@ -181,9 +189,16 @@ impl Rx {
                 held.clear()
             } else {
                 let (mut one, mut gathered) = ([0u8; 1], window.all());
-                let spill = if merges { held.room() } else { &mut one };
-                // SAFETY: the buffers are guest memory that the driver gave for writing, mapped while `map` is held, and ours.
-                match gathered.and(spill, |buffers| unsafe { pair.rx.readv(buffers) }) {
+                let read = if *wanted == LEAST_WANTED {
+                    held.read(&pair.rx).map(|()| 0)
+                } else {
+                    let spill = if merges { held.room() } else { &mut one };
+                    // SAFETY: the buffers are guest memory that the driver gave for writing, mapped while `map` is held, and ours.
+                    gathered.and(spill, |buffers| unsafe { pair.rx.readv(buffers) })
+                };
+                match read {
+                    // It is at hand now.
+                    Ok(0) => continue,
                     Ok(length) if length > room => {
                         if !(merges && held.take_back(&gathered, length)) {
                             guest_warn!(
@@ -217,6 +232,10 @@ impl Rx {
             window.all().write(NUM_BUFFERS_OFFSET, &(count as u16).to_le_bytes());
             window.hand_over(queue, count, length);
             (used, frames) = (used + 1, frames + 1);
+            // The first at once, and of those that follow as many as came before.
+            if 2 * usize::from(queue.unseen()) > frames.min(2 * AHEAD) {
+                queue.show(&map);
+            }
             let length = length.saturating_sub(VNET_HDR_LEN) as u64;
             bytes += length;
             if let Some(throttle) = throttle {
@@ -227,7 +246,7 @@ impl Rx {
         if used > 0 {
             queue.signal(&map);
         }
-        shared.stats.received(frames, bytes, dropped);
+        shared.stats.received(frames as u64, bytes, dropped);
         end
     }
 }

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 
 use device::LiveQueue;
 use device::ram::RamMap;
-use virtio_queue::QueueOwnedT;
+use virtio_queue::{QueueOwnedT, QueueT};
 
 use crate::buffers::{BadChain, Direction, Gathered, MAX_PIECES, Pieces, next_chain};
 
@@ -15,6 +15,18 @@ struct Taken {
     head: u16,
     pieces: usize,
     length: usize,
+}
+
+/// What a window is to hold.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Wanted {
+    /// Bytes of all buffers.
+    pub(super) bytes: usize,
+    /// Bytes that each must have.
+    pub(super) least: usize,
+    /// Buffers to take at once, where there are as many: the driver offers others in the same lines of memory, and a look at them after it
+    /// did has to fetch them anew.
+    pub(super) ahead: usize,
 }
 
 /// How far it could be filled.
@@ -76,22 +88,29 @@ impl Window<'_> {
         self.length
     }
 
-    /// Takes buffers of at least `least` bytes until there are `wanted` bytes. One that is of no use is given back at once, and told of to
-    /// `bad`, if it comes first; else it is left where it is, and there cannot be more for now.
+    /// Takes buffers of at least `least` bytes until there are `wanted` bytes, and if any had to be taken, more of those that are there, up to
+    /// `ahead` buffers. One that is of no use is given back at once, and told of to `bad`, if it comes first; else it is left where it is,
+    /// and there cannot be more for now.
     pub(super) fn fill(
         &mut self,
         queue: &mut LiveQueue,
-        (wanted, least): (usize, usize),
+        Wanted { bytes, least, ahead }: Wanted,
         mut bad: impl FnMut(BadBuffer),
     ) -> Filled {
-        while self.length < wanted {
-            if self.buffers.len() >= usize::from(queue.queue.state().size)
-                || self.pieces.count() >= MAX_PIECES
-            {
-                return Filled::Full;
+        let ahead = if self.length < bytes { ahead } else { 0 };
+        loop {
+            let enough = self.length >= bytes;
+            let end = |otherwise| if enough { Filled::Enough } else { otherwise };
+            if enough && self.buffers.len() >= ahead {
+                return Filled::Enough;
+            }
+            if self.buffers.len() >= usize::from(queue.queue.size()) || self.pieces.count() >= MAX_PIECES {
+                return end(Filled::Full);
             }
             let map = self.map;
-            let Some(chain) = next_chain(queue, map) else { return Filled::Dry };
+            // The driver is not asked to kick before there is need of more.
+            let chain = if enough { queue.pop(map) } else { next_chain(queue, map) };
+            let Some(chain) = chain else { return end(Filled::Dry) };
             let (head, before) = (chain.head_index(), self.pieces.count());
             let problem = match self.pieces.append(map, chain, Direction::ToDriver) {
                 // One more is for what does not fit.
@@ -113,12 +132,11 @@ impl Window<'_> {
             };
             if !self.buffers.is_empty() {
                 queue.queue.go_to_previous_position();
-                return Filled::Full;
+                return end(Filled::Full);
             }
             bad(problem);
             queue.push(map, head, 0);
         }
-        Filled::Enough
     }
 
     /// All of it, as one buffer.
@@ -138,7 +156,8 @@ impl Window<'_> {
         (full.count() + 1).min(self.buffers.len())
     }
 
-    /// Gives the first `count` buffers to the driver, with `length` bytes in them.
+    /// Gives the first `count` buffers to the driver, with `length` bytes in them. It sees all of them at once, and later:
+    /// [`LiveQueue::put`].
     pub(super) fn hand_over(&mut self, queue: &mut LiveQueue, count: usize, length: usize) {
         let (mut left, mut pieces) = (length, 0);
         for buffer in self.buffers.drain(..count) {
@@ -147,7 +166,7 @@ impl Window<'_> {
             self.length -= buffer.length;
             pieces += buffer.pieces;
             // At most what one frame has.
-            queue.push(self.map, buffer.head, written as u32);
+            queue.put(self.map, buffer.head, written as u32);
         }
         self.pieces.forget(pieces);
     }

@@ -185,14 +185,7 @@ impl Turn<'_> {
             let kick = doorbell
                 .try_clone()
                 .map_err(|e| DeviceError::new(format!("cannot start queue {index} of {}", supplies.id), e))?;
-            let live = LiveQueue {
-                queue,
-                ram: supplies.ram.clone(),
-                kick,
-                link: supplies.link.clone() as Arc<dyn DriverLink>,
-                index: index as u16,
-                ledger: None,
-            };
+            let live = LiveQueue::new(queue, supplies.ram.clone(), kick, supplies.link.clone(), index as u16);
             self.device.start_queue(index, live)?;
             *held = None;
             if loaded {
