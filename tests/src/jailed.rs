@@ -88,6 +88,24 @@ impl Jailed {
         assert_eq!(status(&self.outer.to_string(), "Seccomp"), ["2"]);
     }
 
+    /// Waits until the first process has given back what it was born with of the program's heap.
+    #[track_caller]
+    pub fn first_forgets(self) {
+        let heap = || {
+            let text =
+                fs::read_to_string(format!("/proc/{}/smaps", self.first)).expect("the process is there");
+            let (_, heap) = text.split_once("[heap]").expect("it has a heap");
+            let size = heap.lines().find_map(|line| line.strip_prefix("Rss:")).expect("it has a size");
+            size.trim_end_matches("kB").trim().parse::<u64>().expect("it is a number")
+        };
+        let begun = Instant::now();
+        // The thread's own variables stay.
+        while heap() > 12 {
+            assert!(begun.elapsed() < Duration::from_secs(60), "{self:?}: {} kB", heap());
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
     /// What the descriptors of a process are, without those of the kernel that have no name in any file system.
     pub fn files(process: u32) -> BTreeSet<String> {
         let list = fs::read_dir(format!("/proc/{process}/fd")).expect("the process is there").flatten();
