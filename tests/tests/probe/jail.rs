@@ -63,7 +63,7 @@ fn save(machine: Living, directory: &Path) {
 
 #[test]
 fn a_machine_in_a_jail_does_all_that_one_outside_does() {
-    let loaded = Loaded::new();
+    let mut loaded = Loaded::new();
     let scratch = &loaded.scratch;
     let file = |name: &str| scratch.file(name).display().to_string();
     let rules = rules(scratch);
@@ -161,6 +161,7 @@ fn a_machine_in_a_jail_does_all_that_one_outside_does() {
     }
 
     let source = format!("source_url=file://{},resume=on", rules.join("snapshot").display());
+    loaded.partner = Loaded::partner(1);
     let mut machine = Living::restore(scratch.path(), "restored", &source, &["--jail", "on"]);
     machine.progress(100, 20);
     Jailed::find(machine.id()).is_confined();
@@ -349,7 +350,11 @@ fn after_a_kill_the_same_arguments_start_the_same_machine() {
         machine
     };
     for _ in 0..5 {
-        assert_eq!(start().killed(libc::SIGKILL).status.signal(), Some(libc::SIGKILL));
+        let machine = start();
+        let jail = Jailed::find(machine.id());
+        assert_eq!(machine.killed(libc::SIGKILL).status.signal(), Some(libc::SIGKILL));
+        // Its socket is in use until the process that serves it has gone as well.
+        jail.all_end();
         assert!(scratch.file("boot.api").exists() && scratch.file("boot.api.lock").exists());
     }
     start().shut_down().ended_well();

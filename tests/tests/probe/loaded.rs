@@ -83,8 +83,13 @@ impl Loaded {
             qemu_img(&["create", "-q", "-f", image_type, text(&path), &size]);
         }
         let tap = Tap::new("load0").expect("a tap can be made");
-        let partner = Partner::new("load0", MAC_BYTES, 0).expect("a partner can sit down at it");
-        Loaded { scratch, partner, image_type, _tap: tap }
+        Loaded { scratch, partner: Loaded::partner(0), image_type, _tap: tap }
+    }
+
+    /// A partner at the tap. One for a machine that is restored there, with an epoch above 0, has the guest give up what nobody received
+    /// when the first one ended.
+    pub(crate) fn partner(epoch: u32) -> Partner {
+        Partner::new("load0", MAC_BYTES, epoch).expect("a partner can sit down at it")
     }
 
     /// A machine with all of it, under load; more words for the probe.
