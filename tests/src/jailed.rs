@@ -61,6 +61,13 @@ impl Jailed {
     /// Checks that no process of the jail may do anything, or shares more than it must with those outside.
     #[track_caller]
     pub fn is_confined(self) {
+        // The program may be at work before the others are done with themselves.
+        let begun = Instant::now();
+        while [self.outer, self.first].iter().any(|process| status(&process.to_string(), "Seccomp") != ["2"])
+        {
+            assert!(begun.elapsed() < Duration::from_secs(60), "{self:?}: something has no filter");
+            std::thread::sleep(Duration::from_millis(2));
+        }
         let ours = namespaces(std::process::id());
         for process in [self.first, self.inner] {
             let theirs = namespaces(process);
