@@ -1,6 +1,7 @@
 //! The order in which a program's functions are first executed, found by stepping through it (ptrace(2)).
 //!
-//! The linker lays the functions out in that order (`vmm/build.rs`), so that a start touches few pages of the program. Nothing is measured here.
+//! The linker lays the functions out in that order (`vmm/build.rs`), so that a start touches few pages of the program. What every start
+//! executes comes first, then what others add, each in one piece. Nothing is measured here.
 
 use std::collections::HashSet;
 use std::io::{Error, Write};
@@ -10,14 +11,22 @@ use std::path::Path;
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
+use crate::layers::{STARTS, told};
 use crate::load::Setting;
 use crate::restore;
+use crate::served::Directory;
 use crate::subject::{Extra, Subject};
 
+/// The words of a start that is recorded after those of the layers of confinement.
+const WITH_API: [&str; 2] = ["--api-socket", "SCRATCH/api"];
 /// A step takes microseconds, and a start a million of them.
 const PATIENCE: Duration = Duration::from_secs(1200);
+/// What has written is followed for so many steps more, or until nothing has moved for so long: threads are yet to come to rest.
+const STEPS: u32 = 50_000;
+const REST: Duration = Duration::from_millis(200);
 
-/// Writes to `target` the functions that the starts and the restores of targets need, those of a start first.
+/// Writes to `target` the functions that starts need: the usual one, with each layer of confinement, with the API, and the restore of
+/// which targets speak.
 pub(crate) fn write(
     setting: &Setting<'_>,
     subject: &Subject,
@@ -35,7 +44,11 @@ pub(crate) fn write(
         }
         Ok(())
     };
-    follow(subject.run(first_byte, "", Extra::None))?;
+    let room = Directory::new(setting.scratch);
+    std::fs::create_dir(&room.0)?;
+    let start =
+        |words: &[&str]| told(subject, &subject.name, words, &room.0).run(first_byte, "", Extra::None);
+    STARTS.into_iter().chain([&WITH_API[..]]).try_for_each(|words| follow(start(words)))?;
     let saved = restore::save_usual(setting, subject)?;
     follow(subject.restored(&saved.0, restore::MAPPED))?;
     let mut file = std::fs::File::create(target)?;
@@ -72,7 +85,7 @@ impl Functions {
 }
 
 /// Addresses of a position-independent program's instructions, relative to its begin, in the order of their first execution by any of its
-/// threads, until it writes to its standard output.
+/// threads, and of processes that it forks, until it has written to its standard output.
 fn addresses(mut command: Command, program: &Path) -> Result<Vec<u64>, Error> {
     // SAFETY: one system call between fork and exec.
     unsafe {
@@ -84,14 +97,16 @@ fn addresses(mut command: Command, program: &Path) -> Result<Vec<u64>, Error> {
     let mut child = command.spawn()?;
     let found = stepped(&child, program);
     child.kill()?;
-    // All of its threads are traced, and the first is not gone before the others were waited for.
-    let (tracee, mut status) = (child.id().cast_signed(), 0);
+    // All of its threads are traced, and so are its processes, which nobody else can wait for before.
+    let mut status = 0;
     loop {
-        // SAFETY: waits for our own child; the status outlives the call.
-        let thread = unsafe { libc::waitpid(-1, &mut status, libc::__WALL) };
-        if thread < 0 || thread == tracee && !libc::WIFSTOPPED(status) {
-            return found;
-        }
+        // SAFETY: waits for our own children; the status outlives the call.
+        match unsafe { libc::waitpid(-1, &mut status, libc::__WALL) } {
+            ..0 => return found,
+            // SAFETY: plain numbers; it is stopped, and so still the one that was traced.
+            thread if libc::WIFSTOPPED(status) => unsafe { libc::kill(thread, libc::SIGKILL) },
+            _ => continue,
+        };
     }
 }
 
@@ -103,11 +118,17 @@ fn stepped(child: &Child, program: &Path) -> Result<Vec<u64>, Error> {
     if unsafe { libc::waitpid(tracee, &mut status, libc::__WALL) } != tracee || !libc::WIFSTOPPED(status) {
         return Err(Error::other(format!("{} did not begin", program.display())));
     }
-    request(libc::PTRACE_SETOPTIONS, tracee, libc::PTRACE_O_TRACECLONE as libc::c_ulong)?;
+    let options = libc::PTRACE_O_TRACECLONE | libc::PTRACE_O_TRACEFORK;
+    request(libc::PTRACE_SETOPTIONS, tracee, options as libc::c_ulong)?;
     let (begin, end) = place(tracee, program)?;
     let (mut order, mut seen) = (Vec::new(), HashSet::new());
     request(libc::PTRACE_SINGLESTEP, tracee, 0)?;
-    while device::ready(output, libc::POLLIN, Duration::ZERO)? == 0 {
+    let (mut left, mut moved) = (STEPS, Instant::now());
+    loop {
+        let written = device::ready(output, libc::POLLIN, Duration::ZERO)? != 0;
+        if written && (left == 0 || moved.elapsed() > REST) {
+            return Ok(order);
+        }
         if Instant::now() > deadline {
             return Err(Error::other(format!("{} wrote nothing in {PATIENCE:?}", program.display())));
         }
@@ -122,18 +143,18 @@ fn stepped(child: &Child, program: &Path) -> Result<Vec<u64>, Error> {
             _ if !libc::WIFSTOPPED(status) => continue,
             _ => {}
         }
+        (left, moved) = (left - u32::from(written), Instant::now());
         let address = instruction(thread)?;
         if (begin..end).contains(&address) && seen.insert(address) {
             order.push(address - begin);
         }
         let signal = match libc::WSTOPSIG(status) {
-            // A step, or a thread that is new.
+            // A step, or a thread or process that is new.
             libc::SIGTRAP | libc::SIGSTOP => 0,
             other => other,
         };
         request(libc::PTRACE_SINGLESTEP, thread, signal as libc::c_ulong)?;
     }
-    Ok(order)
 }
 
 fn request(what: libc::c_uint, thread: libc::pid_t, data: libc::c_ulong) -> Result<(), Error> {

@@ -20,8 +20,11 @@ pub(crate) struct Footprint {
     pub(crate) proportional: f64,
     /// Its pages, shared ones in full.
     pub(crate) resident: f64,
-    /// Pages that it alone has and has written to: what one more of it costs.
+    /// Pages that it alone has and has written to.
     pub(crate) private_dirty: f64,
+    /// Pages of no file, shared ones divided. Of several processes that come from one this says what they have written, of which some they
+    /// share, so that it is private to none of them.
+    pub(crate) anonymous: f64,
     /// Its threads.
     pub(crate) threads: f64,
     /// CPU time that it has used so far, in its own code and in the kernel's, in ms. Less of a lottery on a busy machine than time.
@@ -127,13 +130,14 @@ impl Process {
         Error::other(format!("{what} after {:?} on its output and {:?} as message", last(&text), last(&said)))
     }
 
-    /// What it costs now, with the processes that it started: in a jail a VMM is not alone.
-    pub(crate) fn footprint(&self) -> Result<Footprint, Error> {
+    /// What it costs now, with the processes that it started: in a jail a VMM is not alone. Besides, where there are several, what that
+    /// with the guest's threads costs.
+    pub(crate) fn footprint(&self) -> Result<(Footprint, Option<Footprint>), Error> {
+        let all = family(self.child.id())?.into_iter().map(footprint).collect::<Result<Vec<_>, _>>()?;
         let mut sum = Footprint::default();
-        for process in family(self.child.id())? {
-            sum.add(&footprint(process)?);
-        }
-        Ok(sum)
+        all.iter().for_each(|one| sum.add(one));
+        let vmm = all.iter().max_by(|a, b| a.threads.total_cmp(&b.threads)).filter(|_| all.len() > 1);
+        Ok((sum, vmm.copied()))
     }
 }
 
@@ -169,6 +173,7 @@ fn footprint(process: u32) -> Result<Footprint, Error> {
         proportional: number(&rollup, "Pss")?,
         resident: number(&rollup, "Rss")?,
         private_dirty: number(&rollup, "Private_Dirty")?,
+        anonymous: number(&rollup, "Pss_Anon")?,
         threads: number(&status, "Threads")?,
         cpu_millis: used(process)?.as_secs_f64() * 1e3,
     })
@@ -179,6 +184,7 @@ impl Footprint {
         self.proportional += other.proportional;
         self.resident += other.resident;
         self.private_dirty += other.private_dirty;
+        self.anonymous += other.anonymous;
         self.threads += other.threads;
         self.cpu_millis += other.cpu_millis;
     }

@@ -135,7 +135,7 @@ fn many(start: impl Fn() -> Result<Process, Error>) -> Result<(Duration, usize, 
     let time = begun.elapsed();
     let (mut proportional, mut resident) = (0.0, 0.0);
     for (process, _) in processes.iter().zip(&alive).filter(|(_, alive)| **alive) {
-        let footprint = process.footprint()?;
+        let (footprint, _) = process.footprint()?;
         proportional += footprint.proportional / 1e3;
         resident += footprint.resident / 1e3;
     }

@@ -15,8 +15,11 @@ pub(crate) const FIRST_BYTE: &str = "start to first guest byte";
 pub(crate) const CPU_TIME: &str = "CPU time used until then";
 pub(crate) const PROPORTIONAL: &str = "proportional set size";
 pub(crate) const PRIVATE_DIRTY: &str = "private dirty memory";
+pub(crate) const ANONYMOUS: &str = "anonymous memory";
 pub(crate) const THREADS: &str = "threads";
 pub(crate) const PER_SECOND: &str = "VMs started per second";
+/// What the names of rows end with that leave out other processes than the VMM.
+const ALONE: &str = ", the VMM alone";
 
 /// Starts a guest that says one byte; the time until it came, and the process that runs on.
 fn first_byte(subject: &Subject, kernel: &Path) -> Result<(Duration, Process), Error> {
@@ -34,7 +37,7 @@ pub(crate) fn first_byte_with(
     Ok((process.age(), process))
 }
 
-fn once(subject: &Subject, kernel: &Path) -> Result<(Duration, Footprint), Error> {
+fn once(subject: &Subject, kernel: &Path) -> Result<(Duration, (Footprint, Option<Footprint>)), Error> {
     let (time, process) = first_byte(subject, kernel)?;
     // The byte may overtake the last few things that the VMM does to get started.
     std::thread::sleep(Duration::from_millis(20));
@@ -58,8 +61,8 @@ pub(crate) fn measure(
     for round in 0..runs {
         for subject in subjects {
             match once(subject, kernel) {
-                Ok((time, footprint)) => {
-                    let mut note = |what, unit, value| {
+                Ok((time, (footprint, vmm))) => {
+                    let mut note = |what: &str, unit, value| {
                         let name = format!("{prefix}{what}");
                         rows.note((&name, unit, Better::Less), yardstick, &subject.name, round, value);
                     };
@@ -67,7 +70,12 @@ pub(crate) fn measure(
                     note(CPU_TIME, "ms", footprint.cpu_millis);
                     note(PROPORTIONAL, "kB", footprint.proportional);
                     note(PRIVATE_DIRTY, "kB", footprint.private_dirty);
+                    note(ANONYMOUS, "kB", footprint.anonymous);
                     note(THREADS, "", footprint.threads);
+                    if let Some(vmm) = vmm {
+                        note(&format!("{PROPORTIONAL}{ALONE}"), "kB", vmm.proportional);
+                        note(&format!("{PRIVATE_DIRTY}{ALONE}"), "kB", vmm.private_dirty);
+                    }
                 }
                 Err(e) => rows.fail(format!("{}: {FIRST_BYTE}: {e}", subject.name)),
             }

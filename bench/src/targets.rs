@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use crate::block::OWN;
 use crate::boot::USERSPACE;
 use crate::grid;
+use crate::layers;
 use crate::restore;
 use crate::rows::Rows;
 use crate::start::{FIRST_BYTE, PER_SECOND, PRIVATE_DIRTY, PROPORTIONAL};
@@ -77,9 +78,9 @@ pub(crate) fn verdicts(rows: &Rows, others: &[String]) -> Vec<Verdict> {
         ratio(&grid::row(OWN, false, 32, false), other, Limit::AtLeast(1.3));
         ratio(USERSPACE, other, Limit::AtMost(0.9));
     }
-    let mut absolute = |row: &str, limit: Limit| {
+    let mut absolute = |row: &str, program: &str, limit: Limit| {
         let row = rows.row(row);
-        if let Some((row, s)) = row.and_then(|r| Some((r, r.summary(OURS)?))) {
+        if let Some((row, s)) = row.and_then(|r| Some((r, r.summary(program)?))) {
             verdicts.push(Verdict {
                 what: row.name.clone(),
                 aim: limit.text(&format!(" {}", row.unit)),
@@ -88,10 +89,12 @@ pub(crate) fn verdicts(rows: &Rows, others: &[String]) -> Vec<Verdict> {
             });
         }
     };
-    absolute(PROPORTIONAL, Limit::AtMost(2600.0));
-    absolute(PRIVATE_DIRTY, Limit::AtMost(400.0));
-    absolute(PER_SECOND, Limit::AtLeast(150.0));
-    absolute(&restore::failures(restore::MAPPED), Limit::AtMost(0.0));
+    for (row, most) in [(PROPORTIONAL, 2600.0), (PRIVATE_DIRTY, 400.0)] {
+        absolute(row, OURS, Limit::AtMost(most));
+        absolute(&format!("{}{row}", layers::PREFIX), layers::ALL, Limit::AtMost(most));
+    }
+    absolute(PER_SECOND, OURS, Limit::AtLeast(150.0));
+    absolute(&restore::failures(restore::MAPPED), OURS, Limit::AtMost(0.0));
     verdicts
 }
 

@@ -61,6 +61,13 @@ impl Jailed {
     /// Checks that no process of the jail may do anything, or shares more than it must with those outside.
     #[track_caller]
     pub fn is_confined(self) {
+        // The program may be at work before the others are done with themselves.
+        let begun = Instant::now();
+        while [self.outer, self.first].iter().any(|process| status(&process.to_string(), "Seccomp") != ["2"])
+        {
+            assert!(begun.elapsed() < Duration::from_secs(60), "{self:?}: something has no filter");
+            std::thread::sleep(Duration::from_millis(2));
+        }
         let ours = namespaces(std::process::id());
         for process in [self.first, self.inner] {
             let theirs = namespaces(process);
@@ -86,6 +93,24 @@ impl Jailed {
             assert!(["0000000000000000", "0000000000000002"].contains(&set[0].as_str()), "{set:?}");
         }
         assert_eq!(status(&self.outer.to_string(), "Seccomp"), ["2"]);
+    }
+
+    /// Waits until the first process has given back what it was born with of the program's heap.
+    #[track_caller]
+    pub fn first_forgets(self) {
+        let heap = || {
+            let text =
+                fs::read_to_string(format!("/proc/{}/smaps", self.first)).expect("the process is there");
+            let (_, heap) = text.split_once("[heap]").expect("it has a heap");
+            let size = heap.lines().find_map(|line| line.strip_prefix("Rss:")).expect("it has a size");
+            size.trim_end_matches("kB").trim().parse::<u64>().expect("it is a number")
+        };
+        let begun = Instant::now();
+        // The thread's own variables stay.
+        while heap() > 12 {
+            assert!(begun.elapsed() < Duration::from_secs(60), "{self:?}: {} kB", heap());
+            std::thread::sleep(Duration::from_millis(2));
+        }
     }
 
     /// What the descriptors of a process are, without those of the kernel that have no name in any file system.

@@ -40,7 +40,7 @@ fn main() -> ExitCode {
     if flags::is_on(&matches, "check-host") {
         return check_host();
     }
-    let result = run(&matches);
+    let result = run(matches);
     terminal::restore_all();
     match result {
         Ok(code) => code,
@@ -55,7 +55,8 @@ fn main() -> ExitCode {
 const LAST_ANSWER: Duration = Duration::from_secs(1);
 
 /// Runs until the machine or the process is asked to end.
-fn run(matches: &ArgMatches) -> Result<ExitCode, Refusal> {
+fn run(given: ArgMatches) -> Result<ExitCode, Refusal> {
+    let matches = &given;
     let text = |name| flags::text(matches, name);
     let parsing = |e: Refusal| e.within("Error parsing config");
     let cell = JailSpec::from_matches(matches).map_err(parsing)?.map(Cell::begin).transpose()?;
@@ -116,7 +117,7 @@ fn run(matches: &ArgMatches) -> Result<ExitCode, Refusal> {
         match cell.enter(matches, machine, restore.as_ref(), mode)? {
             Side::Inside(inside) => jail = Some(Arc::new(inside)),
             Side::Outside(outer) => {
-                drop((signals, monitor, hypervisor, spec, restore, saved));
+                drop((given, signals, monitor, hypervisor, spec, restore, saved));
                 let socket = socket.map(ApiSocket::outside);
                 let end = outer.wait().map_err(|e| Refusal::host("Error outside of the jail", e))?;
                 drop(socket);

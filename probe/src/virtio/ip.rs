@@ -201,7 +201,7 @@ pub(crate) fn say(
 
 /// The hardware address of who has `theirs`, for us at `ours`.
 pub(crate) fn neighbour(card: &mut Card, ours: IpAddr, theirs: IpAddr) -> Result<[u8; 6], Text> {
-    for _ in 0..5 {
+    for _ in 0..30 {
         ask(card, ours, theirs)?;
         let answer = card.receive(1000, |frame| answered(frame, theirs));
         if let Some(mac) = answer {

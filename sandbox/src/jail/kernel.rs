@@ -256,6 +256,25 @@ pub(super) fn close_all_but(kept: &OwnedFd) -> io::Result<()> {
     Ok(())
 }
 
+/// Gives the heap back to the host: to a process that has nothing more to remember it is only a cost. The first of it stays, where a program that
+/// is linked statically has the variables of its first thread (`pthread_self(3)` leads to them).
+///
+/// # Safety
+/// Nothing on the heap is used any more, and nothing is allocated.
+pub(super) unsafe fn forget_heap() {
+    /// What the C library knows of a thread takes less.
+    const THREAD: usize = 4096;
+    // SAFETY: neither changes anything.
+    let (thread, end) = unsafe { (libc::pthread_self() as usize, libc::sbrk(0) as usize) };
+    // SAFETY: a number.
+    let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) }.unsigned_abs() as usize;
+    let begin = (thread + THREAD).next_multiple_of(page);
+    if begin < end {
+        // SAFETY: the caller's promise. That it does not happen changes nothing but the cost.
+        unsafe { libc::madvise(begin as *mut libc::c_void, end - begin, libc::MADV_DONTNEED) };
+    }
+}
+
 /// Waits until one of these can be read or has no other end any more, or for no time if `now`; which can.
 pub(super) fn readable<const N: usize>(fds: [&OwnedFd; N], now: bool) -> io::Result<[bool; N]> {
     let mut list =

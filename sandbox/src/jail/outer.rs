@@ -14,7 +14,7 @@ use super::ids::{self, Ids};
 use super::kernel::{self, check};
 use super::{JailError, at, environment, root};
 use crate::call::{Call, Set};
-use crate::{Mode, Role, begin, common};
+use crate::{Mode, Prepared, begin, common, note};
 
 /// Signals that are handed on. Others do to the outer process what they do to any.
 const HANDED_ON: [libc::c_int; 9] = [
@@ -141,28 +141,32 @@ pub(super) fn first(begun: Begun, owner: Option<Ids>, mode: Mode) -> ! {
         }
         confine("the first process of the jail", &[], mode)
     };
-    let mut code = 0;
-    if let Err(e) = settle() {
+    let code = if let Err(e) = settle() {
         let cause = e.source.as_ref().map(|source| format!(": {source}")).unwrap_or_default();
         // Nothing can be done about a standard error that takes nothing.
         let _ = io::Write::write_all(
             &mut io::stderr(),
             format!("Error: the first process of the jail: {e}{cause}\n").as_bytes(),
         );
-        code = 1;
-    } else if kernel::readable([&life], false).is_err() {
-        code = 1;
-    }
+        1
+    } else {
+        // SAFETY: what is left is to wait and to end, which takes no memory.
+        unsafe { kernel::forget_heap() };
+        i32::from(kernel::readable([&life], false).is_err())
+    };
     // SAFETY: it only ends the process, without what the outer one does at its end.
     unsafe { libc::_exit(code) }
 }
 
 fn confine(asked_by: &'static str, sets: &[Set], mode: Mode) -> Result<(), JailError> {
+    begin(mode, || {}).map_err(at("cannot take signals"))?;
+    if mode == Mode::Off {
+        return Ok(());
+    }
+    // No more than that is kept of it: nobody asks these processes for what they are confined to.
+    note(asked_by);
     let all = [&[common::EVERYWHERE], sets].concat();
-    let role = Role { asked_by, sets: &all };
-    begin(mode, || {})
-        .and_then(|()| role.enter().map_err(io::Error::other))
-        .map_err(at("cannot filter system calls"))
+    Prepared::new(&all, mode).enter().map_err(at("cannot filter system calls"))
 }
 
 /// The process outside.
@@ -208,7 +212,7 @@ fn die_of(signal: libc::c_int) {
 
 impl Outer {
     /// Hands signals on until the process in the jail has ended, and clears away what was made for it. Everything else that this process
-    /// has open is to be closed before.
+    /// has open is to be closed before, and what it remembers for the work inside forgotten: it would cost the host memory until then.
     ///
     /// # Errors
     /// The host refused something without which the process cannot be watched; it is ended then.
@@ -233,6 +237,8 @@ impl Outer {
         let root = ids::privileged().map_err(at("cannot read capabilities"))?;
         ids::drop_capabilities(if root { ids::DAC_OVERRIDE } else { 0 })?;
         confine("the process outside the jail", &[OUTSIDE], self.mode)?;
+        // SAFETY: only memory that is free is given back.
+        unsafe { libc::malloc_trim(0) };
         let failed = || at("cannot watch the process in the jail");
         let signals = self.signals.try_clone().map_err(failed())?.into();
         loop {

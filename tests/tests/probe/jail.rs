@@ -79,6 +79,7 @@ fn a_machine_in_a_jail_does_all_that_one_outside_does() {
 
     let jail = Jailed::find(machine.id());
     jail.is_confined();
+    jail.first_forgets();
     let ids = status(&jail.inner.to_string(), "Uid");
     assert!(ids.iter().all(|id| id.parse::<u32>().is_ok_and(|id| id == 1 << 30 | machine.id())), "{ids:?}");
     assert_eq!(status(&jail.inner.to_string(), "Groups"), [""; 0]);

@@ -29,6 +29,8 @@ pub(crate) struct Life {
     pub(crate) extras: Vec<Extra>,
     /// Requests that have failed for the guest.
     pub(crate) failures: u64,
+    /// How often the card's daemon was lost when the card got the partner that it has.
+    pub(crate) losses: usize,
     name: String,
     /// What the process held when devices had come and gone once.
     rest: Option<Held>,
@@ -334,7 +336,7 @@ impl Walk<'_> {
 
 impl Life {
     fn new(living: Living, plan: Plan, name: String) -> Life {
-        Life { living, plan, extras: Vec::new(), failures: 0, name, rest: None }
+        Life { living, plan, extras: Vec::new(), failures: 0, losses: 0, name, rest: None }
     }
 
     /// How often another process that serves this device was lost, and was back again.

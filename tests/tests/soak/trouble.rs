@@ -121,10 +121,11 @@ impl Walk<'_> {
             self.put("resume", "vm.resume");
         }
         self.check_devices(&info);
-        let served = self.life().plan.net_served;
-        if served && self.life().living.messages().contains("net0: lost the back end") {
+        let [losses, _] = self.life().lost_and_back(DAEMONS[1]);
+        if losses > self.life().losses {
             // And with it frames that it had taken.
             self.site.new_partner();
+            self.life_mut().losses = losses;
         }
         let life = self.life_mut();
         let before = life.failures;
@@ -257,6 +258,9 @@ impl Walk<'_> {
         for ((device, before), _) in DAEMONS.iter().zip(before).zip(dead).filter(|(_, dead)| *dead) {
             self.until_back(device, before);
         }
+        // Its partner is the new one already.
+        let [losses, _] = self.life().lost_and_back(DAEMONS[1]);
+        self.life_mut().losses = losses;
         self.over("a daemon that serves a device killed");
     }
 
