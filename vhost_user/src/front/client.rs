@@ -19,6 +19,12 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// The same where it may have much to do first: a ring comes to rest when what was begun is finished, on a disk that may be slow.
 const REST: Duration = Duration::from_secs(20);
 
+/// How long a ring is waited for to be empty before it is to rest.
+const EMPTY: Duration = Duration::from_secs(1);
+
+/// How often a ring is looked at meanwhile.
+const GLANCE: Duration = Duration::from_millis(1);
+
 /// How often somebody who waits looks whether the device is still there.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -92,6 +98,17 @@ impl Client {
         })
     }
 
+    /// Waits until a ring is empty, for a while and as long as the back end is there and says nothing.
+    pub(super) fn wait_for_empty(&self, empty: impl Fn() -> bool) {
+        let until = Instant::now() + EMPTY;
+        while !empty() && !self.gone.load(Ordering::Relaxed) && Instant::now() < until {
+            // What comes is for whoever asks next.
+            if !matches!(device::ready(self.channel.fd(), libc::POLLIN, GLANCE), Ok(0)) {
+                return;
+            }
+        }
+    }
+
     fn answer(&mut self, number: u32) -> Result<Message, BackError> {
         let patience = match number {
             request::GET_VRING_BASE | request::SET_DEVICE_STATE_FD | request::CHECK_DEVICE_STATE => REST,
@@ -131,4 +148,29 @@ fn ring_value(index: usize, value: u32) -> [u8; 8] {
     bytes[..4].copy_from_slice(&(index as u32).to_ne_bytes());
     bytes[4..].copy_from_slice(&value.to_ne_bytes());
     bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    #[test]
+    fn a_ring_is_waited_for_as_long_as_the_back_end_is_there() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let client = Client::new(ours, Arc::default()).unwrap();
+        let looks = Cell::new(0);
+        let look = |enough: u32| {
+            looks.set(looks.get() + 1);
+            looks.get() >= enough
+        };
+        client.wait_for_empty(|| look(5));
+        assert_eq!(looks.replace(0), 5);
+        client.wait_for_empty(|| look(u32::MAX));
+        assert!(looks.replace(0) > 1, "it is not waited for for ever");
+        drop(theirs);
+        client.wait_for_empty(|| look(u32::MAX));
+        assert_eq!(looks.get(), 1);
+    }
 }

@@ -51,6 +51,9 @@ pub struct Wish {
     /// Chains come back in the order in which they were taken, whatever was negotiated: so a back end's death leaves no doubt about
     /// which of them are done.
     pub in_order: bool,
+    /// What is available is served soon, so that a ring is given time to be empty before it is to rest. qemu-storage-daemon 11.1 ends the
+    /// conversation if a request is done after that.
+    pub empties: bool,
     /// What the back end knows of the driver beyond what guest memory tells.
     pub knows: Knows,
     /// Where the connection waits while the machine is made anew, if it is to: some back ends end with it.
@@ -75,6 +78,7 @@ impl Wish {
             few_queues: sizes.len(),
             sizes,
             in_order: false,
+            empties: false,
             knows: Knows::Nothing,
             parked: None,
             config: ConfigWish::default(),

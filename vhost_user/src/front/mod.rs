@@ -286,6 +286,9 @@ impl Virtio for Remote {
         };
         let rested = ring.base.or_else(|| {
             let rested = shared.say(&mut talk, |client, _| {
+                if shared.wish.empties {
+                    client.wait_for_empty(|| is_empty(&ring));
+                }
                 let base = client.rest(index)?;
                 let taken = base.wrapping_sub(used_now(&ring).unwrap_or(used));
                 if taken > queue.size {
@@ -359,6 +362,12 @@ impl Virtio for Remote {
 /// How many chains of a ring were given back by now.
 fn used_now(ring: &Ring) -> Option<u16> {
     progress(&ring.live.ram.map(), &ring.live.queue.state()).map(|progress| progress.used)
+}
+
+/// Whether all that was made available was given back.
+fn is_empty(ring: &Ring) -> bool {
+    progress(&ring.live.ram.map(), &ring.live.queue.state())
+        .is_none_or(|Progress { available, used }| available == used)
 }
 
 #[cfg(test)]

@@ -34,6 +34,7 @@ impl DiskSpec {
             names: feature::NAMES,
             few_queues: 1,
             binding: feature::RO,
+            empties: true,
             config: ConfigWish {
                 bytes: vec![0; CONFIG_LENGTH],
                 told: Told::ByBackEnd,
