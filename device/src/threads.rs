@@ -208,21 +208,25 @@ mod tests {
         }
     }
 
+    /// Does something on another thread.
+    fn elsewhere<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+        Builder::new().name("elsewhere".into()).spawn(work).unwrap().join().unwrap()
+    }
+
     #[test]
     fn only_whoever_made_it_begins_and_orders_from_before_are_kept() {
         let threads = Threads::apart();
         let (other, (said, wait)) = (threads.clone(), channel());
-        let mut thread = std::thread::spawn(move || {
+        let mut asked = elsewhere(move || {
             other.begin().unwrap();
             other.start("worker", move || said.send(()).unwrap())
         });
-        let mut asked = thread.join().unwrap();
         assert!(wait.try_recv().is_err());
         threads.begin().unwrap();
         wait.recv().unwrap();
         assert!(asked.wait().is_ok() && asked.join());
-        thread = std::thread::spawn(move || Threads::apart().start("never", || panic!("nobody starts it")));
-        let error = thread.join().unwrap().wait().map(|_| ()).unwrap_err();
+        let mut never = elsewhere(|| Threads::apart().start("never", || panic!("nobody starts it")));
+        let error = never.wait().map(|_| ()).unwrap_err();
         assert!(error.to_string().starts_with("no thread can be had: "), "{error}");
     }
 }
