@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::load::Setting;
 use crate::process::Process;
-use crate::rows::{Better, Rows};
+use crate::rows::{Better, Rows, turns};
 use crate::subject::{Extra, Subject};
 
 /// Emulated processors take their time.
@@ -33,7 +33,7 @@ pub(crate) fn measure(
         return;
     }
     for round in 0..setting.runs {
-        for subject in subjects {
+        for subject in turns(subjects, round) {
             match once(subject, kernel, initramfs) {
                 Ok(None) => {}
                 Ok(Some(time)) => {

@@ -7,7 +7,7 @@ use std::process::Command;
 use crate::daemon::{self, Daemon};
 use crate::grid::Figures;
 use crate::load::{Load, Setting};
-use crate::rows::Rows;
+use crate::rows::{Rows, turns};
 use crate::served::Directory;
 use crate::subject::{Extra, Subject};
 
@@ -57,7 +57,7 @@ pub(crate) fn measure(
     std::fs::write(folder.0.join("probe"), vec![7; FILE as usize])?;
     for round in 0..setting.runs {
         for (op, name, bytes) in OPS.into_iter().filter(|(_, name, _)| setting.wants(name, true)) {
-            for subject in subjects.iter().filter(|s| s.has_devices()) {
+            for subject in turns(subjects, round).filter(|s| s.has_devices()) {
                 match turn(setting, subject, (virtiofsd, &folder.0), (op, bytes)) {
                     Ok(figures) => figures.note(rows, name, setting.yardstick, &subject.name, round),
                     Err(e) => rows.fail(format!("{}: {name}: {e}", subject.name)),

@@ -10,7 +10,7 @@ use ::tests::tap::Tap;
 use crate::load::Setting;
 use crate::network::HOST;
 use crate::process::Process;
-use crate::rows::{Better, Rows};
+use crate::rows::{Better, Rows, turns};
 use crate::served::unique;
 use crate::subject::{Extra, Subject};
 
@@ -67,7 +67,7 @@ pub(crate) fn measure(
         return;
     }
     for round in 0..setting.runs {
-        for subject in subjects {
+        for subject in turns(subjects, round) {
             match once(subject, kernel, initramfs) {
                 Ok(None) => {}
                 Ok(Some(rates)) => {

@@ -11,7 +11,7 @@ use ::tests::tap::Tap;
 
 use crate::grid::{self, Figures, NetCase, Traffic};
 use crate::load::{Load, Setting};
-use crate::rows::Rows;
+use crate::rows::{Rows, turns};
 use crate::served::unique;
 use crate::subject::{Extra, Subject};
 
@@ -56,7 +56,7 @@ pub(crate) fn measure(setting: &Setting<'_>, rows: &mut Rows, subjects: &[Subjec
         grid::net_cases("network", &PAIRS).filter(|case| setting.wants(&case.name, true)).collect();
     for round in 0..setting.runs {
         for case in &cases {
-            for subject in subjects.iter().filter(|s| s.has_devices()) {
+            for subject in turns(subjects, round).filter(|s| s.has_devices()) {
                 match turn(setting, subject, case) {
                     Ok(figures) => {
                         figures.note(rows, &case.name, setting.yardstick, &subject.name, round);

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::process::{Footprint, Process};
-use crate::rows::{Better, Rows};
+use crate::rows::{Better, Rows, turns};
 use crate::subject::{Extra, Subject, USUAL_MIB};
 
 const LIMIT: Duration = Duration::from_secs(20);
@@ -59,7 +59,7 @@ pub(crate) fn measure(
         }
     }
     for round in 0..runs {
-        for subject in subjects {
+        for subject in turns(subjects, round) {
             match once(subject, kernel) {
                 Ok((time, (footprint, vmm))) => {
                     let mut note = |what: &str, unit, value| {
@@ -113,7 +113,7 @@ pub(crate) fn rate(
     yardstick: &str,
 ) {
     for round in 0..runs {
-        for subject in subjects {
+        for subject in turns(subjects, round) {
             match burst(subject, kernel, time) {
                 Ok(n) => rows.note((PER_SECOND, "/s", Better::More), yardstick, &subject.name, round, n),
                 Err(e) => rows.fail(format!("{}: {PER_SECOND}: {e}", subject.name)),
