@@ -337,7 +337,7 @@ fn a_state_of_no_controller_is_refused_and_none_does_harm() {
     let node = Bench::busy().save();
     let refused = |path: &str, value: u64| {
         let mut node = node.clone();
-        *node.body.pointer_mut(path).unwrap() = value.into();
+        node.change(|body| *body.pointer_mut(path).unwrap() = value.into());
         Bench::load(node).err().expect("a refusal").to_string()
     };
     assert!(refused("/pins/4/entry", 1 << 20).contains("pin 4 has entry 0x100000"));

@@ -162,7 +162,7 @@ fn busy(name: &str) -> (Bench, UnixStream) {
     user.write_all(&[b'.'; 100]).unwrap();
     bench.type_in(50);
     let end = Instant::now() + Duration::from_secs(10);
-    let save = || bench.serial.save().unwrap().unwrap().body["received"].as_array().unwrap().len();
+    let save = || bench.serial.save().unwrap().unwrap().body()["received"].as_array().unwrap().len();
     while save() < 50 {
         assert!(Instant::now() < end, "not all arrived");
     }
@@ -209,7 +209,7 @@ fn a_state_of_no_chip_is_refused_and_none_does_harm() {
     let node = old.serial.save().unwrap().unwrap();
     let refused = |field: &str, value: u8| {
         let mut node = node.clone();
-        node.body[field] = value.into();
+        node.change(|body| body[field] = value.into());
         stopped(SerialSpec::default()).serial.load(Some(node)).unwrap_err().to_string()
     };
     assert_eq!(refused("ier", 0x10), "state \"serial\": ier is 0x10, of which 0xf can be");

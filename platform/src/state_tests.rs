@@ -58,7 +58,7 @@ fn the_timer_goes_on_from_its_ticks_when_it_is_started() {
     assert!(u128::from(now - stood) <= began.elapsed().as_micros() * 4, "{now} after {stood}");
     // It wraps as before.
     let mut late = node;
-    late.body["ticks"] = u32::MAX.into();
+    late.change(|body| body["ticks"] = u32::MAX.into());
     device.load(Some(late)).unwrap();
     device.start().unwrap();
     std::thread::sleep(Duration::from_millis(1));

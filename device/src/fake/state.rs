@@ -6,6 +6,26 @@ use serde_json::{Map, Value, json};
 
 use crate::Node;
 
+impl Node {
+    /// The state as a value.
+    ///
+    /// # Panics
+    /// It was made of something else than JSON.
+    pub fn body(&self) -> Value {
+        serde_json::from_str(self.body.get()).expect("a body is JSON")
+    }
+
+    /// Changes the state.
+    ///
+    /// # Panics
+    /// As [`Node::body`].
+    pub fn change(&mut self, change: impl FnOnce(&mut Value)) {
+        let mut body = self.body();
+        change(&mut body);
+        self.body = serde_json::value::to_raw_value(&body).expect("a value can be written");
+    }
+}
+
 /// A state that was tampered with.
 pub struct Tampered {
     /// What was done to it, and where.
@@ -114,7 +134,8 @@ pub fn golden(root: &str, name: &str, present: &Node) -> Vec<Node> {
             if !wanted || version != present.version || path.exists() {
                 return Err(e);
             }
-            let mut text = serde_json::to_string_pretty(present).expect("a node is plain data");
+            let value = serde_json::to_value(present).expect("a node is plain data");
+            let mut text = serde_json::to_string_pretty(&value).expect("so is this");
             text.push('\n');
             std::fs::create_dir_all(path.parent().expect("a directory"))?;
             std::fs::write(&path, &text)?;

@@ -155,23 +155,27 @@ fn the_state_of_another_function_is_refused_by_name() {
             other => other.to_string(),
         }
     };
-    let text = refused(&|n| n.body["identity"]["device"] = 0x1041.into());
+    let text = refused(&|n| n.change(|body| body["identity"]["device"] = 0x1041.into()));
     assert!(
         text.contains("identity") && text.contains("device: 1041") && text.contains("device: 1042"),
         "{text}"
     );
     assert_eq!(
-        refused(&|n| n.body["command"] = 0xffff.into()),
+        refused(&|n| n.change(|body| body["command"] = 0xffff.into())),
         "state \"pci-function\": command is 0xffff, of which 0x77f can be"
     );
-    assert!(refused(&|n| n.body["bars"][0]["base"] = 0xc000_0001u32.into()).contains("BAR 0 is 0xc0000001"));
     assert!(
-        refused(&|n| n.body["bars"][0]["room"] = 0xc000_0010u32.into()).contains("cannot be at 0xc0000010")
+        refused(&|n| n.change(|body| body["bars"][0]["base"] = 0xc000_0001u32.into()))
+            .contains("BAR 0 is 0xc0000001")
     );
-    assert!(refused(&|n| n.body["bars"][0]["room"] = 0.into()).contains("cannot be at 0x0"));
+    assert!(
+        refused(&|n| n.change(|body| body["bars"][0]["room"] = 0xc000_0010u32.into()))
+            .contains("cannot be at 0xc0000010")
+    );
+    assert!(refused(&|n| n.change(|body| body["bars"][0]["room"] = 0.into())).contains("cannot be at 0x0"));
     assert!(refused(&|n| drop(n.parts.remove("msix"))).contains("part \"msix\""));
     let msix = |key: &'static str, value: serde_json::Value| {
-        refused(&move |n| n.parts.get_mut("msix").unwrap().body[key] = value.clone())
+        refused(&move |n| n.parts.get_mut("msix").unwrap().change(|body| body[key] = value.clone()))
     };
     assert!(msix("pending", [0, 3].into()).contains("vector 3"));
     assert!(msix("pending", [1, 1].into()).contains("vector 1 after 1"));

@@ -105,7 +105,7 @@ fn a_disk_that_is_another_is_refused_by_name() {
     let node = make(files.spec()).save().unwrap().unwrap();
     let with = |key: &str, value: serde_json::Value| {
         let mut node = node.clone();
-        node.body[key] = value;
+        node.change(|body| body[key] = value);
         make(files.spec()).load(Some(node)).unwrap_err().to_string()
     };
     assert!(with("serial", vec![1; 21].into()).ends_with("serial has 21 bytes"));

@@ -163,7 +163,7 @@ fn a_state_that_does_not_fit_is_refused_and_says_why() {
         }
     };
     let with = |path: &'static str, value: serde_json::Value| {
-        refused(Echo::default(), &move |n| *n.body.pointer_mut(path).unwrap() = value.clone())
+        refused(Echo::default(), &move |n| n.change(|body| *body.pointer_mut(path).unwrap() = value.clone()))
     };
     let offers = |features| Echo { features: Some(features), ..Echo::default() };
     assert_eq!(
