@@ -92,7 +92,7 @@ fn a_state_of_another_form_is_refused() {
         [("xsave", "abc".into()), ("xsave", "zz".into()), ("lapic", 7.into()), ("more", 1.into())]
     {
         let mut bad = node.clone();
-        bad.body[field] = value;
+        bad.change(|body| body[field] = value);
         assert!(bad.read::<VcpuState>().is_err(), "{field}");
     }
     let mut short = state.clone();

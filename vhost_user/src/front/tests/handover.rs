@@ -59,7 +59,7 @@ fn what_one_knows_the_next_is_told() {
     }
     // Of no driver there is nothing to know.
     let node = good(&[9]).save().unwrap();
-    assert!(!node.body.to_string().contains("known"), "{node:?}");
+    assert!(!node.body().to_string().contains("known"), "{node:?}");
 }
 
 #[test]
@@ -115,10 +115,10 @@ fn no_more_is_taken_than_there_is_room_for() {
     assert!(said.contains("it knows more than 16777216 bytes of its driver"), "{said}");
     assert!(over.is_there() && !over.machine.link.broken());
     // Nor is it told to anybody, whoever wrote that.
-    let mut text = node.body["known"].as_str().unwrap().to_owned();
+    let mut text = node.body()["known"].as_str().unwrap().to_owned();
     text.push_str("00");
     let mut longer = node;
-    longer.body["known"] = text.into();
+    longer.change(|body| body["known"] = text.into());
     let said = over.load(&longer).unwrap_err();
     assert!(said.contains("16777217 bytes"), "{said}");
 }
