@@ -41,11 +41,12 @@ fn use_card(guest: &mut Running, (name, last, ours, theirs): (&str, u8, &str, &s
     println!("{name}: pinged within {:.1?}", begun.elapsed());
 }
 
-/// A stream that goes on in the background: blocks go out, and must come back as they were. One that breaks begins anew.
+/// A stream that goes on in the background: blocks go out, and must come back as they were. One that breaks begins anew, also one that
+/// only falls silent: the new passt knows nothing of what the old one still owed, and busybox's `nc -w` gives up on connecting only.
 fn stream(name: &str, theirs: &str) -> String {
     format!(
         "(sum=$(sha256sum < /tmp/data); count=0; while [ ! -e /tmp/stop ]; do \
-         nc -w 20 {theirs} {PORT} < /tmp/data > /tmp/back-{name}; \
+         timeout 20 nc {theirs} {PORT} < /tmp/data > /tmp/back-{name}; \
          if [ $(stat -c %s /tmp/back-{name}) -lt 100000 ]; then usleep 200000; \
          elif [ \"$(sha256sum < /tmp/back-{name})\" = \"$sum\" ]; then count=$((count + 1)); echo $count > /tmp/count-{name}; \
          else echo {name} >> /tmp/wrong; fi; done) > /dev/null 2>&1 &"
