@@ -1,5 +1,6 @@
 //! A board for tests: memory, interrupts and events that remember what happened, and a driver for virtio devices.
 
+pub mod again;
 pub mod aperture;
 pub mod random;
 pub mod state;
@@ -18,7 +19,7 @@ use crate::virtio::feature;
 use aperture::FakeAperture;
 
 use crate::{
-    Aperture, DriverLink, Events, Line, LiveQueue, Node, Ram, Request, StateError, Vector, Virtio,
+    Aperture, DriverLink, Events, Ledger, Line, LiveQueue, Node, Ram, Request, StateError, Vector, Virtio,
     VirtioGrant, Workers,
 };
 
@@ -283,6 +284,10 @@ impl<V: Virtio> Bench<V> {
 
     /// Starts queue `i` as if its next available index were `next`.
     pub fn start(&mut self, i: usize, next: u16) {
+        self.start_with(i, next, None);
+    }
+
+    fn start_with(&mut self, i: usize, next: u16, ledger: Option<Box<dyn Ledger>>) {
         let q = &self.queues[i];
         let mut queue = Queue::new(self.device.queue_sizes()[i]).expect("a legal queue size");
         queue.set_size(q.size);
@@ -294,7 +299,8 @@ impl<V: Virtio> Bench<V> {
         queue.set_next_used(next);
         queue.set_ready(true);
         let kick = q.kick.try_clone().expect("an eventfd");
-        let live = LiveQueue::new(queue, self.ram.clone(), kick, self.link.clone(), i as u16);
+        let mut live = LiveQueue::new(queue, self.ram.clone(), kick, self.link.clone(), i as u16);
+        live.ledger = ledger;
         self.device.start_queue(i, live).expect("start queue");
     }
 

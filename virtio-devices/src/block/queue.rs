@@ -193,7 +193,8 @@ impl DiskQueue {
         }
         let start = Instant::now();
         let mut taken = 0;
-        while !self.free.is_empty() {
+        // Some are answered at once, and a driver on another processor may offer such faster than that.
+        while !self.free.is_empty() && taken < u32::from(self.live.queue.size()) {
             if let Some(throttle) = &mut self.throttle
                 && !throttle.may_go(start)
             {

@@ -22,7 +22,7 @@ use vmm_sys_util::timerfd::TimerFd;
 use super::Shared;
 use super::window::{Filled, Room, Wanted};
 use super::wire::{ETHERNET_HEADER, MAX_FRAME, NUM_BUFFERS_OFFSET, feature};
-use crate::buffers::drain_event;
+use crate::buffers::{drain_event, kick_again};
 use crate::rate::Throttle;
 
 const KICK: u32 = 0;
@@ -168,6 +168,9 @@ impl Rx {
             });
             if window.is_empty() {
                 end = End::Starved;
+                if filled == Filled::Tired {
+                    kick_again(&queue.kick);
+                }
                 break;
             }
             let room = window.length();

@@ -9,6 +9,9 @@ use virtio_queue::{QueueOwnedT, QueueT};
 
 use crate::buffers::{BadChain, Direction, Gathered, MAX_PIECES, Pieces, next_chain};
 
+/// Most buffers of no use that are given back at once: a driver on another processor may offer them faster than that.
+const MOST_BAD: usize = 64;
+
 /// A buffer.
 #[derive(Debug)]
 struct Taken {
@@ -38,6 +41,8 @@ pub(super) enum Filled {
     Dry,
     /// There cannot be more.
     Full,
+    /// Not at all: what the driver has is of no use, and there may be more of it. Others have their turn first.
+    Tired,
 }
 
 /// Why a buffer is of no use.
@@ -98,6 +103,7 @@ impl Window<'_> {
         mut bad: impl FnMut(BadBuffer),
     ) -> Filled {
         let ahead = if self.length < bytes { ahead } else { 0 };
+        let mut useless = 0;
         loop {
             let enough = self.length >= bytes;
             let end = |otherwise| if enough { Filled::Enough } else { otherwise };
@@ -136,6 +142,10 @@ impl Window<'_> {
             }
             bad(problem);
             queue.push(map, head, 0);
+            useless += 1;
+            if useless == MOST_BAD {
+                return Filled::Tired;
+            }
         }
     }
 

@@ -83,7 +83,8 @@ impl Server {
     fn tell(&mut self) {
         let Some(queue) = self.event.as_mut().filter(|_| self.forget == Forget::Due) else { return };
         let map = queue.ram.map();
-        while let Some(chain) = next_chain(queue, &map) {
+        for _ in 0..BUDGET {
+            let Some(chain) = next_chain(queue, &map) else { return };
             let head = chain.head_index();
             let event = TRANSPORT_RESET.to_le_bytes();
             let written = match self.pieces.gather(&map, chain, Direction::ToDriver) {
@@ -104,6 +105,7 @@ impl Server {
                 return;
             }
         }
+        kick_again(&queue.kick);
     }
 
     /// Takes packets from the guest; tells whether there may be more.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use device::StateError;
+use device::fake::again::Again;
 use device::fake::state::{golden, tamper};
 
 use super::*;
@@ -216,5 +217,23 @@ fn no_request_is_lost_or_done_twice_over_three_hundred_pauses() {
             assert_eq!(content[slot * 512..][..512], [*value; 512], "slot {slot}");
         }
         fs::write(&files.path, vec![0; SECTORS * 512]).unwrap();
+    }
+}
+
+#[test]
+fn requests_that_are_answered_at_once_do_not_hold_up_whoever_stops_the_queue() {
+    let files = Files::zeros();
+    for spec in engines(&files) {
+        let mut b = bench(spec, ALL & !ring::RING_EVENT_IDX);
+        b.put(HEADER, &header(kind::GET_ID, 0));
+        let chain = [(HEADER, HEADER_LENGTH as u32, false), (DATA, 20, true), (STATUS, 1, true)];
+        b.chain(0, 0, &chain);
+        let again = Again::new(&mut b, 0);
+        b.kick(0);
+        for _ in 0..1000 {
+            b.used(0);
+        }
+        b.device.stop_queue(0).unwrap();
+        assert!(again.goes_on(), "the queue stopped when the driver did");
     }
 }

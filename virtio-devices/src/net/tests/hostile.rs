@@ -1,5 +1,7 @@
 //! Frames, headers, buffers and rings that are none.
 
+use device::fake::again::Again;
+
 use super::*;
 
 netns_test! {
@@ -96,6 +98,20 @@ netns_test! {
         assert!(datagram_in(&mut b, RX, 4001, Duration::from_secs(5), 200).is_some());
         stop(&mut b);
         assert!(count(&b, "rx_dropped") >= 5);
+    }
+
+    fn buffers_of_no_use_without_end_do_not_hold_up_whoever_stops_the_queue() {
+        let mut b = bench(1, ALL & !ring::RING_EVENT_IDX);
+        b.chain(RX, 0, &[(BUFFERS, 2000, false)]);
+        let again = Again::new(&mut b, RX);
+        b.kick(RX);
+        for _ in 0..1000 {
+            b.used(RX);
+        }
+        b.device.stop_queue(RX).unwrap();
+        assert!(again.goes_on(), "the queue stopped when the driver did");
+        drop(again);
+        stop(&mut b);
     }
 
     fn a_broken_ring_asks_for_a_reset_and_does_not_spin() {

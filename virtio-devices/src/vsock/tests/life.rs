@@ -2,6 +2,7 @@
 
 use std::os::unix::fs::PermissionsExt;
 
+use device::fake::again::Again;
 use device::fake::state::{golden, tamper};
 
 use super::*;
@@ -131,6 +132,19 @@ fn a_restored_guest_that_does_not_listen_is_not_waited_for_long() {
     guest.b.kick(EVENT);
     assert_eq!([guest.b.used(EVENT), guest.b.used(EVENT), guest.b.used(EVENT)], [(0, 0), (1, 0), (2, 4)]);
     guest.stop();
+}
+
+#[test]
+fn buffers_without_end_that_no_event_fits_into_do_not_hold_up_whoever_stops_the_queue() {
+    let mut guest = moved(Guest::new("deafagain"));
+    guest.b.chain(EVENT, 0, &[(EVENT_BUFFER, 3, true)]);
+    let again = Again::new(&mut guest.b, EVENT);
+    guest.b.kick(EVENT);
+    for _ in 0..1000 {
+        guest.b.used(EVENT);
+    }
+    guest.b.device.stop_queue(EVENT).unwrap();
+    assert!(again.goes_on(), "the queue stopped when the driver did");
 }
 
 #[test]
