@@ -249,7 +249,17 @@ impl fmt::Display for Failure {
                 io::Error::from_raw_os_error(*errno)
             ),
             Failure::Run { rip, errno } => {
-                write!(f, "KVM cannot run the vCPU at RIP {rip:#x}: {}", io::Error::from_raw_os_error(*errno))
+                write!(
+                    f,
+                    "KVM cannot run the vCPU at RIP {rip:#x}: {}",
+                    io::Error::from_raw_os_error(*errno)
+                )?;
+                match *errno {
+                    libc::EAGAIN => {
+                        write!(f, " (a limit of threads may forbid the kernel one for the machine)")
+                    }
+                    _ => Ok(()),
+                }
             }
             Failure::UnknownExit { reason, rip } => write!(f, "unexpected KVM exit {reason} at RIP {rip:#x}"),
         }

@@ -21,6 +21,7 @@ use vmm_sys_util::ioctl_io_nr;
 use super::run_page::{RunPage, install_kick_handler};
 use crate::contract::{Capabilities, Exits, Kick, Stop, Vcpu, X86Vcpu};
 use crate::error::{Failure, Result};
+use crate::x86_64::MpState;
 
 ioctl_io_nr!(KVM_RUN, KVMIO, 0x80);
 
@@ -184,7 +185,9 @@ impl KvmVcpu {
 impl Vcpu for KvmVcpu {
     fn run(&mut self, exits: &dyn Exits) -> Stop {
         self.page.enter();
-        let mut asked = false;
+        let (mut asked, mut woken) = (false, false);
+        // Only one that waits for INIT can be woken by it.
+        let waits = |vcpu: &Self| vcpu.mp_state().is_ok_and(|state| state == MpState::Uninitialized);
         loop {
             // SAFETY: runs the guest; what it may reach is up to those who mapped its RAM. Nothing of this program refers
             // to the shared page meanwhile, `immediate_exit` aside, which is atomic.
@@ -199,16 +202,16 @@ impl Vcpu for KvmVcpu {
                 }
                 continue;
             }
-            match io::Error::last_os_error().raw_os_error().unwrap_or(0) {
-                libc::EINTR => {
-                    // A signal without the flag is not a kick: its late half, or somebody else's.
-                    if self.page.immediate_exit().swap(0, Ordering::SeqCst) != 0 {
-                        return if asked { Stop::Asked } else { Stop::Interrupted };
-                    }
-                }
-                // An application processor has been woken by INIT or SIPI.
-                libc::EAGAIN => {}
-                errno => return self.run_error(errno),
+            let errno = io::Error::last_os_error().raw_os_error().unwrap_or(0);
+            // An application processor that has been woken by INIT or SIPI is to be entered again. The kernel says the same without looking for
+            // a kick when it cannot start a thread of its own for the machine.
+            let again = errno == libc::EAGAIN && (waits(self) || !std::mem::replace(&mut woken, true));
+            if errno != libc::EINTR && !again {
+                return self.run_error(errno);
+            }
+            // A signal without the flag is not a kick: its late half, or somebody else's.
+            if self.page.immediate_exit().swap(0, Ordering::SeqCst) != 0 {
+                return if asked { Stop::Asked } else { Stop::Interrupted };
             }
         }
     }
