@@ -1,6 +1,6 @@
 //! The system calls of this crate, for those who confine the threads that use it.
 
-use sandbox::{Call, Set, When, call};
+use sandbox::{Call, Set, When, call, common};
 
 use crate::geometry::{BLKGETSIZE64, BLKIOMIN, BLKIOOPT, BLKPBSZGET, BLKSSZGET};
 
@@ -59,7 +59,7 @@ pub const MAKE_ENGINE: Set = &[
     call::madvise(&[libc::MADV_DONTFORK as u32]),
     Call::any(libc::SYS_io_setup),
     // How much of what the kernel has for AIO is used.
-    Call::any(libc::SYS_openat),
+    common::OPEN,
     Call::any(libc::SYS_statx),
     DROP_ENGINE[0],
 ];

@@ -1,6 +1,6 @@
 //! What all code does, whatever it is for.
 
-use crate::call::{self, Call, Set, When, all, ioctl, madvise, prctl};
+use crate::call::{self, Call, Set, When, ioctl, madvise, prctl};
 
 /// What runs on every thread: memory, waiting, logging, eventfds, the end of the thread, a panic, a report of a violation.
 ///
@@ -76,23 +76,32 @@ pub const STARTS_THREADS: Set = &[
 /// Another filter on top of those that are there, which can only take more away.
 pub const CONFINES_ITSELF: Call = Call::one_of(libc::SYS_seccomp, 0, &[libc::SECCOMP_SET_MODE_FILTER]);
 
+/// Modes that no file gets from us: whoever runs it would become its owner, or its group's, and in a jail files of others are ours.
+const FOR_OTHERS: u32 = libc::S_ISUID | libc::S_ISGID;
+
+/// Opening a file, or making one.
+pub const OPEN: Call = Call::new(libc::SYS_openat, When::Without(3, FOR_OTHERS));
+
+/// Changing the mode of an open file.
+pub const CHANGE_MODE: Call = Call::new(libc::SYS_fchmod, When::Without(1, FOR_OTHERS));
+
 /// Files and their names: whoever opens what a user named.
-pub const FILES: Set = &all([
-    libc::SYS_openat,
-    libc::SYS_fstat,
-    libc::SYS_newfstatat,
-    libc::SYS_statx,
-    libc::SYS_lseek,
-    libc::SYS_pread64,
-    libc::SYS_pwrite64,
-    libc::SYS_readlink,
-    libc::SYS_unlink,
-    libc::SYS_ftruncate,
-    libc::SYS_getdents64,
-    libc::SYS_flock,
-    libc::SYS_fsync,
-    libc::SYS_fdatasync,
-    libc::SYS_umask,
-    libc::SYS_getcwd,
-    libc::SYS_readv,
-]);
+pub const FILES: Set = &[
+    OPEN,
+    Call::any(libc::SYS_fstat),
+    Call::any(libc::SYS_newfstatat),
+    Call::any(libc::SYS_statx),
+    Call::any(libc::SYS_lseek),
+    Call::any(libc::SYS_pread64),
+    Call::any(libc::SYS_pwrite64),
+    Call::any(libc::SYS_readlink),
+    Call::any(libc::SYS_unlink),
+    Call::any(libc::SYS_ftruncate),
+    Call::any(libc::SYS_getdents64),
+    Call::any(libc::SYS_flock),
+    Call::any(libc::SYS_fsync),
+    Call::any(libc::SYS_fdatasync),
+    Call::any(libc::SYS_umask),
+    Call::any(libc::SYS_getcwd),
+    Call::any(libc::SYS_readv),
+];

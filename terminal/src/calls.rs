@@ -14,7 +14,7 @@ pub const OPEN: Set = &[
     Call::any(libc::SYS_bind),
     Call::any(libc::SYS_listen),
     Call::any(libc::SYS_connect),
-    Call::any(libc::SYS_fchmod),
+    common::CHANGE_MODE,
     Call::any(libc::SYS_timerfd_create),
 ];
 
