@@ -22,8 +22,8 @@ spec::choice! {
 }
 
 spec::spec! {
-    /// Puts the process into a jail (on, or any of the keys): its own namespaces, a root in which there is nothing but the paths of its
-    /// command line and of --landlock-rules, no capabilities, no environment. As root it also becomes somebody else.
+    /// Puts the process into a jail (on, or any of the keys): its own namespaces, a root in which there is nothing but the paths that its
+    /// command line names, no capabilities, no environment. As root it also becomes somebody else.
     pub struct JailSpec: "jail" {
         flatten {}
         fields {
@@ -42,8 +42,8 @@ spec::spec! {
             "cpus" => cpus: Option<Share> = None,
             /// How many threads it may have (a control group).
             "pids" => pids: Option<u64> = None,
-            /// The control group in which that of the jail is made, from the root of its hierarchy, such as machines/small; when absent, where
-            /// the process is.
+            /// The control group in which that of the jail is made, from the root of its hierarchy, such as machines/small; when absent, that
+            /// of the process, or in version 2 the one above it.
             "cgroup" => cgroup: Option<PathBuf> = None,
         }
         unsupported {}
@@ -81,6 +81,12 @@ impl Spec for JailSpec {
 
     fn check(&self, _facts: &Facts) -> Result<(), Refusal> {
         let within = |path: &Path| path.components().all(|part| matches!(part, Component::Normal(_)));
+        for (key, id) in [("uid", self.uid), ("gid", self.gid)] {
+            // setresuid(2) takes it for "as it is".
+            if id == Some(u32::MAX) {
+                return Err(Refusal::invalid(format!("--jail {key}={} is nobody's number", u32::MAX)));
+            }
+        }
         match &self.cgroup {
             Some(group) if !within(group) => Err(Refusal::invalid(format!(
                 "--jail cgroup={} must be the name of a group, from the root of its hierarchy: no / before it, no ..",
@@ -160,6 +166,10 @@ mod tests {
         }
         for text in ["0", "1.234", "-1", ".5", "1.x", "100001", "+1"] {
             assert!(Share::convert(text).is_err(), "{text}");
+        }
+        for key in ["uid", "gid"] {
+            let error = parse(&format!("{key}=4294967295")).unwrap_err();
+            assert!(error.to_string().contains(&format!("--jail {key}=4294967295")), "{error}");
         }
         for group in ["/a", "a/../b", ".."] {
             let error = parse(&format!("cgroup={group}")).unwrap_err();

@@ -50,13 +50,14 @@ pub fn main<T>(
     body: impl FnOnce(Daemon, T) -> Result<(), Refusal>,
 ) -> ExitCode {
     log();
-    run(seccomp, calls, prepare, body).unwrap_or_else(|e| {
+    run(program, seccomp, calls, prepare, body).unwrap_or_else(|e| {
         report(program, &e);
         ExitCode::FAILURE
     })
 }
 
 fn run<T>(
+    program: &str,
     seccomp: &str,
     calls: Calls,
     prepare: impl FnOnce() -> Result<(T, Option<Plan>), Refusal>,
@@ -69,7 +70,11 @@ fn run<T>(
         let side = jail::enter(&plan, mode).map_err(|e| Refusal::host("cannot enter the jail", e))?;
         if let Side::Outside(outer) = side {
             drop((served, signals));
-            let end = outer.wait().map_err(|e| Refusal::host("error outside of the jail", e))?;
+            let failed = |e| Refusal::host("error outside of the jail", e);
+            let end = outer.wait().map_err(failed)?;
+            if let Some(unsaid) = end.unsaid() {
+                report(program, &failed(unsaid));
+            }
             return Ok(end.follow());
         }
     }

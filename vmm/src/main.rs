@@ -114,18 +114,27 @@ fn run(given: ArgMatches) -> Result<ExitCode, Refusal> {
     if let Some(cell) = cell {
         let mut saved = opened.transpose().map_err(|e| e.within("Error restoring VM"))?;
         let machine = spec.as_mut().or(saved.as_mut().map(|saved| &mut saved.spec));
-        match cell.enter(matches, machine, restore.as_ref(), mode)? {
+        let started = std::process::id();
+        let entered = cell.enter(matches, machine, restore.as_ref(), mode);
+        // Also one that comes no further leaves what is outside to the other.
+        if let Some(socket) = &mut socket
+            && (matches!(entered, Ok(Side::Inside(_))) || std::process::id() != started)
+        {
+            socket.inside();
+        }
+        match entered? {
             Side::Inside(inside) => jail = Some(Arc::new(inside)),
             Side::Outside(outer) => {
                 drop((given, signals, monitor, hypervisor, spec, restore, saved));
                 let socket = socket.map(ApiSocket::outside);
-                let end = outer.wait().map_err(|e| Refusal::host("Error outside of the jail", e))?;
+                let failed = |e| Refusal::host("Error outside of the jail", e);
+                let end = outer.wait().map_err(failed)?;
                 drop(socket);
+                if let Some(unsaid) = end.unsaid() {
+                    report(&failed(unsaid));
+                }
                 return Ok(end.follow());
             }
-        }
-        if let Some(socket) = &mut socket {
-            socket.inside();
         }
         opened = saved.map(Ok);
         confine(mode)?;

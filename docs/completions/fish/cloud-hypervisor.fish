@@ -23,7 +23,7 @@ complete -c cloud-hypervisor -l api-socket -d 'UNIX socket for requests (see ch-
 complete -c cloud-hypervisor -l event-monitor -d 'Writes a JSON record of each event to this file' -r
 complete -c cloud-hypervisor -l passt -d 'The passt that serves network cards with user=on, found on the PATH if it is not said; given at start so that such cards may come over the API later' -r
 complete -c cloud-hypervisor -l seccomp -d 'What becomes of a system call that a thread has no need of: true (the program says so and ends), log (the kernel notes it), errno (it fails), or false (nothing is filtered)' -r
-complete -c cloud-hypervisor -l jail -d 'Puts the process into a jail (on, or any of the keys): its own namespaces, a root in which there is nothing but the paths of its command line and of --landlock-rules, no capabilities, no environment' -r
+complete -c cloud-hypervisor -l jail -d 'Puts the process into a jail (on, or any of the keys): its own namespaces, a root in which there is nothing but the paths that its command line names, no capabilities, no environment' -r
 complete -c cloud-hypervisor -l log-file -d 'Logs to this file instead of standard error' -r
 complete -c cloud-hypervisor -l log-format -d 'Format of log records' -r
 complete -c cloud-hypervisor -l landlock -d 'Keeps the process to the paths of its machine (Landlock); a host that cannot do it is an error'

@@ -115,7 +115,12 @@ impl Hierarchy {
 
 /// The groups of a jail, one a hierarchy; dropping it removes them.
 #[derive(Debug, Default)]
-pub(super) struct Group(Vec<PathBuf>);
+pub(super) struct Group {
+    directories: Vec<PathBuf>,
+    /// Bytes that there may be, and where the kernel counts whom it killed for want of more.
+    memory: Option<(u64, PathBuf)>,
+    kills: Option<fs::File>,
+}
 
 /// What names of jails' groups begin with; the process outside follows.
 const NAME: &str = "virga-";
@@ -168,23 +173,42 @@ impl Group {
                     .map_err(at(format!("cannot enable {name:?} in {}", switch.display())))?;
             }
         }
-        if !self.0.contains(&directory) {
+        if !self.directories.contains(&directory) {
             sweep(&parent);
             fs::create_dir(&directory)
                 .map_err(at(format!("cannot make the control group {}", directory.display())))?;
-            self.0.push(directory.clone());
+            self.directories.push(directory.clone());
         }
         let values = controller.map(|c| if hierarchy.new { &c.new } else { &c.old });
         for (file, value) in values.into_iter().flatten() {
             let path = directory.join(file);
             fs::write(&path, value).map_err(at(format!("cannot write {value:?} to {}", path.display())))?;
         }
+        if let Some(bytes) = limits.memory.filter(|_| controller.is_some_and(|c| c.name == "memory")) {
+            let path = directory.join(if hierarchy.new { "memory.events" } else { "memory.oom_control" });
+            self.memory = Some((bytes, path));
+        }
         Ok(())
+    }
+
+    /// In the process that stays outside: opens what it may not open later.
+    pub(super) fn watch(&mut self) {
+        // It only makes a message clearer.
+        self.kills = self.memory.as_ref().and_then(|(_, path)| fs::File::open(path).ok());
+    }
+
+    /// Bytes that there might be, if the kernel killed a process of the group because it wanted more. Asked once.
+    pub(super) fn short_of(&mut self) -> Option<u64> {
+        let ((bytes, _), file) = (self.memory.as_ref()?, self.kills.as_mut()?);
+        // The file is short, and the process outside may do no more than read it; what cannot be read is not known.
+        let mut text = [0; 1024];
+        let length = io::Read::read(file, &mut text).ok()?;
+        kills(std::str::from_utf8(&text[..length]).ok()?).filter(|kills| *kills > 0).map(|_| *bytes)
     }
 
     /// Moves this process into the groups.
     pub(super) fn join(&self) -> Result<(), JailError> {
-        for directory in &self.0 {
+        for directory in &self.directories {
             let path = directory.join("cgroup.procs");
             fs::write(&path, "0").map_err(at(format!("cannot join {}", path.display())))?;
         }
@@ -193,7 +217,7 @@ impl Group {
 
     /// Removes the groups, whose processes have ended.
     pub(super) fn remove(mut self) -> Result<(), JailError> {
-        for directory in std::mem::take(&mut self.0) {
+        for directory in std::mem::take(&mut self.directories) {
             remove(&directory)
                 .map_err(at(format!("cannot remove the control group {}", directory.display())))?;
         }
@@ -203,7 +227,7 @@ impl Group {
 
 impl Drop for Group {
     fn drop(&mut self) {
-        for directory in &self.0 {
+        for directory in &self.directories {
             if let Err(e) = remove(directory) {
                 // Whoever drops it is on the way out with another error.
                 let _ = io::Write::write_all(
@@ -213,6 +237,11 @@ impl Drop for Group {
             }
         }
     }
+}
+
+/// How many processes of a group were killed for want of memory: `memory.events` of version 2, `memory.oom_control` of version 1.
+fn kills(text: &str) -> Option<u64> {
+    text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok())
 }
 
 /// The kernel may take a moment to see that a group is empty.
@@ -266,6 +295,13 @@ mod tests {
         // At the root there is nothing above.
         let root = hierarchies(MOUNTS, "0::/\n");
         assert_eq!(root[2].parent(None), Path::new("/sys/fs/cgroup/unified/"));
+    }
+
+    #[test]
+    fn deaths_for_want_of_memory_are_read_in_both_versions() {
+        assert_eq!(kills("low 0\nhigh 0\nmax 7\noom 1\noom_kill 2\noom_group_kill 0\n"), Some(2));
+        assert_eq!(kills("oom_kill_disable 0\nunder_oom 0\noom_kill 1\n"), Some(1));
+        assert_eq!(kills("oom_kill_disable 1\n"), None);
     }
 
     #[test]

@@ -73,6 +73,19 @@ impl JailError {
     fn new(what: impl Into<String>) -> JailError {
         JailError { what: what.into(), source: None }
     }
+
+    /// Names the limit of the plan that this step has met, if it looks like one.
+    fn within(mut self, plan: &Plan) -> JailError {
+        let met = match self.source.as_ref().and_then(io::Error::raw_os_error) {
+            Some(libc::EMFILE) => plan.files.map(|files| format!("files={files}")),
+            Some(libc::EAGAIN) => plan.limits.pids.map(|pids| format!("pids={pids}")),
+            _ => None,
+        };
+        if let Some(met) = met {
+            self.what = format!("{} with {met}", self.what);
+        }
+        self
+    }
 }
 
 /// Names the step that failed.
@@ -141,11 +154,18 @@ pub fn enter(plan: &Plan, mode: Mode) -> Result<Side, JailError> {
     kernel::unshare(libc::CLONE_NEWPID).map_err(at("cannot make a process namespace"))?;
     let begun = outer::Begun::new()?;
     let Some(first) = begun.fork()? else { outer::first(begun, owner, mode) };
-    let Some(inner) = begun.fork()? else {
+    let inner = match begun.fork() {
+        Ok(inner) => inner,
+        Err(e) => {
+            begun.abandon(&[first]);
+            return Err(e);
+        }
+    };
+    let Some(inner) = inner else {
         // The outer process removes it.
         let group = group.map(ManuallyDrop::new);
         let place = Inside { plan, owner, directory };
-        let places = begun.inside(|| place.settle(group.as_deref()))?;
+        let places = begun.inside(|| place.settle(group.as_deref())).map_err(|e| e.within(plan))?;
         return Ok(Side::Inside(Jail { outer, outside, places }));
     };
     Ok(Side::Outside(begun.outside(first, inner, group, mode)?))

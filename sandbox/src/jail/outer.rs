@@ -84,12 +84,33 @@ impl Begun {
         self,
         first: libc::pid_t,
         inner: libc::pid_t,
-        group: Option<Group>,
+        mut group: Option<Group>,
         mode: Mode,
     ) -> Result<Outer, JailError> {
-        let process = kernel::process(inner).map_err(at("cannot watch the process in the jail"))?;
+        if let Some(group) = &mut group {
+            group.watch();
+        }
+        let process = match kernel::process(inner) {
+            Ok(process) => process,
+            Err(e) => {
+                // The first process takes this one along, and ends when it has been waited for.
+                self.abandon(&[inner, first]);
+                return Err(at("cannot watch the process in the jail")(e));
+            }
+        };
         let Begun { ours, signals, .. } = self;
         Ok(Outer { life: Some(ours), signals: signals.into(), first, inner, process, group, mode })
+    }
+}
+
+impl Begun {
+    /// In the outer process, which goes no further: has these processes end, and waits for them.
+    pub(super) fn abandon(self, children: &[libc::pid_t]) {
+        drop(self.ours);
+        for child in children {
+            // Another error than that with which this process ends would be of no use to anybody.
+            let _ = kernel::wait(*child);
+        }
     }
 }
 
@@ -184,15 +205,28 @@ pub struct Outer {
 
 /// How the process in the jail ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct End(libc::c_int);
+pub struct End {
+    status: libc::c_int,
+    /// Bytes that it might have, if the kernel killed it because it wanted more.
+    short_of: Option<u64>,
+}
 
 impl End {
     /// Ends as the process in the jail did: returns its exit code, or dies of its signal.
     pub fn follow(self) -> ExitCode {
-        if libc::WIFSIGNALED(self.0) {
-            die_of(libc::WTERMSIG(self.0));
+        if libc::WIFSIGNALED(self.status) {
+            die_of(libc::WTERMSIG(self.status));
         }
-        ExitCode::from(u8::try_from(libc::WEXITSTATUS(self.0)).unwrap_or(u8::MAX))
+        ExitCode::from(u8::try_from(libc::WEXITSTATUS(self.status)).unwrap_or(u8::MAX))
+    }
+
+    /// What the process in the jail had no time to say.
+    pub fn unsaid(self) -> Option<JailError> {
+        let bytes = self.short_of?;
+        let what = format!(
+            "the kernel killed the program in the jail: it needed more memory than its control group may have (memory={bytes})"
+        );
+        Some(JailError::new(what))
     }
 }
 
@@ -247,7 +281,10 @@ impl Outer {
                 self.hand_on();
             }
             if ended {
-                return kernel::wait(self.inner).map(End).map_err(failed());
+                let status = kernel::wait(self.inner).map_err(failed())?;
+                let killed = libc::WIFSIGNALED(status) && libc::WTERMSIG(status) == libc::SIGKILL;
+                let short_of = self.group.as_mut().filter(|_| killed).and_then(Group::short_of);
+                return Ok(End { status, short_of });
             }
         }
     }

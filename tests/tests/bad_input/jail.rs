@@ -1,5 +1,7 @@
 //! Jails that cannot be: one clear line each, and nothing is left.
 
+use std::os::unix::process::ExitStatusExt;
+
 use crate::bench::Bench;
 
 #[track_caller]
@@ -65,6 +67,41 @@ fn what_is_not_there() {
         "{}",
         outcome.messages
     );
+}
+
+#[test]
+fn limits_that_are_too_small_to_begin_with() {
+    let bench = Bench::new();
+    let socket = bench.path("api").display().to_string();
+    let run = |jail: &str| {
+        let arguments = ["--cmdline", "probe.run=hello", "--api-socket", &socket, "--jail", jail];
+        bench.run_unchanged(&mut bench.machine(&arguments))
+    };
+    for (jail, parts) in [
+        ("files=10", [" with files=10\n", "Too many open files (os error 24)"]),
+        ("pids=1", [" with pids=1\n", "Resource temporarily unavailable (os error 11)"]),
+    ] {
+        let outcome = run(jail);
+        let told = &outcome.messages;
+        assert!(
+            told.contains("Cannot enter the jail") && parts.iter().all(|part| told.contains(part)),
+            "{told}"
+        );
+        assert_eq!(outcome.status.code(), Some(1), "{told}");
+        // Only one of the two processes clears away.
+        assert!(!outcome.log.contains("cannot remove"), "{}", outcome.log);
+    }
+    let outcome = run("memory=64K");
+    assert_eq!(outcome.status.signal(), Some(libc::SIGKILL), "{}", outcome.messages);
+    let told = "it needed more memory than its control group may have (memory=65536)";
+    assert!(outcome.messages.contains(told), "{}", outcome.messages);
+    // The kernel may need a thread of its own for a machine, and says only "again" when it has none.
+    for pids in 2..7 {
+        let outcome = run(&format!("pids={pids}"));
+        let told = outcome.messages.contains("thread") && outcome.messages.contains("unavailable")
+            || outcome.log.contains("vCPU 0: KVM cannot run the vCPU");
+        assert!(outcome.status.success() || told, "{pids}: {}\n{}", outcome.messages, outcome.log);
+    }
 }
 
 #[test]
