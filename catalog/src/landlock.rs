@@ -26,11 +26,16 @@ impl Spec for LandlockRuleSpec {
 
     fn check(&self, _facts: &Facts) -> Result<(), Refusal> {
         let HostPath { path, .. } = self.path()?;
-        if !path.exists() {
-            let path = path.display();
-            return Err(Refusal::invalid(format!("Path {path:?} provided in landlock-rules does not exist")));
+        match path.try_exists() {
+            Ok(true) => Ok(()),
+            Ok(false) => {
+                Err(Refusal::invalid(format!("Path {path:?} provided in landlock-rules does not exist")))
+            }
+            Err(e) => {
+                let text = format!("Path {path:?} provided in landlock-rules cannot be looked at");
+                Err(Refusal::invalid(text).because(e))
+            }
         }
-        Ok(())
     }
 }
 

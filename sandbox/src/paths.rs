@@ -71,11 +71,23 @@ impl HostPath {
     /// What is opened in the end: of a socket, its directory.
     pub(crate) fn subject(&self) -> &Path {
         match self.used {
-            Use::Listen | Use::Connect => match self.path.parent() {
-                Some(parent) if !parent.as_os_str().is_empty() => parent,
-                _ => Path::new("."),
-            },
+            Use::Listen | Use::Connect => self.directory(),
             _ => &self.path,
+        }
+    }
+
+    fn directory(&self) -> &Path {
+        match self.path.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        }
+    }
+
+    /// What a rule has to name that allows this: of a file for output that is not there, its directory, in which it is made.
+    pub fn place(&self) -> &Path {
+        match self.used {
+            Use::Output if !self.path.exists() => self.directory(),
+            _ => self.subject(),
         }
     }
 
@@ -158,11 +170,12 @@ impl Domain {
         self.0.len()
     }
 
-    /// Whether this may be done with a path. A path that leads nowhere may be used as far as that goes.
+    /// Whether this may be done with a path. A path that leads nowhere may be used as far as that goes; a file for output is made.
     pub fn covers(&self, wanted: &HostPath) -> bool {
-        let subject = wanted.subject();
-        let Ok(real) = subject.canonicalize() else { return true };
+        let place = wanted.place();
+        let Ok(real) = place.canonicalize() else { return true };
         let needed = match real.is_dir() {
+            true if place != wanted.subject() => wanted.rights() | AccessFs::MakeReg,
             true => wanted.rights(),
             false => wanted.rights() & AccessFs::from_file(NEEDED),
         };
@@ -257,6 +270,11 @@ mod tests {
             ("room/t", Use::Listen, true),
             ("t", Use::Listen, false),
             ("nowhere", Use::Read, true),
+            ("output", Use::Output, true),
+            ("room/log", Use::Output, true),
+            ("sockets/log", Use::Output, false),
+            ("log", Use::Output, false),
+            ("read", Use::Output, false),
         ] {
             assert_eq!(covers(name, used), answer, "{name} {used:?}");
         }

@@ -57,8 +57,14 @@ impl ConsoleMode {
             // Standard streams are open.
             Mode::Off | Mode::Null | Mode::Tty => Vec::new(),
             Mode::Pty => {
-                let there = crate::pty::PATHS.into_iter().filter(|path| Path::new(path).exists());
-                there.map(|path| HostPath::new(path, Use::ReadWrite)).collect()
+                // Without the users' ends there is none at all, and whoever looks for them says that they are missing.
+                let [users, multiplexer] = crate::pty::PATHS;
+                let there = Some(multiplexer).filter(|path| Path::new(path).exists());
+                [Some(users), there]
+                    .into_iter()
+                    .flatten()
+                    .map(|path| HostPath::new(path, Use::ReadWrite))
+                    .collect()
             }
             Mode::File => one(&self.file, Use::Output),
             Mode::Socket => one(&self.socket, Use::Listen),

@@ -2,7 +2,7 @@
 
 use std::os::fd::RawFd;
 
-use catalog::{JailSpec, MemoryRestoreMode, RestoreRequest, VmSpec};
+use catalog::{JailSpec, RestoreRequest, VmSpec};
 use clap::ArgMatches;
 use sandbox::jail::{self, Side};
 use sandbox::{HostPath, Mode, Use};
@@ -48,8 +48,7 @@ impl Cell {
         if let Some(restore) = restore {
             needed.extend(restore.lend());
             paths.push(HostPath::new(restore.restore.directory()?, Use::Read));
-            let late = restore.restore.memory_restore_mode == Some(MemoryRestoreMode::OnDemand);
-            paths.extend(userfault_device().filter(|_| late));
+            paths.extend(userfault_device(&restore.restore));
         }
         if let Some(machine) = machine {
             needed.extend(machine.lent());

@@ -80,17 +80,14 @@ impl Confinement {
 }
 
 /// Refuses a path, and says which rule would allow it.
-fn missing(HostPath { path, used }: &HostPath, what: &str) -> Refusal {
-    let directory = || path.parent().unwrap_or(path).to_owned();
-    let (path, access) = match used {
-        Use::Read => (path.clone(), "r"),
-        Use::Listen => (directory(), "w"),
-        Use::Connect => (directory(), "r"),
-        Use::Write | Use::Output => (path.clone(), "w"),
-        Use::ReadWrite => (path.clone(), "rw"),
+fn missing(wanted: &HostPath, what: &str) -> Refusal {
+    let access = match wanted.used {
+        Use::Read | Use::Connect => "r",
+        Use::Write | Use::Output | Use::Listen => "w",
+        Use::ReadWrite => "rw",
     };
-    let path = path.display();
-    let text = format!("{path} is {what}: it would need --landlock-rules path={path},access={access}");
+    let (path, place) = (wanted.path.display(), wanted.place().display());
+    let text = format!("{path} is {what}: it would need --landlock-rules path={place},access={access}");
     Refusal::new(Kind::Invalid, text)
 }
 

@@ -103,6 +103,9 @@ fn a_snapshot_must_lie_within_the_rules() {
     refused(&machine, "vm.snapshot", &place(&outside), &outside, "rw");
     assert!(std::fs::read_dir(&outside).expect("it is there").next().is_none());
     machine.put("vm.snapshot", &place(&within));
+    // A description with the same paths needs no others to go on from there.
+    machine.put("vm.delete", &Value::Null);
+    machine.put("vm.restore", &json!({ "source_url": format!("file://{}", within.display()) }));
     machine.shut_down().ended_well();
     // The machine that goes on is kept to its paths as well: its description says so.
     let source = format!("source_url=file://{},resume=on", within.display());
@@ -129,6 +132,13 @@ fn a_machine_described_over_the_api_is_kept_to_its_paths() {
     machine.put("vm.delete", &Value::Null);
     let other = json!({ "payload": { "kernel": outside } });
     refused(&machine, "vm.create", &other, &outside, "r");
+    // A file that is not there yet would be made: a rule can only name the directory.
+    let log = Scratch::new();
+    let console = json!({ "mode": "File", "file": log.file("log") });
+    let other = json!({ "payload": described["payload"], "console": console });
+    let (status, text) = machine.ask("PUT", "vm.create", &other);
+    let rule = format!("it would need --landlock-rules path={},access=w", log.path().display());
+    assert!(status == 400 && text.contains(&rule), "{status} {text}");
     machine.put("vm.create", &described);
     machine.put("vm.boot", &Value::Null);
     machine.shut_down().ended_well();

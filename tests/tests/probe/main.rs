@@ -11,6 +11,7 @@ mod hostile;
 mod hotplug;
 mod jail;
 mod landlock;
+mod later;
 mod loaded;
 mod machine;
 mod metadata;

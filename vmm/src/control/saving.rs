@@ -173,7 +173,7 @@ impl Control {
         self.paths.check(std::slice::from_ref(&place))?;
         let Opened { source, mut spec } = opened.unwrap_or_else(|| Opened::new(request))?;
         refuse_late_pages(restore, &spec)?;
-        self.paths.enter(&spec, [place].into_iter().chain(userfault_device()).collect())?;
+        self.paths.enter(&spec, [place].into_iter().chain(userfault_device(restore)).collect())?;
         self.open_metadata(&spec)?;
         super::metadata::keep(self.metadata.as_ref(), &self.kept);
         let node: Node = source.machine().map_err(unreadable)?;
@@ -194,10 +194,14 @@ impl Control {
     }
 }
 
-/// How those get a userfaultfd who may not make one otherwise.
-pub(crate) fn userfault_device() -> Option<HostPath> {
+/// How those get a userfaultfd who may not make one otherwise, where memory comes back on demand.
+pub(crate) fn userfault_device(restore: &RestoreSpec) -> Option<HostPath> {
     let device = Path::new(USERFAULT_DEVICE);
-    device.exists().then(|| HostPath::new(device, Use::ReadWrite))
+    (is_late(restore) && device.exists()).then(|| HostPath::new(device, Use::ReadWrite))
+}
+
+fn is_late(restore: &RestoreSpec) -> bool {
+    restore.memory_restore_mode == Some(MemoryRestoreMode::OnDemand)
 }
 
 /// A snapshot that was opened, for those who have to know the machine before they restore it.
@@ -234,8 +238,7 @@ fn description(source: &Source, request: &RestoreRequest) -> Result<VmSpec, Refu
 
 /// Refuses memory on demand where another process works on it, whose accesses to pages that are not there yet nobody would see.
 fn refuse_late_pages(restore: &RestoreSpec, spec: &VmSpec) -> Result<(), Refusal> {
-    let late = restore.memory_restore_mode == Some(MemoryRestoreMode::OnDemand);
-    match spec.devices().iter().find(|device| late && device.shares_memory()) {
+    match spec.devices().iter().find(|device| is_late(restore) && device.shares_memory()) {
         Some(device) => Err(Refusal::invalid(format!(
             "memory_restore_mode=ondemand cannot be used with a --{} that another process serves: use copy",
             device.flag()
