@@ -261,17 +261,32 @@ impl Logger {
             Token::Pid => write!(out, "{}", std::process::id()),
             // SAFETY: gettid has no preconditions.
             Token::Tid => write!(out, "{}", unsafe { libc::gettid() }),
-            Token::Thread => out.write_str(std::thread::current().name().unwrap_or("anonymous")),
+            Token::Thread => Plain(out).write_str(std::thread::current().name().unwrap_or("anonymous")),
             Token::Level => out.write_str(record.level().as_str()),
             Token::LevelChar => out.write_str(&record.level().as_str()[..1]),
             Token::Location => match (record.file(), record.line()) {
                 (Some(file), Some(line)) => write!(out, "{file}:{line}"),
                 _ => out.write_str(record.target()),
             },
-            Token::Message => out.write_fmt(*record.args()),
+            Token::Message => Plain(out).write_fmt(*record.args()),
             Token::Clock { part, local: false } => clock(part, &now, out),
             Token::Clock { part, local: true } => clock(part, &local(now), out),
         }
+    }
+}
+
+/// Takes text with names in it that others chose: what would begin another record, or speak to a terminal, is escaped.
+struct Plain<'a>(&'a mut String);
+
+impl std::fmt::Write for Plain<'_> {
+    fn write_str(&mut self, text: &str) -> std::fmt::Result {
+        for c in text.chars() {
+            match c.is_control() {
+                true => self.0.extend(c.escape_default()),
+                false => self.0.push(c),
+            }
+        }
+        Ok(())
     }
 }
 
@@ -309,6 +324,10 @@ mod tests {
     use super::*;
 
     fn show(format: &str) -> String {
+        show_of(format, "hello")
+    }
+
+    fn show_of(format: &str, message: &str) -> String {
         let logger = Logger {
             begun: Instant::now(),
             template: Template::parse(format).unwrap(),
@@ -322,13 +341,10 @@ mod tests {
             match piece {
                 Piece::Text(t) => out.push_str(t),
                 Piece::Token(t) => {
-                    let record = Record::builder()
-                        .level(log::Level::Warn)
-                        .file(Some("a.rs"))
-                        .line(Some(7))
-                        .args(format_args!("hello"))
-                        .build();
-                    logger.show(*t, &record, now, &mut out).unwrap();
+                    let args = format_args!("{message}");
+                    let mut record = Record::builder();
+                    record.level(log::Level::Warn).file(Some("a.rs")).line(Some(7)).args(args);
+                    logger.show(*t, &record.build(), now, &mut out).unwrap();
                 }
             }
         }
@@ -343,6 +359,12 @@ mod tests {
             show("{year}{month}{day}{hour}{minute}{second}.{micros}{offset}"),
             "20260102030405.000000+00:00"
         );
+    }
+
+    #[test]
+    fn a_message_is_one_record_and_says_nothing_to_a_terminal() {
+        let told = show_of("{msg}", "disk \u{1b}[2J\r\nadded \u{9b}ü");
+        assert_eq!(told, r"disk \u{1b}[2J\r\nadded \u{9b}ü");
     }
 
     #[test]
