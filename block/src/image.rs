@@ -186,6 +186,13 @@ impl Image {
         if self.map.is_some() { Sparse { punch: !self.readonly() } } else { self.storage.sparse() }
     }
 
+    /// Most bytes that one request should discard or zero, at least [`SECTOR`]; `None` if the kernel does it, however many there are.
+    ///
+    /// Formats with a map do it block by block while the request is being queued.
+    pub fn most_zeroed(&self) -> Option<u64> {
+        self.map.as_ref().map(|map| map.most_zeroed())
+    }
+
     /// What direct I/O demands, if it is in use.
     pub fn direct(&self) -> Option<Alignment> {
         self.storage.direct()

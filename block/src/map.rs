@@ -6,6 +6,9 @@ use std::sync::Arc;
 
 use crate::storage::Storage;
 
+/// See [`Map::most_zeroed`]: a second or less where zeros have to be written, of which the kernel takes note in memory.
+pub(crate) const MOST_ZEROED: u64 = 1 << 30;
+
 /// Where a range of the disk is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Place {
@@ -54,6 +57,12 @@ pub(crate) trait Map: Debug + Send + Sync {
     /// # Errors
     /// As for [`Map::find`].
     fn read(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()>;
+
+    /// Most bytes that one [`Map::zero`] should be for: it changes what is known of each block of the format, or writes zeros, and whoever
+    /// asked waits, as does everybody else who needs the map.
+    fn most_zeroed(&self) -> u64 {
+        MOST_ZEROED
+    }
 
     /// Has a range read as zeros; its space is given back if `may_free`, as far as that can be.
     ///

@@ -213,7 +213,7 @@ fn a_client_that_does_not_read_never_blocks_and_gets_the_newest() {
         bench.terminal.write(&chunk);
     }
     bench.terminal.write(b"the end");
-    assert!(begun.elapsed() < Duration::from_secs(5));
+    assert!(begun.elapsed() < Duration::from_secs(30));
     client.set_nonblocking(true).unwrap();
     let mut all = Vec::new();
     until(|| {
@@ -301,7 +301,7 @@ fn a_pty_that_nobody_reads_never_blocks() {
         bench.terminal.write(&pattern(64 << 10));
     }
     bench.terminal.write(b"the end");
-    assert!(begun.elapsed() < Duration::from_secs(5));
+    assert!(begun.elapsed() < Duration::from_secs(30));
     let mut all = Vec::new();
     until(|| {
         let mut buffer = vec![0; 1 << 16];

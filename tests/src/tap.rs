@@ -18,7 +18,7 @@ const IPV4: u16 = 0x0800;
 const WHOLE: usize = 1514;
 const SEGMENT: u16 = 1448;
 /// How long a program that has ended may keep a tap.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(60);
 /// Connections that a flood seems to belong to.
 const FLOWS: u16 = 16;
 

@@ -29,7 +29,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::format::Format;
 use crate::image::{Image, Opened, Options, Type};
-use crate::map::{Generation, Map, Place};
+use crate::map::{Generation, MOST_ZEROED, Map, Place};
 use crate::storage::Storage;
 use crate::{Error, Result};
 
@@ -38,6 +38,9 @@ use state::State;
 
 /// The most images that one may build upon.
 const MAX_CHAIN: usize = 64;
+
+/// Most clusters that are zeroed in one go: a few milliseconds for their entries.
+const MOST_CLUSTERS_ZEROED: u64 = 1 << 14;
 
 /// Bits of L1 and L2 entries.
 const COPIED: u64 = 1 << 63;
@@ -235,6 +238,10 @@ impl Map for Qcow2 {
 
     fn read(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
         self.state().read(&self.layout, offset, buffer)
+    }
+
+    fn most_zeroed(&self) -> u64 {
+        (MOST_CLUSTERS_ZEROED * self.layout.cluster()).min(MOST_ZEROED)
     }
 
     fn zero(&self, offset: u64, length: u64, may_free: bool) -> io::Result<()> {

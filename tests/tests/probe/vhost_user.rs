@@ -287,7 +287,7 @@ fn a_disk_comes_and_goes_while_its_daemon_lives_and_dies() {
     let begun = Instant::now();
     let refused = running.remote(&["add-disk", &line]).unwrap_err();
     assert!(refused.contains("cannot connect to socket"), "{refused}");
-    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
 
     for round in 0..3 {
         image::make(&path, 7, sectors);

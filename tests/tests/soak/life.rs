@@ -19,7 +19,7 @@ const VERBOSE: &str = "-v";
 /// Memory, in KiB, that `malloc` may keep for threads that there were at once.
 const SLACK: u64 = 8192;
 /// How long it may take until everything is given back.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A machine that runs.
 #[derive(Debug)]

@@ -77,7 +77,7 @@ impl Walk<'_> {
         let begun = Instant::now();
         let socket = self.life().living.api_socket().to_path_buf();
         while !matches!(ask::ask(&socket, "GET", "vmm.ping", &[]), Some((200, _))) {
-            assert!(begun.elapsed() < Duration::from_secs(10), "no place is free after a flood");
+            assert!(begun.elapsed() < Duration::from_secs(60), "no place is free after a flood");
             std::thread::sleep(Duration::from_millis(5));
         }
     }

