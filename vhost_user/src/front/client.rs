@@ -22,6 +22,9 @@ const REST: Duration = Duration::from_secs(20);
 /// How long a ring is waited for to be empty before it is to rest.
 const EMPTY: Duration = Duration::from_secs(1);
 
+/// How long none is waited for after one was in vain: rings come to rest one after the other, and a driver can see to it that none is ever empty.
+const IN_VAIN: Duration = Duration::from_secs(30);
+
 /// How often a ring is looked at meanwhile.
 const GLANCE: Duration = Duration::from_millis(1);
 
@@ -35,13 +38,15 @@ pub(super) struct Client {
     pub(super) gone: Arc<AtomicBool>,
     /// What is told is acknowledged.
     pub(super) acknowledges: bool,
+    /// When a ring was waited for to be empty and was not.
+    in_vain: Option<Instant>,
 }
 
 impl Client {
     pub(super) fn new(stream: UnixStream, gone: Arc<AtomicBool>) -> Result<Self, BackError> {
         let channel = Channel::to_back_end(stream);
         let channel = channel.map_err(|source| BackError::Host { what: "set up the connection", source })?;
-        Ok(Client { channel, gone, acknowledges: false })
+        Ok(Client { channel, gone, acknowledges: false, in_vain: None })
     }
 
     /// The connection once more, to watch it.
@@ -99,9 +104,16 @@ impl Client {
     }
 
     /// Waits until a ring is empty, for a while and as long as the back end is there and says nothing.
-    pub(super) fn wait_for_empty(&self, empty: impl Fn() -> bool) {
+    pub(super) fn wait_for_empty(&mut self, empty: impl Fn() -> bool) {
+        if self.in_vain.is_some_and(|then| then.elapsed() < IN_VAIN) {
+            return;
+        }
         let until = Instant::now() + EMPTY;
-        while !empty() && !self.gone.load(Ordering::Relaxed) && Instant::now() < until {
+        while !empty() && !self.gone.load(Ordering::Relaxed) {
+            if Instant::now() >= until {
+                self.in_vain = Some(until);
+                return;
+            }
             // What comes is for whoever asks next.
             if !matches!(device::ready(self.channel.fd(), libc::POLLIN, GLANCE), Ok(0)) {
                 return;
@@ -159,7 +171,7 @@ mod tests {
     #[test]
     fn a_ring_is_waited_for_as_long_as_the_back_end_is_there() {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        let client = Client::new(ours, Arc::default()).unwrap();
+        let mut client = Client::new(ours, Arc::default()).unwrap();
         let looks = Cell::new(0);
         let look = |enough: u32| {
             looks.set(looks.get() + 1);
@@ -169,6 +181,9 @@ mod tests {
         assert_eq!(looks.replace(0), 5);
         client.wait_for_empty(|| look(u32::MAX));
         assert!(looks.replace(0) > 1, "it is not waited for for ever");
+        client.wait_for_empty(|| look(u32::MAX));
+        assert_eq!(looks.replace(0), 0, "nor is the next one");
+        client.in_vain = None;
         drop(theirs);
         client.wait_for_empty(|| look(u32::MAX));
         assert_eq!(looks.get(), 1);
