@@ -146,15 +146,20 @@ fn first_sentence(text: &str) -> &str {
     text.split_once(". ").map_or(text, |(first, _)| first)
 }
 
-/// Parses the command line of a small program. Help, and what is wrong, are printed; then there is only an exit code: 0 or 2.
+/// Parses the command line of a small program. Help, and what is wrong, are printed; then there is only an exit code: 0 or 2, or 1 if nobody
+/// takes the help.
 ///
 /// # Errors
 /// The program has nothing to do.
 pub fn matches(command: Command) -> Result<ArgMatches, ExitCode> {
     command.try_get_matches().map_err(|e| {
-        // Nothing can be done about a closed standard stream.
-        let _ = e.print();
-        ExitCode::from(if e.use_stderr() { 2 } else { 0 })
+        let printed = e.print();
+        match e.use_stderr() {
+            // Nothing can be done about a standard error that takes nothing.
+            true => ExitCode::from(2),
+            false if printed.is_ok() => ExitCode::SUCCESS,
+            false => ExitCode::FAILURE,
+        }
     })
 }
 

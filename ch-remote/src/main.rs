@@ -1,6 +1,7 @@
 //! `ch-remote`: asks a running `cloud-hypervisor`, prints the answer, tells errors as a numbered chain.
 
 use std::error::Error;
+use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -14,10 +15,12 @@ fn main() -> ExitCode {
     match run(&matches) {
         Ok(()) => ExitCode::SUCCESS,
         Err(chain) => {
-            eprintln!("Error: ch-remote exited with the following chain of errors:");
+            let mut text = "Error: ch-remote exited with the following chain of errors:\n".to_owned();
             for (depth, message) in chain.iter().enumerate() {
-                eprintln!("  {depth}: {message}");
+                text += &format!("  {depth}: {}\n", spec::plain(message));
             }
+            // Nothing can be done about a standard error that takes nothing, and the exit status tells the rest.
+            let _ = std::io::stderr().write_all(text.as_bytes());
             ExitCode::FAILURE
         }
     }
@@ -41,7 +44,9 @@ fn run(matches: &clap::ArgMatches) -> Result<(), Vec<String>> {
     let first = || ask(route, request.body.clone(), &request.descriptors);
     let answer = ch_remote::progress::telling(Path::new(socket), first)?;
     if !answer.is_empty() {
-        println!("{answer}");
+        let mut stdout = std::io::stdout().lock();
+        let written = writeln!(stdout, "{answer}").and_then(|()| stdout.flush());
+        written.map_err(|e| vec!["Cannot write to standard output".to_owned(), e.to_string()])?;
     }
     if let (Some(body), Some(route)) = (request.then(&answer), ch_remote::route("wait-device")) {
         ask(route, Some(body), &[])?;

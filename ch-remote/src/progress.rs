@@ -2,7 +2,7 @@
 //!
 //! It asks the same server over a connection of its own, and says nothing where standard error is no terminal.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::path::Path;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
@@ -34,12 +34,13 @@ pub fn telling<R>(socket: &Path, work: impl FnOnce() -> R) -> R {
             while wait.recv_timeout(patience) == Err(RecvTimeoutError::Timeout) {
                 patience = EVERY;
                 if let Some(progress) = ask(socket) {
-                    eprint!("\r{}", line(&progress));
+                    // It is for who looks on; a terminal that is gone sees nothing.
+                    let _ = write!(std::io::stderr(), "\r{}", spec::plain(&line(&progress)));
                     told = true;
                 }
             }
             if told {
-                eprintln!();
+                let _ = writeln!(std::io::stderr());
             }
         });
         let result = work();

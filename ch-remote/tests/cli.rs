@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on may as well end there")]
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
@@ -154,6 +154,44 @@ fn a_server_that_is_gone_or_never_was_is_told() {
     assert_eq!((code, out.as_str()), (1, ""));
     assert!(e.starts_with(&format!("{CHAIN}  0: http client error\n  1: Cannot ")), "{e}");
     assert_eq!(s.told(&["ping"], "").2, format!("{connect}Connection refused (os error 111)\n"));
+}
+
+#[test]
+fn what_nobody_takes_is_an_error() {
+    let s = serve();
+    let full = || std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let run = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ch-remote"));
+        command.args(["--api-socket", "s"]).args(arguments).current_dir(&s.0).stdout(full());
+        command
+    };
+    let output = run(&["info"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let told = "  0: Cannot write to standard output\n  1: No space left on device (os error 28)\n";
+    assert_eq!(String::from_utf8_lossy(&output.stderr), format!("{CHAIN}{told}"));
+    assert_eq!(run(&["--help"]).status().unwrap().code(), Some(1));
+    assert_eq!(run(&["info"]).stderr(full()).status().unwrap().code(), Some(1));
+}
+
+#[test]
+fn what_a_server_says_does_not_reach_the_terminal() {
+    let s = directory();
+    let listener = UnixListener::bind(s.0.join("s")).unwrap();
+    let speak = move || {
+        for (status, body) in
+            [("200", "{\"a\":\"\u{1b}[2J\"}\n"), ("400", r#"["\u001b[2J one\u0007","\ntwo"]"#)]
+        {
+            let (mut stream, _) = listener.accept().unwrap();
+            assert_ne!(stream.read(&mut [0; 512]).unwrap(), 0);
+            let length = body.len();
+            write!(stream, "HTTP/1.1 {status} \r\nContent-Length: {length}\r\n\r\n{body}").unwrap();
+        }
+    };
+    let server = std::thread::Builder::new().name("speaker".into()).spawn(speak).unwrap();
+    assert_eq!(s.told(&["info"], "").1, "{\"a\":\"\\u001b[2J\"}\n\n");
+    let told = s.told(&["info"], "").2;
+    assert!(told.ends_with("  2: \\u001b[2J one\\u0007\n  3: \ntwo\n"), "{told}");
+    server.join().unwrap();
 }
 
 #[test]

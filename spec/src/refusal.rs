@@ -3,6 +3,8 @@
 use std::error::Error;
 use std::fmt;
 
+use crate::plain::plain;
+
 /// Who is at fault, and hence which HTTP status answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -86,7 +88,7 @@ impl Refusal {
 
     /// What a program says when it ends because of this: once, and in full.
     pub fn report(&self, program: &str) -> String {
-        let chain = self.chain();
+        let chain: Vec<String> = self.chain().iter().map(|message| plain(message)).collect();
         if let [message] = chain.as_slice() {
             return format!("Error: {program} exited with the following error:\n  {message}\n");
         }

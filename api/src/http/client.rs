@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use http_body_util::{BodyExt, Full};
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
 use hyper::client::conn::http1;
 use hyper::{Request, StatusCode};
@@ -34,6 +34,9 @@ pub enum ClientError {
     /// What came back is no HTTP.
     #[error("Cannot understand the server")]
     Http(#[from] hyper::Error),
+    /// The answer has no end, or none that is sensible.
+    #[error("The server's answer is longer than {MAX_ANSWER} bytes")]
+    TooLong,
     /// The server refused.
     #[error("Server responded with {}", status_name(*.status))]
     Refused {
@@ -52,7 +55,10 @@ fn status_name(status: StatusCode) -> String {
 /// Longest wait for the server to say something; booting a large machine takes its time.
 const PATIENCE: Duration = Duration::from_secs(600);
 
-/// Asks, and returns the body of the answer. Descriptors go along with the request; they stay the caller's.
+/// Most bytes that are taken for an answer.
+pub const MAX_ANSWER: usize = 16 << 20;
+
+/// Asks, and returns the body of the answer; control characters in it, which proper JSON has none of but line breaks, are escaped. Descriptors go along with the request; they stay the caller's.
 ///
 /// # Errors
 /// See [`ClientError`].
@@ -83,7 +89,10 @@ pub fn ask(
         let mut answer = std::pin::pin!(async {
             let response = sender.send_request(request).await?;
             let status = response.status();
-            Ok::<_, hyper::Error>((status, response.into_body().collect().await?.to_bytes()))
+            let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
+            let body =
+                body.map_err(|e| e.downcast().map_or(ClientError::TooLong, |e| ClientError::Http(*e)))?;
+            Ok::<_, ClientError>((status, body.to_bytes()))
         });
         // One thread drives both ends of the exchange; the connection only moves bytes.
         let mut moving = true;
@@ -101,6 +110,6 @@ pub fn ask(
         .await
     };
     let (status, body) = driver.run(exchange, Patience::Silence(PATIENCE)).map_err(ClientError::Talk)??;
-    let body = String::from_utf8_lossy(&body).into_owned();
+    let body = spec::plain(&String::from_utf8_lossy(&body));
     if status.is_success() { Ok(body) } else { Err(ClientError::Refused { status, body }) }
 }

@@ -513,6 +513,19 @@ fn our_client_tells_what_is_wrong_with_a_server() {
         assert!(matches!(e, ClientError::Http(_) | ClientError::Talk(_)), "{said}: {e:?}");
         server.join().unwrap();
     }
+    // One that would have all of our memory.
+    let accepting = listener.try_clone().unwrap();
+    let speak = move || {
+        let (mut stream, _) = accepting.accept().unwrap();
+        stream.write_all(b"HTTP/1.1 200 \r\nTransfer-Encoding: chunked\r\n\r\n").unwrap();
+        let piece = [&b"10000\r\n"[..], &[b'x'; 0x10000], b"\r\n"].concat();
+        // It is not listened to for longer than necessary.
+        (0u64..).take_while(|_| stream.write_all(&piece).is_ok()).count()
+    };
+    let server = std::thread::Builder::new().name("speaker".into()).spawn(speak).unwrap();
+    assert!(matches!(ask(), ClientError::TooLong));
+    let pieces = server.join().unwrap();
+    assert!(pieces * 0x10000 < 2 * client::MAX_ANSWER, "{pieces}");
     drop(listener);
     assert!(matches!(ask(), ClientError::Connect { .. }));
     std::fs::remove_dir_all(&directory).unwrap();

@@ -23,7 +23,7 @@ mod supervise;
 mod words;
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixDatagram;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -48,7 +48,8 @@ pub fn start(program: Option<&str>, mode: Mode) -> Result<Hand, Refusal> {
             // Whatever happens, it never comes back into the program.
             let done = catch_unwind(AssertUnwindSafe(|| become_launcher(theirs, program, mode)));
             if let Ok(Err(e)) = &done {
-                eprintln!("The process that starts passt ends: {e}");
+                // A standard error that takes nothing is no reason to come back either.
+                let _ = writeln!(io::stderr(), "The process that starts passt ends: {e}");
             }
             let code = i32::from(!matches!(done, Ok(Ok(()))));
             // SAFETY: it ends the process.
