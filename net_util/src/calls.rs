@@ -1,6 +1,6 @@
 //! The system calls of this crate, for those who confine the threads that use it.
 
-use sandbox::{Call, Set, call};
+use sandbox::{Call, Set, When, call};
 
 /// Opening taps and setting their links up. It takes those of [`SET`] as well.
 pub const OPEN: Set = &[
@@ -24,7 +24,7 @@ pub const OPEN: Set = &[
     call::socket(&[libc::AF_INET as u32, libc::AF_INET6 as u32, libc::AF_UNIX as u32]),
     call::fcntl(&[libc::F_GETFL as u32, libc::F_SETFL as u32]),
     // Whether two descriptors are the same tap; of this process only, which the kernel checks.
-    Call::any(libc::SYS_kcmp),
+    Call::new(libc::SYS_kcmp, When::Ourselves(0)),
 ];
 
 /// Changing what the kernel does to frames, and which queues it uses.

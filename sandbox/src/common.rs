@@ -56,6 +56,9 @@ pub const EVERYWHERE: Set = &[
     Call::any(libc::SYS_exit_group),
 ];
 
+/// The process or thread itself, where a call takes the number of any other.
+pub const OURS: u32 = 0;
+
 /// What a thread does that starts others, and those do before they are confined themselves. A process is not started.
 pub const STARTS_THREADS: Set = &[
     // Its flags are in memory, where no filter sees them; the C library then takes the older call.
@@ -64,7 +67,7 @@ pub const STARTS_THREADS: Set = &[
     Call::any(libc::SYS_set_robust_list),
     Call::any(libc::SYS_rseq),
     Call::any(libc::SYS_sched_getaffinity),
-    Call::any(libc::SYS_sched_setaffinity),
+    Call::one_of(libc::SYS_sched_setaffinity, 0, &[OURS]),
     // Guard pages of stacks, as newer C libraries make them (MADV_GUARD_INSTALL, Linux 6.13).
     madvise(&[102]),
     prctl(&[libc::PR_SET_NAME as u32, libc::PR_SET_NO_NEW_PRIVS as u32]),

@@ -24,7 +24,7 @@ const CONTROL: Set = &[
     Call::any(libc::SYS_getsockopt),
     call::fcntl(&[libc::F_GETFL as u32, libc::F_SETFL as u32, libc::F_SETFD as u32]),
     // Sleep of a thread that waits for the kernel to give resources back, and limits for messages.
-    Call::any(libc::SYS_prlimit64),
+    Call::one_of(libc::SYS_prlimit64, 0, &[common::OURS]),
     // The end of the process that starts programs for devices.
     Call::any(libc::SYS_wait4),
     core_scheduling::JOIN,
