@@ -147,12 +147,13 @@ pub fn enter(plan: &Plan, mode: Mode) -> Result<Side, JailError> {
     let directory = std::env::current_dir().map_err(at("cannot find the working directory"))?;
     let outer = std::process::id();
     environment::forget();
+    // A signal from here on waits for whoever clears away.
+    let begun = outer::Begun::new()?;
     let group = group::Group::make(&plan.limits, outer)?;
     if owner.is_none() {
         ids::unshare_users()?;
     }
     kernel::unshare(libc::CLONE_NEWPID).map_err(at("cannot make a process namespace"))?;
-    let begun = outer::Begun::new()?;
     let Some(first) = begun.fork()? else { outer::first(begun, owner, mode) };
     let inner = match begun.fork() {
         Ok(inner) => inner,
