@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Arg, ArgAction, ArgMatches, Command};
+use clap::{ArgMatches, Command};
 use metadata::MetadataSpec;
 use sandbox::HostPath;
 use spec::{Facts, RateLimitGroupSpec, Refusal};
@@ -22,9 +22,6 @@ const HEADING: &str = "The machine";
 impl VmSpec {
     /// Adds the flags that describe a machine to a command.
     pub fn add_flags(command: Command, purpose: Purpose<'_>) -> Command {
-        let text = |name: &'static str, value: &'static str, help: &'static str| {
-            Arg::new(name).long(name).value_name(value).help(help).num_args(1)
-        };
         let mut groups = vec![
             Flag::of::<CpusSpec>(false),
             Flag::of::<MemorySpec>(false),
@@ -37,11 +34,16 @@ impl VmSpec {
         groups.extend(VmSpec::device_flags());
         groups.push(Flag::of::<RestoreSpec>(false));
         let boot = [
-            text("kernel", "path", "Kernel to boot: an uncompressed vmlinux with a PVH note, or a bzImage"),
-            text("cmdline", "text", "Kernel command line").allow_hyphen_values(true),
-            text("initramfs", "path", "Initial RAM file system"),
+            flags::value(
+                "kernel",
+                "path",
+                "Kernel to boot: an uncompressed vmlinux with a PVH note, or a bzImage",
+            ),
+            flags::value("cmdline", "text", "Kernel command line").allow_hyphen_values(true),
+            flags::value("initramfs", "path", "Initial RAM file system"),
         ];
-        let landlock = Arg::new(LANDLOCK).long(LANDLOCK).action(ArgAction::SetTrue).help(
+        let landlock = flags::switch(
+            LANDLOCK,
             "Keeps the process to the paths of its machine (Landlock); a host that cannot do it is an error",
         );
         let flags = boot.into_iter().chain(groups.iter().map(|flag| flag.arg(purpose))).chain([landlock]);

@@ -199,9 +199,19 @@ pub const UNSUPPORTED: &[(&str, bool)] = &[
     ("watchdog", false),
 ];
 
+/// A flag that one value follows, and that is given at most once.
+pub fn value(name: &'static str, syntax: &'static str, help: &'static str) -> Arg {
+    Arg::new(name).long(name).value_name(syntax).num_args(1).help(help)
+}
+
+/// A flag that is there or not.
+pub fn switch(name: &'static str, help: &'static str) -> Arg {
+    Arg::new(name).long(name).action(ArgAction::SetTrue).help(help)
+}
+
 /// The flag by which a program is told what becomes of system calls that it has no need of.
 pub fn seccomp() -> Arg {
-    Arg::new("seccomp").long("seccomp").value_name("mode").default_value("true").help(sandbox::Mode::HELP)
+    value("seccomp", "mode", sandbox::Mode::HELP).default_value("true")
 }
 
 /// What [`seccomp`] was given.

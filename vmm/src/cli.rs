@@ -73,14 +73,21 @@ fn command_for(purpose: Purpose<'_>) -> Command {
         .arg_required_else_help(true)
         .next_line_help(false);
     let of_process = [
-        value(
+        flags::value(
             "api-socket",
             "path=<path>|fd=<number>",
             "UNIX socket for requests (see ch-remote); a bare path works too",
         ),
-        value("event-monitor", "path=<path>|fd=<number>", "Writes a JSON record of each event to this file"),
-        switch("no-shutdown", "Keeps the process when the guest powers itself off; needs the API to go on"),
-        value(
+        flags::value(
+            "event-monitor",
+            "path=<path>|fd=<number>",
+            "Writes a JSON record of each event to this file",
+        ),
+        flags::switch(
+            "no-shutdown",
+            "Keeps the process when the guest powers itself off; needs the API to go on",
+        ),
+        flags::value(
             "passt",
             "program",
             "The passt that serves network cards with user=on, found on the PATH if it is not said; given at start so that such cards may come over \
@@ -88,12 +95,15 @@ fn command_for(purpose: Purpose<'_>) -> Command {
         ),
         flags::seccomp(),
         JailSpec::arg(purpose),
-        switch("check-host", "Says whether this host can run guests, what is missing and how to mend it"),
-        switch("version", "Prints the version; with -v also the compiled-in features").short('V'),
+        flags::switch(
+            "check-host",
+            "Says whether this host can run guests, what is missing and how to mend it",
+        ),
+        flags::switch("version", "Prints the version; with -v also the compiled-in features").short('V'),
     ];
     let of_logging = [
-        value("log-file", "path", "Logs to this file instead of standard error"),
-        value("log-format", "template", "Format of log records").default_value(logger::DEFAULT_FORMAT),
+        flags::value("log-file", "path", "Logs to this file instead of standard error"),
+        flags::value("log-format", "template", "Format of log records").default_value(logger::DEFAULT_FORMAT),
         Arg::new("v")
             .short('v')
             .action(ArgAction::Count)
@@ -122,14 +132,6 @@ fn command_for(purpose: Purpose<'_>) -> Command {
 
 /// Flags that say what runs in the machine.
 const SOURCES: [&str; 5] = ["kernel", "firmware", "igvm", "fw-cfg-config", "restore"];
-
-fn value(name: &'static str, value: &'static str, help: &'static str) -> Arg {
-    Arg::new(name).long(name).value_name(value).num_args(1).help(help)
-}
-
-fn switch(name: &'static str, help: &'static str) -> Arg {
-    Arg::new(name).long(name).action(ArgAction::SetTrue).help(help)
-}
 
 /// A path or a descriptor opened by whoever started us.
 #[derive(Debug, PartialEq, Eq)]
