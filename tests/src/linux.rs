@@ -29,8 +29,9 @@ pub use saved::Saved;
 /// How long a guest may take to a shell, and a command to its end: emulated machines on a busy host are slow.
 pub const PATIENCE: Duration = Duration::from_secs(300);
 
-/// The loop: a command ends with the character 4; the answer is its output, then `agent: status N.` on a line of its own.
-const AGENT: &str = "stty raw -echo; PS1=; d=$(printf '\\004'); dmesg -n 1; printf 'agent: %s\\n' ready; \
+/// The loop: a command ends with the character 4; the answer is its output, then `agent: status N.` on a line of its own. Without job control, for a
+/// shell would tell amid that output of what has ended in the background.
+const AGENT: &str = "stty raw -echo; set +m; PS1=; d=$(printf '\\004'); dmesg -n 1; printf 'agent: %s\\n' ready; \
     while IFS= read -r -d \"$d\" c; do eval \"$c\" < /dev/null 2>&1; s=$?; printf '\\nagent: %s.\\n' \"status $s\"; done";
 
 /// How the kernel is entered.
