@@ -2,7 +2,7 @@
 //! touched first costs time.
 //!
 //! Functions that a start executes lie together, in an order that is recorded. The list may be of an older program: names that are no more
-//! are passed over, and where it does not fit the program is what it would be without.
+//! are passed over, and where it does not fit the program is what it would be without. A test (`tests/tests/order.rs`) tells when that is so.
 //!
 //! Where pointers are, which a program that can lie anywhere has to set right before anything else, is written as a bit map (DT_RELR): a
 //! fiftieth of the table that it would be. The C library reads it from version 2.36 on.

@@ -4,12 +4,14 @@
 //! executes comes first, then what others add, each in one piece. Nothing is measured here.
 
 use std::collections::HashSet;
-use std::io::{Error, Write};
+use std::io::Error;
 use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
+
+use tests::functions::{Functions, Order, compiler};
 
 use crate::layers::{STARTS, told};
 use crate::load::Setting;
@@ -33,12 +35,12 @@ pub(crate) fn write(
     first_byte: &Path,
     target: &Path,
 ) -> Result<(), Error> {
-    let functions = Functions::of(&subject.program)?;
-    let mut order = Vec::new();
+    let (functions, compiler) = (Functions::of(&subject.program)?, compiler(&subject.program)?);
+    let mut names = Vec::new();
     let mut seen = HashSet::new();
     let mut follow = |command| -> Result<(), Error> {
         for address in addresses(command, &subject.program)? {
-            order.extend(
+            names.extend(
                 functions.at(address).filter(|name| seen.insert((*name).to_owned())).map(str::to_owned),
             );
         }
@@ -51,37 +53,7 @@ pub(crate) fn write(
     STARTS.into_iter().chain([&WITH_API[..]]).try_for_each(|words| follow(start(words)))?;
     let saved = restore::save_usual(setting, subject)?;
     follow(subject.restored(&saved.0, restore::MAPPED))?;
-    let mut file = std::fs::File::create(target)?;
-    writeln!(
-        file,
-        "# Functions in the order in which a start executes them; `scripts/bench --function-order` writes this file."
-    )?;
-    order.iter().try_for_each(|name| writeln!(file, "{name}"))
-}
-
-/// The functions of a program.
-struct Functions(Vec<(u64, String)>);
-
-impl Functions {
-    fn of(program: &Path) -> Result<Functions, Error> {
-        let output = Command::new("nm").args(["--defined-only", "--numeric-sort"]).arg(program).output()?;
-        if !output.status.success() {
-            return Err(Error::other(format!("nm: {}", String::from_utf8_lossy(&output.stderr).trim())));
-        }
-        let text = String::from_utf8_lossy(&output.stdout);
-        let functions = text.lines().filter_map(|line| {
-            let mut words = line.splitn(3, ' ');
-            let address = u64::from_str_radix(words.next()?, 16).ok()?;
-            "tTwWi".contains(words.next()?).then_some((address, words.next()?.to_owned()))
-        });
-        Ok(Functions(functions.collect()))
-    }
-
-    /// The function that this address, relative to the program's begin, lies in.
-    fn at(&self, address: u64) -> Option<&str> {
-        let after = self.0.partition_point(|(begin, _)| *begin <= address);
-        self.0.get(after.checked_sub(1)?).map(|(_, name)| name.as_str())
-    }
+    Order { compiler, names }.write(std::fs::File::create(target)?)
 }
 
 /// Addresses of a position-independent program's instructions, relative to its begin, in the order of their first execution by any of its

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Arg, ArgAction, ArgMatches, Command};
+use clap::{ArgMatches, Command};
 use metadata::MetadataSpec;
 use sandbox::HostPath;
 use spec::{Facts, RateLimitGroupSpec, Refusal};
@@ -22,10 +22,18 @@ const HEADING: &str = "The machine";
 impl VmSpec {
     /// Adds the flags that describe a machine to a command.
     pub fn add_flags(command: Command, purpose: Purpose<'_>) -> Command {
-        let text = |name: &'static str, value: &'static str, help: &'static str| {
-            Arg::new(name).long(name).value_name(value).help(help).num_args(1)
-        };
-        let mut groups = vec![
+        let boot = [
+            purpose.value(
+                "kernel",
+                "path",
+                "Kernel to boot: an uncompressed vmlinux with a PVH note, or a bzImage",
+            ),
+            purpose
+                .wants("cmdline")
+                .then(|| flags::value("cmdline", "text", "Kernel command line").allow_hyphen_values(true)),
+            purpose.value("initramfs", "path", "Initial RAM file system"),
+        ];
+        let groups = [
             Flag::of::<CpusSpec>(false),
             Flag::of::<MemorySpec>(false),
             Flag::of::<PlatformSpec>(false),
@@ -34,24 +42,21 @@ impl VmSpec {
             Flag::of::<RateLimitGroupSpec>(true),
             Flag::of::<LandlockRuleSpec>(true),
         ];
-        groups.extend(VmSpec::device_flags());
-        groups.push(Flag::of::<RestoreSpec>(false));
-        let boot = [
-            text("kernel", "path", "Kernel to boot: an uncompressed vmlinux with a PVH note, or a bzImage"),
-            text("cmdline", "text", "Kernel command line").allow_hyphen_values(true),
-            text("initramfs", "path", "Initial RAM file system"),
-        ];
-        let landlock = Arg::new(LANDLOCK).long(LANDLOCK).action(ArgAction::SetTrue).help(
+        let groups = groups.into_iter().chain(VmSpec::device_flags()).chain([Flag::of::<RestoreSpec>(false)]);
+        let groups = groups.map(|flag| purpose.wants(flag.name).then(|| flag.arg(purpose)));
+        let landlock = purpose.switch(
+            LANDLOCK,
             "Keeps the process to the paths of its machine (Landlock); a host that cannot do it is an error",
         );
-        let flags = boot.into_iter().chain(groups.iter().map(|flag| flag.arg(purpose))).chain([landlock]);
-        let flags = flags.chain(flags::UNSUPPORTED.iter().map(flags::unsupported_arg));
-        command.next_help_heading(HEADING).args(purpose.only(flags))
+        let unsupported =
+            flags::UNSUPPORTED.iter().map(|flag| purpose.wants(flag.0).then(|| flags::unsupported_arg(flag)));
+        let flags = boot.into_iter().chain(groups).chain([landlock]).chain(unsupported);
+        command.next_help_heading(HEADING).args(flags.flatten())
     }
 
     /// Adds the flags by which devices of a saved machine are changed.
     pub fn add_override_flags(command: Command) -> Command {
-        let flags = VmSpec::device_flags().into_iter().chain([Flag::of::<MetadataSpec>(false)]);
+        let flags = VmSpec::device_flags().chain([Flag::of::<MetadataSpec>(false)]);
         command.args(flags.map(|flag| flag.arg(Purpose::Help)))
     }
 
@@ -148,7 +153,7 @@ impl VmSpec {
 
     /// Names of the flags that mean nothing without a kernel or a saved machine.
     pub fn dependent_flags() -> Vec<&'static str> {
-        let devices = VmSpec::device_flags().into_iter().map(|f| f.name);
+        let devices = VmSpec::device_flags().map(|f| f.name);
         VmSpec::fixed_flags().into_iter().chain([MetadataSpec::FLAG]).chain(devices).collect()
     }
 }

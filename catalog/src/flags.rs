@@ -20,7 +20,8 @@ pub enum Purpose<'a> {
 }
 
 impl Purpose<'_> {
-    /// Whether the command must have the flag of this name.
+    /// Whether the command must have the flag of this name, which need not be made otherwise. It has those anyway that say something even if they are
+    /// not given, because of a default, and those with one letter, which may stand among others.
     pub fn wants(self, name: &str) -> bool {
         let Purpose::Parsing(words) = self else { return true };
         let named = |word: &OsString| {
@@ -31,13 +32,14 @@ impl Purpose<'_> {
         words.iter().any(named)
     }
 
-    /// Those of these flags that the command must have: one with a default says something even if it is not given, and one letter may
-    /// stand among others.
-    pub fn only(self, flags: impl IntoIterator<Item = Arg>) -> impl Iterator<Item = Arg> {
-        flags.into_iter().filter(move |arg| {
-            let silent = arg.get_short().is_none() && arg.get_default_values().is_empty();
-            !silent || arg.get_long().is_none_or(|name| self.wants(name))
-        })
+    /// A flag that one value follows, if the command must have it: [`value`].
+    pub fn value(self, name: &'static str, syntax: &'static str, help: &'static str) -> Option<Arg> {
+        self.wants(name).then(|| value(name, syntax, help))
+    }
+
+    /// A flag that is there or not, likewise: [`switch`].
+    pub fn switch(self, name: &'static str, help: &'static str) -> Option<Arg> {
+        self.wants(name).then(|| switch(name, help))
     }
 }
 
@@ -204,9 +206,19 @@ pub const UNSUPPORTED: &[(&str, bool)] = &[
     ("watchdog", false),
 ];
 
+/// A flag that one value follows, and that is given at most once.
+pub fn value(name: &'static str, syntax: &'static str, help: &'static str) -> Arg {
+    Arg::new(name).long(name).value_name(syntax).num_args(1).help(help)
+}
+
+/// A flag that is there or not.
+pub fn switch(name: &'static str, help: &'static str) -> Arg {
+    Arg::new(name).long(name).action(ArgAction::SetTrue).help(help)
+}
+
 /// The flag by which a program is told what becomes of system calls that it has no need of.
 pub fn seccomp() -> Arg {
-    Arg::new("seccomp").long("seccomp").value_name("mode").default_value("true").help(sandbox::Mode::HELP)
+    value("seccomp", "mode", sandbox::Mode::HELP).default_value("true")
 }
 
 /// What [`seccomp`] was given.

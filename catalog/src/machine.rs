@@ -116,8 +116,8 @@ macro_rules! machine {
             }
 
             /// The flags of the devices.
-            pub(crate) fn device_flags() -> Vec<Flag> {
-                vec![ $( machine!(@flag $arity $spec) ),* ]
+            pub(crate) fn device_flags() -> impl Iterator<Item = Flag> {
+                [ $( machine!(@flag $arity $spec) ),* ].into_iter()
             }
 
             pub(crate) fn take_devices(&mut self, matches: &ArgMatches) -> Result<(), Refusal> {

@@ -2,7 +2,7 @@ use serde_json::json;
 use spec::{Kind, Spec};
 
 use crate::overrides::Overrides;
-use crate::restore::{MemoryRestoreMode, RestoreRequest, RestoreSpec};
+use crate::restore::{MemoryRestoreMode, RestoreRequest, RestoreSpec, fd_backed_nets};
 use crate::{VmSpec, overrides};
 use virtio_devices::block::DiskSpec;
 use virtio_devices::net::NetSpec;
@@ -97,4 +97,25 @@ fn the_way_back_is_checked() {
         let said = check(text).unwrap_err();
         assert!(said.contains(complaint), "{text}: {said}");
     }
+}
+
+#[test]
+fn a_card_that_had_open_taps_when_it_was_saved_needs_as_many_or_one_by_name() {
+    let text = r#"{"net":[{"id":"a","fds":[7,8]},{"id":"b","fds":[]},{"id":"c","tap":"t"},{"fds":[9]}]}"#;
+    let saved: VmSpec = serde_json::from_str(text).unwrap();
+    let with_fds = fd_backed_nets(&saved);
+    assert_eq!(with_fds, [("a".to_owned(), 2)]);
+    let given = |request: serde_json::Value| {
+        let request: RestoreRequest = serde_json::from_value(request).unwrap();
+        let mut spec = saved.clone();
+        spec.replace(&request.overrides).unwrap();
+        request.give_taps(&mut spec, &with_fds).map_err(|e| e.to_string())
+    };
+    assert_eq!(given(json!({})), Err("Net id a is associated with FDs and is required".into()));
+    assert_eq!(
+        given(json!({"net_fds": [{"id": "a", "num_fds": 1}]})),
+        Err("Number of Net FDs passed for 'a' during Restore: 1. Expected: 2".into())
+    );
+    assert_eq!(given(json!({"net_fds": [{"id": "a", "num_fds": 2}]})), Ok(()));
+    assert_eq!(given(json!({"net": [{"id": "a", "tap": "t1"}]})), Ok(()));
 }

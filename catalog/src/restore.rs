@@ -251,12 +251,8 @@ impl NetFd {
     }
 }
 
-/// The network devices of a description that had open taps, and how many; the numbers mean nothing any more.
-pub fn fd_backed_nets(description: &serde_json::Value) -> Vec<(String, usize)> {
-    let nets = description["net"].as_array().into_iter().flatten();
-    let with = |net: &serde_json::Value| {
-        let count = net["fds"].as_array().map(Vec::len).filter(|count| *count > 0)?;
-        Some((net["id"].as_str()?.to_owned(), count))
-    };
-    nets.filter_map(with).collect()
+/// The network devices of a description, as it was saved, that had open taps, and how many; the numbers mean nothing any more.
+pub fn fd_backed_nets(saved: &VmSpec) -> Vec<(String, usize)> {
+    let nets = saved.net.iter().flatten().filter(|net| net.fds.told() != 0);
+    nets.filter_map(|net| Some((net.pci.id.clone()?, net.fds.told()))).collect()
 }

@@ -64,7 +64,7 @@ impl Threads {
     #[cfg(test)]
     pub(crate) fn none() -> Self {
         let spawner = Spawner::new(Vec::new());
-        *spawner.state() = State::Gone;
+        spawner.state().inbox = None;
         Threads(Some(Arc::new(spawner)))
     }
 
@@ -127,12 +127,12 @@ struct Spawner {
     state: Mutex<State>,
 }
 
-enum State {
+/// How far it is. Neither is there when it could not be started, or has ended.
+struct State {
     /// Its orders until it begins.
-    Waits(Receiver<Order>),
-    Runs(JoinHandle<()>),
-    /// It could not be started, or has ended.
-    Gone,
+    inbox: Option<Receiver<Order>>,
+    /// From then on, if it could be started.
+    thread: Option<JoinHandle<()>>,
 }
 
 /// It keeps little on its stack.
@@ -142,7 +142,8 @@ impl Spawner {
     fn new(mut sets: Vec<Set>) -> Spawner {
         sets.extend([common::EVERYWHERE, common::STARTS_THREADS]);
         let (orders, inbox) = channel();
-        let (orders, state) = (Mutex::new(Some(orders)), Mutex::new(State::Waits(inbox)));
+        let state = State { inbox: Some(inbox), thread: None };
+        let (orders, state) = (Mutex::new(Some(orders)), Mutex::new(state));
         Spawner { owner: std::thread::current().id(), sets, orders, state }
     }
 
@@ -155,10 +156,7 @@ impl Spawner {
             return Ok(());
         }
         let mut state = self.state();
-        if !matches!(*state, State::Waits(_)) {
-            return Ok(());
-        }
-        let State::Waits(inbox) = std::mem::replace(&mut *state, State::Gone) else { return Ok(()) };
+        let Some(inbox) = state.inbox.take() else { return Ok(()) };
         let sets = self.sets.clone();
         let thread = Builder::new().name("spawner".into()).stack_size(STACK).spawn(move || {
             if let Err(e) = (Role { asked_by: "the starter of threads", sets: &sets }).enter() {
@@ -169,7 +167,7 @@ impl Spawner {
                 let _ = answer.send(Builder::new().name(name).spawn(body));
             }
         })?;
-        *state = State::Runs(thread);
+        state.thread = Some(thread);
         Ok(())
     }
 
@@ -183,7 +181,7 @@ impl Spawner {
 impl Drop for Spawner {
     fn drop(&mut self) {
         *self.orders.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        if let State::Runs(thread) = std::mem::replace(&mut *self.state(), State::Gone)
+        if let Some(thread) = self.state().thread.take()
             && thread.join().is_err()
         {
             log::error!("the thread that starts threads panicked");
@@ -205,6 +203,7 @@ mod tests {
             assert_eq!(wait.recv().unwrap().as_deref(), Some("worker"));
             assert!(thread.wait().is_ok() && thread.join());
             threads.begin().unwrap();
+            assert!(threads.0.is_none_or(|spawner| spawner.state().thread.is_some()));
         }
     }
 

@@ -171,12 +171,7 @@ impl Device for DebugConsole {
     }
 
     fn settle(&self) -> Result<(), DeviceError> {
-        let mut session = self.session();
-        let settled = session.as_ref().map_or(Ok(()), Session::settle);
-        if settled.is_err() {
-            *session = None;
-        }
-        settled
+        Session::settle(&mut self.session())
     }
 
     fn stop(&self) -> Result<(), DeviceError> {

@@ -233,12 +233,7 @@ impl Device for Serial {
     }
 
     fn settle(&self) -> Result<(), DeviceError> {
-        let mut session = self.session();
-        let settled = session.as_ref().map_or(Ok(()), Session::settle);
-        if settled.is_err() {
-            *session = None;
-        }
-        settled
+        Session::settle(&mut self.session())
     }
 
     fn stop(&self) -> Result<(), DeviceError> {

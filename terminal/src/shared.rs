@@ -151,7 +151,7 @@ impl Terminal {
     /// A session is there already, or no thread could be had.
     pub fn serve(&self, workers: &Workers, input: Arc<dyn Input>) -> Result<Session, DeviceError> {
         let session = self.begin(workers, input)?;
-        session.settle().map(|()| session)
+        session.settled().map(|()| session)
     }
 
     /// The same without waiting for the thread: [`Session::settle`] does.
@@ -186,11 +186,19 @@ pub struct Session {
 }
 
 impl Session {
-    /// Waits until the other end is served.
+    /// Waits until the other end is served, if there is a session; one that cannot be ends, and another may begin.
     ///
     /// # Errors
     /// No thread could be had, or it cannot wait for the other end.
-    pub fn settle(&self) -> Result<(), DeviceError> {
+    pub fn settle(slot: &mut Option<Session>) -> Result<(), DeviceError> {
+        let settled = slot.as_ref().map_or(Ok(()), Session::settled);
+        if settled.is_err() {
+            *slot = None;
+        }
+        settled
+    }
+
+    fn settled(&self) -> Result<(), DeviceError> {
         self.pump.as_ref().map_or(Ok(()), Attached::settle).map_err(unserved)
     }
 }
@@ -375,3 +383,6 @@ impl Drop for Shared {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,6 +7,7 @@ pub mod bounds;
 pub mod cpio;
 pub mod daemon;
 pub mod failing;
+pub mod functions;
 pub mod held;
 pub mod image;
 pub mod innocent;

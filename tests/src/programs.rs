@@ -34,21 +34,33 @@ pub fn passt() -> Option<PathBuf> {
     passt
 }
 
-/// `variable` in the environment, else `name` in the directory above this test's own, where cargo puts programs.
+/// `variable` in the environment, else `name` where cargo puts programs.
 pub fn beside(variable: &str, name: &str, package: &str) -> PathBuf {
     if let Some(path) = std::env::var_os(variable) {
         return path.into();
     }
-    // Once: a thread with a root of its own is told another path.
-    static TEST: OnceLock<PathBuf> = OnceLock::new();
-    let test = TEST.get_or_init(|| std::env::current_exe().expect("a test knows its own path"));
-    let path = test.ancestors().nth(2).map(|directory| directory.join(name)).unwrap_or_default();
+    let path = directory().join(name);
     assert!(
         path.exists(),
         "{} is not there: run `cargo build -p {package}`, or set {variable}",
         path.display()
     );
     path
+}
+
+/// The VMM for release.
+pub fn released() -> PathBuf {
+    let path = directory().with_file_name("release").join("cloud-hypervisor");
+    assert!(path.exists(), "{} is not there: run `cargo build --release`", path.display());
+    path
+}
+
+/// Where cargo puts programs: the directory above this test's own.
+fn directory() -> &'static Path {
+    // Once: a thread with a root of its own is told another path.
+    static TEST: OnceLock<PathBuf> = OnceLock::new();
+    let test = TEST.get_or_init(|| std::env::current_exe().expect("a test knows its own path"));
+    test.ancestors().nth(2).expect("a test lies in a directory of cargo's")
 }
 
 /// Has a program get this signal when the thread that starts it ends, however that comes about.

@@ -73,37 +73,54 @@ fn command_for(purpose: Purpose<'_>) -> Command {
         .arg_required_else_help(true)
         .next_line_help(false);
     let of_process = [
-        value(
+        purpose.value(
             "api-socket",
             "path=<path>|fd=<number>",
             "UNIX socket for requests (see ch-remote); a bare path works too",
         ),
-        value("event-monitor", "path=<path>|fd=<number>", "Writes a JSON record of each event to this file"),
-        switch("no-shutdown", "Keeps the process when the guest powers itself off; needs the API to go on"),
-        value(
+        purpose.value(
+            "event-monitor",
+            "path=<path>|fd=<number>",
+            "Writes a JSON record of each event to this file",
+        ),
+        purpose.switch(
+            "no-shutdown",
+            "Keeps the process when the guest powers itself off; needs the API to go on",
+        ),
+        purpose.value(
             "passt",
             "program",
             "The passt that serves network cards with user=on, found on the PATH if it is not said; given at start so that such cards may come over \
              the API later",
         ),
-        flags::seccomp(),
-        JailSpec::arg(purpose),
-        switch("check-host", "Says whether this host can run guests, what is missing and how to mend it"),
-        switch("version", "Prints the version; with -v also the compiled-in features").short('V'),
+        Some(flags::seccomp()),
+        purpose.wants(JailSpec::FLAG).then(|| JailSpec::arg(purpose)),
+        purpose.switch(
+            "check-host",
+            "Says whether this host can run guests, what is missing and how to mend it",
+        ),
+        Some(
+            flags::switch("version", "Prints the version; with -v also the compiled-in features").short('V'),
+        ),
     ];
     let of_logging = [
-        value("log-file", "path", "Logs to this file instead of standard error"),
-        value("log-format", "template", "Format of log records").default_value(logger::DEFAULT_FORMAT),
-        Arg::new("v")
-            .short('v')
-            .action(ArgAction::Count)
-            .help("Logs more: once for information, twice for debugging, three times for everything"),
+        purpose.value("log-file", "path", "Logs to this file instead of standard error"),
+        Some(
+            flags::value("log-format", "template", "Format of log records")
+                .default_value(logger::DEFAULT_FORMAT),
+        ),
+        Some(
+            Arg::new("v")
+                .short('v')
+                .action(ArgAction::Count)
+                .help("Logs more: once for information, twice for debugging, three times for everything"),
+        ),
     ];
     let command = VmSpec::add_flags(command, purpose)
         .next_help_heading("The process")
-        .args(purpose.only(of_process))
+        .args(of_process.into_iter().flatten())
         .next_help_heading("Logging")
-        .args(purpose.only(of_logging));
+        .args(of_logging.into_iter().flatten());
     let dependent = VmSpec::dependent_flags();
     let group = |name: &'static str, flags: &[&'static str]| {
         let flags = flags.iter().copied().filter(|flag| purpose.wants(flag));
@@ -122,14 +139,6 @@ fn command_for(purpose: Purpose<'_>) -> Command {
 
 /// Flags that say what runs in the machine.
 const SOURCES: [&str; 5] = ["kernel", "firmware", "igvm", "fw-cfg-config", "restore"];
-
-fn value(name: &'static str, value: &'static str, help: &'static str) -> Arg {
-    Arg::new(name).long(name).value_name(value).num_args(1).help(help)
-}
-
-fn switch(name: &'static str, help: &'static str) -> Arg {
-    Arg::new(name).long(name).action(ArgAction::SetTrue).help(help)
-}
 
 /// A path or a descriptor opened by whoever started us.
 #[derive(Debug, PartialEq, Eq)]

@@ -10,7 +10,6 @@ use spec::Refusal;
 
 use crate::cli;
 use crate::control::userfault_device;
-use crate::paths::RANDOM;
 
 /// A jail that is to be entered.
 pub struct Cell {
@@ -44,7 +43,6 @@ impl Cell {
     ) -> Result<Side, Refusal> {
         let mut needed = cli::descriptors(matches);
         let mut paths = VmSpec::rules_from_matches(matches)?;
-        paths.extend(RANDOM.map(|path| HostPath::new(path, Use::Read)));
         if let Some(restore) = restore {
             needed.extend(restore.lend());
             paths.push(HostPath::new(restore.restore.directory()?, Use::Read));

@@ -13,11 +13,8 @@ use sandbox::{HostPath, Use};
 use spec::{Kind, Refusal};
 use virtio_devices::net::TUN_PATH;
 
-/// What is read whatever the machine is: where random numbers come from, and what the kernel tells the process of itself.
-const OF_EVERY_PROCESS: [&str; 3] = [RANDOM[0], RANDOM[1], "/proc/self"];
-
-/// Where random numbers come from.
-pub(crate) const RANDOM: [&str; 2] = ["/dev/random", "/dev/urandom"];
+/// What the kernel tells the process of itself, which is read whatever the machine is.
+const ITSELF: &str = "/proc/self";
 
 /// The process's domains, all of which hold.
 #[derive(Debug, Default)]
@@ -57,7 +54,7 @@ impl Confinement {
             return Ok(());
         }
         paths.extend(self.own.iter().cloned());
-        paths.extend(OF_EVERY_PROCESS.map(|path| HostPath::new(path, Use::Read)));
+        paths.push(HostPath::new(ITSELF, Use::Read));
         let domain = Domain::enter(&paths, &self.trail)
             .map_err(|e| Refusal::host("Cannot confine the process by Landlock", e))?;
         self.domains.push(domain);

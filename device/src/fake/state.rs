@@ -26,6 +26,14 @@ impl Node {
     }
 }
 
+impl PartialEq for Node {
+    /// Whether both say the same, in whatever order.
+    fn eq(&self, other: &Node) -> bool {
+        (&self.kind, self.version, &self.parts) == (&other.kind, other.version, &other.parts)
+            && self.body() == other.body()
+    }
+}
+
 /// A state that was tampered with.
 pub struct Tampered {
     /// What was done to it, and where.

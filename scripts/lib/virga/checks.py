@@ -10,6 +10,8 @@ from . import common, debian, debian_image, guest, kernels, toolchain
 from .common import CHECKOUT, Failure, say
 
 PROBE = ["--manifest-path", "probe/Cargo.toml", "--target-dir", "target/probe"]
+# With the features that the whole of it is shipped with: those of `-p vmm` alone are others.
+RELEASE = ["cargo", "build", "--locked", "--release", "--bin", "cloud-hypervisor"]
 FUZZ = ["--manifest-path", "fuzz/Cargo.toml", "--target-dir", "target"]
 UNITS = ["cargo", "test", "--locked", "--no-fail-fast", "--workspace", "--exclude", "tests"]
 PROGRAMS = [["cargo", "build", "--locked", "-p", "vmm", "-p", "ch-remote", "-p", "vhost_user_block", "-p", "vhost_user_net",
@@ -87,8 +89,8 @@ STAGES = [
           prepare=lambda: common.need("g++", "g++")),
     Stage("units", "each crate's own tests, on the real /dev/kvm, taps, terminals and sockets",
           UNITS, whole("floors"), whole("claims")),
-    Stage("programs", "builds the programs and the probe guest",
-          *PROGRAMS),
+    Stage("programs", "builds the programs and the probe guest, and looks whether the program for release has the functions it is laid out by",
+          *PROGRAMS, RELEASE, whole("order")),
     Stage("probe", "the machine's devices, driven by the probe guest", whole("bare_kvm"), whole("probe"), prepare=probe_ready),
     Stage("api", "ch-remote and other clients against a running machine", whole("api"), prepare=programs),
     Stage("bad_input", "what must be refused, and how", whole("bad_input"), prepare=programs),

@@ -363,11 +363,13 @@ impl Value for Mac {
 /// Open taps. Numbers written by the user name descriptors that the process inherited; those that came with an API
 /// request are owned, and closed when the last copy of the configuration goes.
 ///
-/// In JSON they are printed and never read: a number in a request's body says nothing about our descriptors.
+/// In JSON they are printed and never read, only counted: a number in a request's body says nothing about our descriptors.
 #[derive(Clone, Debug, Default)]
 pub struct TapFds {
     inherited: Vec<RawFd>,
     received: Vec<Arc<OwnedFd>>,
+    /// How many there were in JSON.
+    told: usize,
     /// The tap that the description names, opened before it is needed.
     ahead: Option<Arc<Pairs>>,
 }
@@ -382,6 +384,11 @@ impl TapFds {
     pub fn numbers(&self) -> Vec<RawFd> {
         let received = self.received.iter().map(|fd| fd.as_raw_fd());
         self.inherited.iter().copied().chain(received).collect()
+    }
+
+    /// How many there were in the JSON that this was read from, such as a saved machine's; none of them is here.
+    pub fn told(&self) -> usize {
+        self.told
     }
 }
 
@@ -417,12 +424,13 @@ impl<'de> Deserialize<'de> for TapFds {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         // Still checked for its shape, so that a slip is not taken in silence.
         let written: Option<Vec<i64>> = Option::deserialize(deserializer).map_err(de::Error::custom)?;
-        if written.is_some_and(|w| !w.is_empty()) {
+        let told = written.map_or(0, |written| written.len());
+        if told != 0 {
             warn!(
                 "fd numbers of a network device in JSON are not used: send the descriptors with the request"
             );
         }
-        Ok(TapFds::default())
+        Ok(TapFds { told, ..TapFds::default() })
     }
 }
 

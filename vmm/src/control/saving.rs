@@ -227,9 +227,9 @@ impl Opened {
 fn description(source: &Source, request: &RestoreRequest) -> Result<VmSpec, Refusal> {
     let malformed =
         |e| Refusal::invalid("The description of the saved machine cannot be understood").because(e);
-    let saved: serde_json::Value = serde_json::from_slice(source.config().as_bytes()).map_err(malformed)?;
-    let with_fds = fd_backed_nets(&saved);
+    // As bytes, as from everywhere else: text would have a second set of deserialisers for all that a machine has.
     let mut spec: VmSpec = serde_json::from_slice(source.config().as_bytes()).map_err(malformed)?;
+    let with_fds = fd_backed_nets(&spec);
     spec.replace(&request.overrides)?;
     request.give_taps(&mut spec, &with_fds)?;
     spec.check().map_err(|e| e.within("Failed to validate config"))?;

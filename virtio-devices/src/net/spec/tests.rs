@@ -89,7 +89,10 @@ fn a_card_whose_frames_another_process_moves_needs_a_socket_and_has_no_limits_he
 #[test]
 fn descriptor_numbers_in_json_are_printed_and_not_read() {
     let spec: NetSpec = serde_json::from_str(r#"{"fds":[7,9]}"#).unwrap();
-    assert!(spec.fds.numbers().is_empty());
+    assert!(spec.fds.numbers().is_empty() && spec.fds.told() == 2);
+    for none in [r#"{"fds":[]}"#, r#"{"fds":null}"#, "{}"] {
+        assert_eq!(serde_json::from_str::<NetSpec>(none).unwrap().fds.told(), 0, "{none}");
+    }
     assert!(serde_json::from_str::<NetSpec>(r#"{"fds":"x"}"#).is_err());
     let printed = serde_json::to_value(parse("fd=[7,9],num_queues=4").unwrap()).unwrap();
     assert_eq!(printed["fds"], serde_json::json!([7, 9]));
