@@ -48,10 +48,14 @@ impl Cell {
             paths.push(HostPath::new(restore.restore.directory()?, Use::Read));
             paths.extend(userfault_device(&restore.restore));
         }
-        if let Some(machine) = machine {
-            needed.extend(machine.lent());
-            machine.ahead()?;
-            paths.extend(machine.paths()?);
+        match machine {
+            Some(machine) => {
+                needed.extend(machine.lent());
+                machine.ahead()?;
+                paths.extend(machine.paths()?);
+            }
+            // It is described later, and has at least what every machine has.
+            None => paths.extend(VmSpec::default().paths()?),
         }
         jail::close_all_but(&self.inherited, &needed);
         jail::enter(&self.spec.plan(paths), mode).map_err(|e| Refusal::host("Cannot enter the jail", e))
