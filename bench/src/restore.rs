@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::load::Setting;
-use crate::process::Process;
+use crate::process::{Process, promptly};
 use crate::rows::{Better, Rows};
 use crate::served::{Directory, Served};
 use crate::start;
@@ -66,9 +66,11 @@ pub(crate) fn save_usual(setting: &Setting<'_>, subject: &Subject) -> Result<Dir
 
 /// Restores it: the time until the guest runs on, and the process that it runs in.
 pub(crate) fn restore(subject: &Subject, directory: &Path, mode: &str) -> Result<(Duration, Process), Error> {
-    let mut process = Process::start(subject.restored(directory, mode))?;
-    process.read_until(LIMIT, |seen| !seen.is_empty())?;
-    Ok((process.age(), process))
+    promptly(|| {
+        let mut process = Process::start(subject.restored(directory, mode))?;
+        process.read_until(LIMIT, |seen| !seen.is_empty())?;
+        Ok((process.age(), process))
+    })
 }
 
 /// Snapshots of every program that can take one, and the modes that it can restore by: each is tried once.
@@ -105,8 +107,8 @@ pub(crate) fn measure(setting: &Setting<'_>, rows: &mut Rows, subjects: &[Subjec
         let all = saved(setting, rows, subjects, mib, "");
         for round in 0..setting.runs {
             let bare = subjects.iter().find(|s| s.name == BARE);
-            let bare =
-                bare.and_then(|s| start::first_byte_with(s, first_byte, mib).ok()).map(|(time, _)| time);
+            let bare = bare.and_then(|s| promptly(|| start::first_byte_with(s, first_byte, mib)).ok());
+            let bare = bare.map(|(time, _)| time);
             for mode in MODES {
                 let mut note = |name: &str, time: Duration| {
                     let millis = time.as_secs_f64() * 1e3;
