@@ -87,10 +87,11 @@ impl VirtioPci {
     }
 
     /// The device must offer what it offered when the driver looked, which the driver may be using. What it could offer besides is kept to
-    /// itself, for a driver that looks again must find the device that it knows; unless it binds a driver that does not know of it.
+    /// itself, for a driver that looks again must find the device that it knows; unless it binds a driver that does not know of it, or none could
+    /// set the device up without.
     fn check_features(&self, saved: &VirtioPciState) -> Result<(), StateError> {
         let (then, now) = (saved.setup.offered, self.device.features());
-        let (missing, new) = (then & !now, now & !then & self.device.binding_features());
+        let (missing, new) = (then & !now, now & !then & (self.device.binding_features() | feature::VERSION_1));
         if missing != 0 {
             return Err(refuse(format!("{} no longer offers {}", self.id, self.names(missing))));
         }

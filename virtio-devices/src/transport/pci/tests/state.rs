@@ -175,6 +175,10 @@ fn a_state_that_does_not_fit_is_refused_and_says_why() {
         refused(offers(more), &|_| ()),
         "echo did not offer feature 50 (VIRTIO_TEST_F_BINDING) when it was saved"
     );
+    assert_eq!(
+        with("/setup/offered", 0x20.into()),
+        "echo did not offer feature 32 (VIRTIO_F_VERSION_1) when it was saved"
+    );
     assert_eq!(with("/setup/accepted", 1.into()), "accepted is 0x1, and 0x120000020 were offered");
     assert_eq!(with("/link/status", 0x4.into()), "status is 0x4, which no driver reaches");
     assert_eq!(with("/link/status", 0x1f.into()), "status is 0x1f, which no driver reaches");
