@@ -91,7 +91,8 @@ impl VirtioPci {
     /// set the device up without.
     fn check_features(&self, saved: &VirtioPciState) -> Result<(), StateError> {
         let (then, now) = (saved.setup.offered, self.device.features());
-        let (missing, new) = (then & !now, now & !then & (self.device.binding_features() | feature::VERSION_1));
+        let (missing, new) =
+            (then & !now, now & !then & (self.device.binding_features() | feature::VERSION_1));
         if missing != 0 {
             return Err(refuse(format!("{} no longer offers {}", self.id, self.names(missing))));
         }
