@@ -38,12 +38,28 @@ fn number(input: &mut Input<'_>) -> Value {
     }
 }
 
+/// Values in a part that is put elsewhere or repeated, at most, and a sixteenth of those that repeating it makes: copies of copies would be more than
+/// there is memory for, and none of it read from a file.
+const HEAVY: usize = 4096;
+
+/// How many values a value is.
+fn weight(value: &Value) -> usize {
+    let within = match value {
+        Value::Array(list) => list.iter().map(weight).sum(),
+        Value::Object(members) => members.values().map(weight).sum(),
+        _ => 0,
+    };
+    1 + within
+}
+
 /// Changes a document in up to eight of its places.
 pub fn change(value: &mut Value, places: &[String], input: &mut Input<'_>) {
     for _ in 0..1 + input.u8() % 8 {
         let place = &places[usize::from(input.u16()) % places.len()];
-        let other =
-            value.pointer(&places[usize::from(input.u8()) % places.len()]).cloned().unwrap_or_default();
+        let other = value
+            .pointer(&places[usize::from(input.u8()) % places.len()])
+            .filter(|other| weight(other) <= HEAVY);
+        let other = other.cloned().unwrap_or_default();
         let how = input.u8();
         let Some(found) = value.pointer_mut(place) else { continue };
         match how % 10 {
@@ -62,7 +78,10 @@ pub fn change(value: &mut Value, places: &[String], input: &mut Input<'_>) {
             }
             5 => *found = other,
             6 => match found {
-                Value::Array(list) => list.resize(usize::from(input.u16() & 0x3ff), other),
+                Value::Array(list) => {
+                    let most = 16 * HEAVY / weight(&other);
+                    list.resize(usize::from(input.u16() & 0x3ff).min(most), other);
+                }
                 Value::Object(members) => drop(members.insert("more".into(), other)),
                 Value::String(text) => text.push('x'),
                 Value::Bool(truth) => *truth = !*truth,
