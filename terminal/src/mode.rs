@@ -60,11 +60,8 @@ impl ConsoleMode {
                 // Without the users' ends there is none at all, and whoever looks for them says that they are missing.
                 let [users, multiplexer] = crate::pty::PATHS;
                 let there = Some(multiplexer).filter(|path| Path::new(path).exists());
-                [Some(users), there]
-                    .into_iter()
-                    .flatten()
-                    .map(|path| HostPath::new(path, Use::ReadWrite))
-                    .collect()
+                let paths = std::iter::once(users).chain(there);
+                paths.map(|path| HostPath::new(path, Use::ReadWrite)).collect()
             }
             Mode::File => one(&self.file, Use::Output),
             Mode::Socket => one(&self.socket, Use::Listen),

@@ -301,7 +301,9 @@ impl DiskQueue {
             Operation::Read { offset } => (Kind::Read, image.may_read(offset, length)),
             Operation::Write { offset } => (Kind::Write, image.may_write(offset, length)),
             // What was not offered cannot be asked for, nor more at once than was said.
-            _ if operation.zeroed() > image.most_zeroed().or(Some(u64::MAX)) => {
+            Operation::Discard { length, .. } | Operation::Zero { length, .. }
+                if image.most_zeroed().is_some_and(|most| length > most) =>
+            {
                 return Err(Status::Unsupported);
             }
             Operation::Discard { .. } if !self.shared.discard => return Err(Status::Unsupported),
